@@ -122,7 +122,7 @@ async def _sampling(guest: Guest, name: str, seconds: float) -> list[Row]:
     """What ten samples a second cost beside none, in this process and in QEMU, while the guest does nothing: the median of three turns."""
     del name
     turns = [[await _costs(guest, every_s, seconds) for every_s in (None, 0.1)] for _ in range(3)]
-    disks = len(guest.spec.model.disks)
+    disks = len(guest.model.disks)
     return [
         {
             "limit": None,

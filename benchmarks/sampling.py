@@ -70,7 +70,7 @@ async def _idle(guest: Guest, every_s: float, seconds: float) -> Row:
             await asyncio.sleep(seconds)
             costs.append([(after - before) / seconds * 100 for before, after in zip(began, _used(guest), strict=True)])
     ours, qemu = (round(with_it - without, 2) for without, with_it in zip(*costs, strict=True))
-    samples = [json.loads(line) for line in (guest.spec.logs / LOG).read_text(encoding="utf-8").splitlines()]
+    samples = [json.loads(line) for line in (guest.logs / LOG).read_text(encoding="utf-8").splitlines()]
     answer_ms = statistics.median(sample["guest_error_s"] for sample in samples[-int(seconds / every_s) :]) * 2000
     return {"testbed_percent": ours, "qemu_percent": qemu, "answer_ms": round(answer_ms, 2)}
 

@@ -63,9 +63,9 @@ class LocalGuest:
 
     def __init__(self, guest: Guest, stack: Stack, kernel: str, release: str) -> None:
         self._guest, self._stack = guest, stack
-        self.name, self.model, self.evidence = guest.name, guest.spec.model, guest.spec.logs
+        self.name, self.model, self.evidence = guest.name, guest.model, guest.logs
         self.kernel, self.release = kernel, release
-        self.command_s = guest.spec.deadlines.command_s
+        self.command_s = guest.deadlines.command_s
 
     @property
     def disks(self) -> dict[str, Disk]:
@@ -98,7 +98,7 @@ class LocalGuest:
 
     async def execute(self, command: str, arguments: dict[str, Any]) -> Any:
         guest = self._guest
-        return await guest.wait(guest.monitor.execute(command, arguments), guest.spec.deadlines.monitor_s)
+        return await guest.qmp.execute(command, arguments)
 
     async def tell(self, some: Sequence[str]) -> Said:
         return await hardware_control.apply(self._guest, some)

@@ -174,14 +174,14 @@ class Testbed:
                 yield staying
             return
         async with contextlib.AsyncExitStack() as stack:
-            guests = await stack.enter_async_context(self._factory.guests(wanted, files, evidence, stacked=False))
+            guests = await stack.enter_async_context(self._factory.guests(wanted, files, evidence))
             async with asyncio.TaskGroup() as group:
                 built = {name: group.create_task(apply.apply_steps(guest)) for name, guest in guests.items()}
             found: dict[str, Vm] = {}
             for name, guest in guests.items():
                 guest.marks.reach(apply.STACK)
                 await stack.enter_async_context(_working(guest))
-                own = guest.spec.model.kernel
+                own = guest.model.kernel
                 release = (await self._factory.kernel(own)).release if own else files.release
                 machine: GuestBackend = LocalGuest(
                     guest, built[name].result()[0], own or kernel or self.patched, release

@@ -207,13 +207,13 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
     guest.marks.reach(apply.STACK)
     environment = script_runner.script_environment(guest, stack, wanted.seed)
     if wanted.dump or wanted.hold is not None:
-        await guest.keep_when_ended()
+        await guest.keep_qemu_after_end()
         await vmcore.prepare_dump(guest)  # later it may not answer
     if wanted.hold is not None:
         await gdb.read_symbols(guest)
     try:
         if bug.preparation is not None:
-            limit_s = max(guest.spec.deadlines.command_s, wanted.timeout_s)
+            limit_s = max(guest.deadlines.command_s, wanted.timeout_s)
             done = await guest.wait(
                 script_runner.run_script(guest, bug.preparation, environment, timeout_s=limit_s), limit_s + 5
             )
@@ -222,7 +222,7 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
     except CommandFailed as error:
         raise GuestError(f"prepare: {error}") from error
     before = await io_accounting.snapshot_before(guest) if guest.disks and wanted.hold is None else None
-    with (guest.spec.logs / OUTPUT).open("wb", buffering=0) as run.kept, guest.console.heard_by(run.console):
+    with (guest.logs / OUTPUT).open("wb", buffering=0) as run.kept, guest.console.heard_by(run.console):
         run.began = time.monotonic()
         try:
             async with sampling_disks(guest), run_timeline(guest):
@@ -341,8 +341,8 @@ async def _lost(guest: Guest, run: _Run) -> None:
 
 async def _asked(guest: Guest, run: _Run) -> None:
     """The script has not ended in time, or its connection broke: does anything of the guest still answer?"""
-    slow = guest.spec.deadlines.ssh_s / 20
-    lives = await guest.answers(_ANSWER_S * slow)
+    slow = guest.deadlines.ssh_s / 20
+    lives = await guest.agent_answers(_ANSWER_S * slow)
     if guest.loss is not None:
         await _lost(guest, run)
         return
@@ -364,5 +364,5 @@ async def _count(guest: Guest, run: _Run, *, everything: bool = False) -> None:
     """Read the counters that the signature names, or all there are, which are kept."""
     lines = await run.tally.read(guest, everything=everything)
     if lines:
-        (guest.spec.logs / "counters.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        (guest.logs / "counters.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     run.look()

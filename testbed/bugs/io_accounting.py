@@ -68,9 +68,7 @@ async def snapshot_after(guest: Guest, before: Snapshot, *, answers: bool) -> tu
     texts, why = await _texts(guest) if answers else (None, "the guest did not answer at the end")
     after = Snapshot(device=await _device(guest), guest=texts, why=why)
     return tuple(
-        compare(name, disk.number, before, after)
-        for name, disk in guest.disks.items()
-        if name in guest.spec.model.disks
+        compare(name, disk.number, before, after) for name, disk in guest.disks.items() if name in guest.model.disks
     )
 
 

@@ -35,7 +35,7 @@ async def read_clock(guest: Guest) -> Clock:
     found = []
     for _ in range(_ROUNDS):
         asked = time.monotonic()
-        _, said = await guest.wait(guest.agent.ask("time"), guest.spec.deadlines.command_s)
+        _, said = await guest.wait(guest.agent.ask("time"), guest.deadlines.command_s)
         found.append(clock_between(uptime_s(said), asked, time.monotonic()))
     return min(found, key=lambda one: one.error_s)
 

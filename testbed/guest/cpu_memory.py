@@ -91,7 +91,7 @@ async def _left(guest: Guest) -> int | None:
 
 
 async def _plug_balloon(guest: Guest) -> None:
-    model, ports = guest.spec.model, guest.spec.machine.ports
+    model, ports = guest.model, guest.spec.machine.ports
     port = len(model.disks) + len(model.networks)
     if port >= ports:
         raise UsageError(

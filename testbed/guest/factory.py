@@ -1,8 +1,8 @@
-"""Everything that guests are made from, opened once: host facts, kernels, image, templates, and the session that owns sockets and scratch.
+"""Starts guests from what is opened once: host facts, kernels, the image, templates, and the session that owns sockets and scratch disks.
 
-async with open_lab(progress) as lab:
-    kernel = await lab.kernel("debian-6.1")
-    async with lab.guest("g0", topology.guests["g0"], kernel, evidence) as guest:
+async with open_factory(progress) as factory:
+    kernel = await factory.kernel("debian-6.1")
+    async with factory.guest("g0", topology.guests["g0"], kernel, logs) as guest:
         await guest.run("uname", "-r")
 """
 
@@ -12,32 +12,28 @@ import asyncio
 import contextlib
 import itertools
 import os
-import shutil
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from testbed.errors import HostError, TemplateError, TestbedError, first_error
-from testbed.guest import clock, template
+from testbed.errors import HostError, TemplateError, first_error
+from testbed.guest import boot_files, clock, log_files, template
 from testbed.guest.channels.ssh_keys import SshKey
-from testbed.guest.guest import Guest, launch
+from testbed.guest.guest import Guest
+from testbed.guest.launch import launch
 from testbed.guest.launch_spec import LaunchSpec, OnState, ignore_state
 from testbed.guest.lifecycle import deadlines
 from testbed.guest.session import Session, open_session
-from testbed.guest.setup import apply
-from testbed.hashing import content_key, file_sha256
-from testbed.host import paths
-from testbed.host import quota as room
+from testbed.host import paths, quota
 from testbed.host.admission import Admission, Admitted, Claim, OnWait
 from testbed.host.facts import NO_SANDBOX, Host
 from testbed.host.paths import Folders
 from testbed.host.quota import Quota
 from testbed.progress import Progress
 from testbed.qemu import command_line, jail, probe
-from testbed.qemu.command_line import BootFiles, MachineId, Memory
+from testbed.qemu.command_line import BootFiles, MachineId
 from testbed.qemu.netdev import NO_NETWORKS, NetworkSockets
-from testbed.store import cache, checksums, gc, image, initramfs, template_files
+from testbed.store import cache, gc, image, template_files
 from testbed.store.image import Image
 from testbed.store.kernels import kernel_files
 from testbed.store.kernels.kernel_files import KernelFiles
@@ -48,26 +44,12 @@ from testbed.topology import kernel_abilities, trust
 from testbed.topology.model import GuestModel, Topology
 
 IMAGE = "bookworm"
-# So long is the clock of a guest that was booted compared with ours.
+# How long a booted guest's clock is compared with the host's, in seconds.
 _CLOCK_S = 0.3
-
-# What a guest writes into its folder of evidence.
-_LOGS = (
-    "argv.txt",
-    "console.log",
-    "qemu.log",
-    "qmp.jsonl",
-    "ssh.log",
-    "dmesg.txt",
-    "stages.jsonl",
-    "timeline.jsonl",
-    "samples.jsonl",
-    "cgroups.jsonl",
-)
 
 
 class GuestFactory:
-    """Made by `open_lab`. Safe to use from many tasks at once; what two of them need is made once."""
+    """Starts guests; made by `open_factory`. Tasks may use it concurrently; what two of them need is made once."""
 
     def __init__(
         self,
@@ -90,10 +72,10 @@ class GuestFactory:
         self._progress = progress
         self.key = SshKey.new()
         self._numbers = itertools.count()
-        # Booting keeps a core busy, whatever the guest does later: more at once only make each other late.
+        # A boot keeps one core busy, whatever the guest does later: with more boots than cores, each takes longer.
         self._booting = asyncio.Semaphore(host.cores)
-        self._files: dict[tuple[str, str], BootFiles] = {}
-        # Of the cache, what this lab has used and may use again, however long it is open.
+        self._boot_files: dict[tuple[str, str], BootFiles] = {}
+        # Entries of the cache that this factory has used and may use again: garbage collection keeps them.
         self._needed = {image.folder}
         self._admission = Admission(folders.admission, cores=host.cores, memory_bytes=host.memory_bytes)
         self._quota = quota
@@ -108,34 +90,32 @@ class GuestFactory:
         on_wait: OnWait | None = None,
         at_once: bool = False,
     ) -> AsyncIterator[Admitted]:
-        """Wait until the host has room for guests that start and end together, and hold it. `guest` and its like start them in any case.
+        """Wait until the host has room for guests that start and end together, and reserve it. `guest` and `guests` do not wait.
 
-        `cores`: how many the guests keep busy. `on_wait` hears what is waited for; see `Admission.admitted`.
+        `cores`: how many the guests keep busy. `on_wait` is called with what the wait is for; see `Admission.admitted`.
         """
-        there = tuple(models)
-        memory_bytes = sum(model.memory for model in there)
-        claim = Claim(cores=cores, memory_bytes=memory_bytes, guests=len(there), who=f"{who} (pid {os.getpid()})")
-        tell = on_wait or (lambda why: self._progress.note(f"{who}: {why}"))
-        async with self._admission.admitted(claim, tell, at_once=at_once) as ticket:
+        found = tuple(models)
+        memory_bytes = sum(model.memory for model in found)
+        claim = Claim(cores=cores, memory_bytes=memory_bytes, guests=len(found), who=f"{who} (pid {os.getpid()})")
+        report = on_wait or (lambda why: self._progress.note(f"{who}: {why}"))
+        async with self._admission.admitted(claim, report, at_once=at_once) as ticket:
             yield ticket
 
     async def kernel(self, spec: str) -> KernelFiles:
-        """The files of a kernel named as on the command line.
+        """Return the files of a kernel that is named as on the command line; download them if they are missing.
 
-        :raise UsageError: it names nothing, or its files are not what they should be. :raise HostError: they cannot be fetched.
+        :raise UsageError: there is no such kernel, or its files have wrong checksums.
+        :raise HostError: its files cannot be downloaded.
         """
-        found = await kernel_files.fetch(self.table.resolve(spec), self.folders.cache, self._progress)
-        self._needed.add(found.folder)
-        return found
+        files = await kernel_files.fetch(self.table.resolve(spec), self.folders.cache, self._progress)
+        self._needed.add(files.folder)
+        return files
 
     async def prepare(self, model: GuestModel, kernel: KernelFiles) -> None:
-        """Make what a guest needs beyond itself, with progress: image, initramfs, template."""
+        """Make what a guest is started from, with progress: image, initramfs, template."""
         machine, files = await self._machine(model, kernel)
-        if (
-            self.cold
-            or model.boots_cold
-            or (template_files.template_folder(self.folders.cache, machine.key) / cache.META).is_file()
-        ):
+        folder = template_files.template_folder(self.folders.cache, machine.key)
+        if self.cold or model.boots_cold or (folder / cache.META).is_file():
             return
         async with self.admitted((model,), f"the template of {kernel.name}", cores=1):
             await self.template(machine, files)
@@ -144,7 +124,7 @@ class GuestFactory:
         trust.check_trusted(model.qemu_args)
         kernel_abilities.check_kernels(model, kernel)
         root = await self._image(model.image)
-        files = await self._boot_files(kernel, root)
+        files = await self._files(kernel, root)
         return command_line.machine_id(
             self.host, model, kernel=kernel.sha256, image=root.sha256, initramfs=files.initramfs.parent.name
         ), files
@@ -162,12 +142,12 @@ class GuestFactory:
         survivors: Path | None = None,
         on_state: OnState = ignore_state,
     ) -> AsyncIterator[Guest]:
-        """A guest that is ready: a clone of its machine's template, or booted cold where that is asked for or all that works.
+        """Start a guest and yield it when it is ready: a clone of its machine's template, or booted cold if requested or necessary.
 
-        `savable`: it may become a snapshot. `survivors`: the disks that are left of one whose power was cut; it takes them over.
-        `on_state`: hears how far it is.
+        `savable`: it may become a snapshot. `survivors`: a folder with the disks of a guest whose power was cut, which become its own.
+        `on_state` is called with each state that it reaches.
 
-        :raise GuestLost: it did not get ready. :raise DeviceMismatch: it is not what the topology says.
+        :raise GuestLost: it did not get ready. :raise DeviceMismatch: its disks are not those of the topology.
         """
         machine, files = await self._machine(model, kernel)
         spec = replace(
@@ -184,12 +164,10 @@ class GuestFactory:
             yield guest
 
     @contextlib.asynccontextmanager
-    async def guests(
-        self, topology: Topology, kernel: KernelFiles, logs: Path, *, stacked: bool = True
-    ) -> AsyncIterator[dict[str, Guest]]:
-        """All guests of a topology, started side by side, on its private networks; with their stacks, unless `stacked` is off.
+    async def guests(self, topology: Topology, kernel: KernelFiles, logs: Path) -> AsyncIterator[dict[str, Guest]]:
+        """Start all guests of a topology in parallel, on its private networks.
 
-        A guest whose topology names a kernel runs that one. Raises as `guest`; whatever fails, all of them are gone afterwards.
+        A guest whose topology names a kernel runs that one. Raises as `guest`; if one fails, all of them are removed.
         """
         folder = self._session.sockets / f"lan-{next(self._numbers)}"
         folder.mkdir(mode=0o700)
@@ -197,13 +175,10 @@ class GuestFactory:
         async def start(stack: contextlib.AsyncExitStack, name: str, model: GuestModel) -> Guest:
             own = await self.kernel(model.kernel) if model.kernel else kernel
             wiring = NetworkSockets(folder=folder, guest=name, ends=topology.links[name])
-            guest = await stack.enter_async_context(self.guest(name, model, own, logs / name, wiring))
-            if stacked:
-                await stack.enter_async_context(apply.stack_applied(guest))
-            return guest
+            return await stack.enter_async_context(self.guest(name, model, own, logs / name, wiring))
 
         async with contextlib.AsyncExitStack() as whole:
-            # A stack for each, since they start at once; they are left in reverse order.
+            # One exit stack per guest, since they start concurrently; the stacks are closed in reverse order.
             stacks = {name: await whole.enter_async_context(contextlib.AsyncExitStack()) for name in topology.guests}
             async with asyncio.TaskGroup() as group:
                 tasks = {
@@ -215,26 +190,32 @@ class GuestFactory:
     async def restored(
         self, name: str, model: GuestModel, kernel: KernelFiles, logs: Path, wiring: NetworkSockets, snapshot: Snapshot
     ) -> AsyncIterator[Guest]:
-        """A guest that goes on from a snapshot, on copies of its disks.
+        """Restore a guest from a snapshot, on copies of its disks, and yield it.
 
-        :raise HostError: the snapshot is of another machine: another QEMU, kernel or image. :raise TemplateError: it does not load.
+        :raise HostError: the snapshot is of another machine: another QEMU, kernel or image.
+        :raise TemplateError: it does not load.
         """
         machine, files = await self._machine(model, kernel)
         if machine.key != snapshot.machine:
             raise HostError(
-                f"{snapshot.title}: expected one of this machine, with the same QEMU, kernel and image, got one of another"
+                f"{snapshot.title}: expected one of this machine, with the same QEMU, kernel and image, got one of"
+                " another"
             )
-        spec = self._spec(name, model, machine, files, logs, wiring)
-        async with launch(
-            replace(spec, template=snapshot, savable=True, deadlines=deadlines(snapshot.boot_s)), self.key
-        ) as guest:
+        spec = replace(
+            self._spec(name, model, machine, files, logs, wiring),
+            template=snapshot,
+            savable=True,
+            deadlines=deadlines(snapshot.boot_s),
+        )
+        async with launch(spec, self.key) as guest:
             yield guest
 
     def new_folder(self) -> Path:
-        """The name of a folder for large files, which is gone when the lab is."""
+        """Return an unused path for a folder of large files, which is removed when the factory is closed."""
         return self._session.scratch / str(next(self._numbers))
 
     async def _boot(self, stack: contextlib.AsyncExitStack, spec: LaunchSpec) -> Guest:
+        """Boot a guest cold; again if its clock is wrong."""
         for _ in range(template.TRIES):
             async with contextlib.AsyncExitStack() as once:
                 guest = await once.enter_async_context(launch(spec, self.key))
@@ -242,13 +223,15 @@ class GuestFactory:
                     await stack.enter_async_context(once.pop_all())
                     return guest
                 if spec.survivors is not None:
-                    await guest.hand_over(spec.survivors)
+                    await guest.move_disks_to(spec.survivors)
             self._progress.note(
-                f"guest {spec.name}: its clock does not go as ours; booting it again{_put_aside(spec.logs)}"
+                f"guest {spec.name}: its clock does not go as ours; booting it again{log_files.set_aside(spec.logs)}"
             )
         raise template.wrong_clock_error(spec.name)
 
     async def _clone(self, stack: contextlib.AsyncExitStack, spec: LaunchSpec) -> Guest:
+        """Clone a guest from its machine's template; make the template again, once, if it does not load."""
+
         async def once() -> Guest:
             found = await self.template(spec.machine, spec.files)
             return await stack.enter_async_context(
@@ -258,8 +241,8 @@ class GuestFactory:
         try:
             return await once()
         except TemplateError as error:
-            # Once: a template that was just made and does not load either is a fault to be reported.
-            self._progress.note(f"{error}\nmaking the template again{_put_aside(spec.logs)}")
+            # A new template that does not load either is an error to report.
+            self._progress.note(f"{error}\nmaking the template again{log_files.set_aside(spec.logs)}")
             template_files.remove_template(template_files.template_folder(self.folders.cache, spec.machine.key))
         return await once()
 
@@ -272,7 +255,7 @@ class GuestFactory:
         logs: Path,
         wiring: NetworkSockets = NO_NETWORKS,
     ) -> LaunchSpec:
-        """A guest that boots cold, with folders and an SSH identity of its own."""
+        """Return the spec of a guest that boots cold, with its own folders and SSH identity."""
         number = str(next(self._numbers))
         return LaunchSpec(
             name=name,
@@ -290,45 +273,29 @@ class GuestFactory:
         )
 
     async def template(self, machine: MachineId, files: BootFiles) -> Template:
-        """The machine's template, made if the cache does not have it.
+        """Return the template of a machine; make it if it is not in the cache.
 
-        :raise TemplateError: what is there is damaged.
+        :raise TemplateError: the template in the cache is damaged.
         """
+
+        def boot_spec(logs: Path) -> LaunchSpec:
+            return self._spec("template", template.diskless_model(machine), machine, files, logs)
+
         folder = template_files.template_folder(self.folders.cache, machine.key)
-
-        async def make(unfinished: Path) -> dict[str, Any]:
-            host_key = SshKey.new().private
-            model = GuestModel.model_validate({"cpus": machine.cpus, "memory": machine.memory_bytes})
-
-            def boot(memory: Memory) -> contextlib.AbstractAsyncContextManager[Guest]:
-                spec = self._spec("template", model, machine, files, unfinished / "boot")
-                return launch(replace(spec, memory=memory, host_key=host_key), self.key)
-
-            try:
-                async with self._booting:
-                    with self._progress.task(f"template of {files.bzimage.parent.name}") as task:
-                        return await template.save_template(unfinished, boot, host_key, task)
-            except TestbedError:
-                self._keep_logs(unfinished / "boot")
-                raise
-
-        there = (folder / cache.META).is_file()
+        title = f"template of {files.bzimage.parent.name}"
         self._needed.add(folder)
-        await cache.make_once(folder, make, self._progress, f"template of {files.bzimage.parent.name}")
-        if not there:
-            await asyncio.to_thread(self._keep_within)
+        was_there = (folder / cache.META).is_file()
+        maker = template.TemplateMaker(
+            boot_spec=boot_spec, key=self.key, booting=self._booting, progress=self._progress, runs=self.folders.runs
+        )
+        await cache.make_once(folder, lambda unfinished: maker.make(unfinished, title), self._progress, title)
+        if not was_there:
+            await asyncio.to_thread(self._collect_garbage)
         return await asyncio.to_thread(template_files.read_template, folder, machine.memory_bytes)
 
-    def _keep_logs(self, logs: Path) -> None:
-        """Of a template that did not boot, as a run of its own: what it is made in is removed."""
-        with contextlib.suppress(OSError, HostError):  # of a disk that is full
-            kept = paths.new_run_folder(self.folders.runs) / "template"
-            shutil.copytree(logs, kept, ignore=lambda _, names: [name for name in names if name not in _LOGS])
-            self._progress.note(f"the logs of the template: {kept}")
-
-    def _keep_within(self) -> None:
-        """Templates are what a cache grows by: keep it as small as the user wants it."""
-        gc.keep_within(self.folders, room.size_limit(room.CACHE_LIMIT), tuple(self._needed))
+    def _collect_garbage(self) -> None:
+        """Keep the cache within the user's limit; templates are what it grows by."""
+        gc.keep_within(self.folders, quota.size_limit(quota.CACHE_LIMIT), tuple(self._needed))
 
     async def _image(self, name: str) -> Image:
         if name == self.image.name:
@@ -337,77 +304,43 @@ class GuestFactory:
         self._needed.add(built.folder)
         return built
 
-    async def _boot_files(self, kernel: KernelFiles, root: Image) -> BootFiles:
+    async def _files(self, kernel: KernelFiles, root: Image) -> BootFiles:
         key = (kernel.sha256, root.sha256)
-        if key not in self._files:
-            self._files[key] = await self._make_boot_files(kernel, root)
-        return self._files[key]
-
-    async def _make_boot_files(self, kernel: KernelFiles, root: Image) -> BootFiles:
-        init = (paths.shipped("images") / "guest" / "initramfs-init").read_bytes()
-        key = content_key(kernel.sha256, file_sha256(root.busybox), init.hex())
-        folder = self.folders.cache / "initramfs" / key
-
-        async def make(unfinished: Path) -> dict[str, Any]:
-            archive = initramfs.build(
-                init,
-                root.busybox.read_bytes(),
-                {name: (kernel.folder / "early" / name).read_bytes() for name in kernel.early_modules},
-                with_modules_disk=kernel.has_modules,
-            )
-            (unfinished / "initramfs").write_bytes(archive)
-            return {"release": kernel.release, "hashes": {"initramfs": file_sha256(unfinished / "initramfs")}}
-
-        self._needed.add(folder)
-        await cache.make_once(folder, make, self._progress, "initramfs")
-        await asyncio.to_thread(checksums.verify, folder, ("initramfs",), cache.read_meta(folder).get("hashes"))
-        return BootFiles(
-            bzimage=kernel.bzimage, initramfs=folder / "initramfs", root=root.root, modules_disk=kernel.modules_disk
-        )
-
-
-def _put_aside(logs: Path) -> str:
-    """Keep the logs of a clone that failed from those of the next try; says where they are, if it came so far."""
-    files = [logs / name for name in _LOGS if (logs / name).exists()]
-    if not files:
-        return ""
-    kept = logs / "failed-start"
-    kept.mkdir(exist_ok=True)
-    for log in files:
-        log.replace(kept / log.name)
-    return f"; the logs of what failed: {kept}"
+        if key not in self._boot_files:
+            self._needed.add(boot_files.initramfs_folder(kernel, root, self.folders.cache))
+            self._boot_files[key] = await boot_files.make_boot_files(kernel, root, self.folders.cache, self._progress)
+        return self._boot_files[key]
 
 
 def warn_if_unconfined(host: Host, progress: Progress) -> None:
-    """Say that QEMU has no sandbox, where the caller has it so, and that it cannot be confined.
+    """Warn that QEMU runs without its seccomp sandbox, if the user has allowed that, and that it cannot be confined.
 
-    :raise HostError: it has none, and nobody said that this is right.
+    :raise HostError: QEMU lacks seccomp and TESTBED_NO_SANDBOX is not set.
     """
     if not command_line.sandbox_options(host):
         progress.note(
             f"{host.qemu.path} has no sandbox, and {NO_SANDBOX}=1: a guest that takes it over may do what its user may"
         )
     if not host.jail.confined:
-        progress.note(
-            f"{host.qemu.path} is not confined: a guest that takes it over may {'; '.join(jail.unconfined_parts(host.jail))}"
-        )
+        allowed = "; ".join(jail.unconfined_parts(host.jail))
+        progress.note(f"{host.qemu.path} is not confined: a guest that takes it over may {allowed}")
 
 
 @contextlib.asynccontextmanager
 async def open_factory(
     progress: Progress, *, kernels: tuple[str, ...] = (), cold: bool = False, sharing: int = 1
 ) -> AsyncIterator[GuestFactory]:
-    """A lab with the guest image and `kernels` at hand, all fetched and built side by side where they are missing.
+    """Open a factory with the guest image and `kernels`; what is missing of them is downloaded and built in parallel.
 
-    `sharing`: how many labs share what a run may take of this machine's disks; see `Quota`.
+    `sharing`: how many factories share the disk quota of one run; see `Quota`.
 
-    :raise HostError: this machine cannot run it; says what to do. :raise UsageError: a kernel names nothing.
+    :raise HostError: this machine cannot run guests; the message says what to do. :raise UsageError: there is no such kernel.
     """
     folders = paths.folders()
     images = paths.shipped("images")
     table = shipped_table()
     wanted = [table.resolve(spec) for spec in dict.fromkeys(kernels)]
-    quota = Quota(room.size_limit(room.RUN_LIMIT), sharing=sharing)
+    run_quota = Quota(quota.size_limit(quota.RUN_LIMIT), sharing=sharing)
     with open_session(folders) as session:
         try:
             async with asyncio.TaskGroup() as group:
@@ -425,5 +358,5 @@ async def open_factory(
             image=built.result(),
             progress=progress,
             cold=cold,
-            quota=quota,
+            quota=run_quota,
         )

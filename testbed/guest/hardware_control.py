@@ -48,7 +48,7 @@ async def run_action(guest: Guest, action: Action) -> Said:
         return await describe_machine(guest)
     await _DOES[action.verb](guest.hardware, action.disk, action.value)
     if action.verb == "plug":
-        await guest.look_again()
+        await guest.refresh_disks()
     return await describe(guest.hardware, action.disk)
 
 
@@ -70,7 +70,7 @@ async def describe(disks: DiskControl, name: str) -> Said:
 
     :raise UsageError: there is no such disk.
     """
-    if disks.is_out(name):
+    if disks.is_unplugged(name):
         return {"throttle": ["unplugged"], "delay": [], "inject": [], "errors": await disks.errors_of(name)}
     now = await disks.condition(name)
     return {

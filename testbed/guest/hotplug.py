@@ -6,12 +6,12 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+from testbed.guest.guest_monitor import GuestMonitor
 from testbed.guest.launch_spec import LaunchSpec, Wait
 from testbed.qemu import blockdev, disk_files, netdev
 from testbed.qemu.blockdev import DiskCommands, Storage
 from testbed.qemu.frame_switch import SwitchPort
 from testbed.qemu.jail import Jail
-from testbed.qemu.monitor import Monitor
 from testbed.qemu.netdev import NetworkSockets
 from testbed.qemu.qmp import QmpCommand
 from testbed.store import snapshot_files
@@ -23,9 +23,9 @@ from testbed.topology.model import GuestModel
 class Hotplug:
     """The disks' files are in the order's scratch folder, which goes with the guest."""
 
-    def __init__(self, monitor: Monitor, wait: Wait, spec: LaunchSpec, jail: Jail) -> None:
+    def __init__(self, qmp: GuestMonitor, wait: Wait, spec: LaunchSpec, jail: Jail) -> None:
         self._jail = jail
-        self._monitor, self._wait, self._scratch, self._deadlines = monitor, wait, spec.scratch, spec.deadlines
+        self._qmp, self._wait, self._scratch, self._deadlines = qmp, wait, spec.scratch, spec.deadlines
         self._survivors, self._disks = spec.survivors, spec.model.disks
         self._gone: dict[str, asyncio.Event] = {}
         self._plugs: list[SwitchPort] = []
@@ -59,7 +59,7 @@ class Hotplug:
             disk_files.check_kept_disks(wanted)
         self._jail.chown(file)
 
-    def hand_over(self, folder: Path) -> None:
+    def move_disks_to(self, folder: Path) -> None:
         """Move the files of all disks into a folder, for another guest's `survivors`; nobody must write to them any more."""
         for name, disk in self._disks.items():
             for store in blockdev.plan_storage(name, disk, self._scratch):
@@ -72,7 +72,7 @@ class Hotplug:
 
     async def fill(self, commands: tuple[QmpCommand, ...]) -> None:
         """Put in what was prepared; a guest for which QEMU refuses any of it is of no use."""
-        await self._wait(self._monitor.run_at_once(commands), self._deadlines.monitor_s)
+        await self._qmp.run_at_once(commands)
 
     async def plug(self, name: str, disk: Disk, port: int, *, again: bool = False) -> None:
         """Put a disk into the running guest; `again`: with what it held when it was taken out.
@@ -81,7 +81,7 @@ class Hotplug:
         """
         made = blockdev.plan_storage(name, disk, self._scratch) if again else await self._storage(name, disk)
         commands = blockdev.plug_commands(name, disk, port, made)
-        await self._wait(self._monitor.run(commands), self._deadlines.monitor_s)
+        await self._qmp.run(commands)
 
     async def unplug(self, name: str, disk: Disk) -> None:
         """Take a disk out of the running guest, with what it holds; raises as `take_out`."""
@@ -95,12 +95,12 @@ class Hotplug:
         """
         device = blockdev.pci_device(name, disk)
         gone = self._gone[device] = asyncio.Event()
-        await self._wait(self._monitor.execute("device_del", {"id": device}), self._deadlines.monitor_s)
+        await self._qmp.execute("device_del", {"id": device})
         await self._wait(gone.wait(), self._deadlines.command_s)
 
     async def remove(self, name: str, disk: Disk, *, keep: bool = False) -> None:
         """Remove what was below a device that is gone. `keep`: what it holds stays."""
-        await self._wait(self._monitor.run(blockdev.unplug_commands(name, disk)), self._deadlines.monitor_s)
+        await self._qmp.run(blockdev.unplug_commands(name, disk))
         if not keep:
             for store in blockdev.plan_storage(name, disk, self._scratch):
                 store.file.unlink(missing_ok=True)

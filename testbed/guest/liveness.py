@@ -52,7 +52,7 @@ class Liveness:
         """A file of its evidence; a guest whose evidence cannot be kept is of no use."""
         return Log(self.spec.logs / name, self._on_trouble)
 
-    def _advance(self, event: Event) -> None:
+    def advance(self, event: Event) -> None:
         self.state = advance(self.state, event)
         self.reached[event] = now = time.monotonic()
         self._stages.note({"monotonic_s": round(now, 6), "event": event.name, "state": self.state.name})
@@ -125,7 +125,7 @@ class Liveness:
         if self._lost.cancelled():  # nothing went wrong with it: see Guest.tear_down
             return GuestLost(self.name, stage, "it was ended, or restored, meanwhile")
         if self.state is not State.LOST:
-            self._advance(Event.ENDED)
+            self.advance(Event.ENDED)
         if self.loss is Loss.HOST:
             return HostError(f"guest {self.name}: {stage}: {self._lost.result()}")
         return GuestLost(self.name, stage, self._lost.result(), self.console.tail())

@@ -46,18 +46,16 @@ def _disks(guest: Guest) -> tuple[Path, ...]:
     """The files of this machine that hold what is on its disks."""
     stores = [
         store
-        for name, disk in guest.spec.model.disks.items()
+        for name, disk in guest.model.disks.items()
         for store in blockdev.plan_storage(name, disk, guest.spec.scratch)
     ]
     return (guest.spec.overlay, *(store.file for store in stores))
 
 
 async def _save_state(guest: Guest, path: Path, leave_bytes: int) -> None:
-    version, model = guest.spec.host.qemu.version, guest.spec.model
+    version, model = guest.spec.host.qemu.version, guest.model
     try:
-        await guest.wait(
-            migration.save_state(guest.monitor, path, leave_bytes=leave_bytes), guest.spec.deadlines.restore_s
-        )
+        await guest.wait(migration.save_state(guest.monitor, path, leave_bytes=leave_bytes), guest.deadlines.restore_s)
     except HostError as error:
         if "non-migratable" not in str(error):
             raise

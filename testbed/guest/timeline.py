@@ -112,7 +112,7 @@ async def run_timeline(guest: Guest, acts: Sequence[TimelineEntry] | None = None
 
     :raise TestbedError: the first of its actions that failed, where nothing else did.
     """
-    wanted = guest.spec.model.timeline if acts is None else acts
+    wanted = guest.model.timeline if acts is None else acts
     missed: list[str] = []
     if not wanted:
         yield missed

@@ -278,7 +278,7 @@ def loops_at(point: Point, disk: str) -> GuestModel:
 @contextlib.asynccontextmanager
 async def open_harness(guest: Guest, point: Point) -> AsyncIterator[Harness]:
     """The point's stack on a guest, undone at the end."""
-    disk = point.disk_in(guest.spec.model) or ""
+    disk = point.disk_in(guest.model) or ""
     async with apply.stack_applied(guest, loops_at(point, disk)) as made:
         yield Harness(
             guest=guest,

@@ -271,7 +271,7 @@ async def survey_stack(guest: Guest) -> Survey | SurveyError:
     """What stood in the guest while the steps of its scenario measured their claim."""
     try:
         said = (await guest.script(survey.SHOW)).stdout
-        disks = guest.spec.model.disks
+        disks = guest.model.disks
         return survey.parse(
             said,
             {

@@ -59,7 +59,7 @@ class ControlServer:
         guest = self._ready()
         return {
             "disks": {name: asdict(disk) for name, disk in guest.disks.items()},
-            "command_s": guest.spec.deadlines.command_s,
+            "command_s": guest.deadlines.command_s,
         }
 
     async def _hardware(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class ControlServer:
         """A command of QMP."""
         guest = self._ready()
         running = guest.monitor.execute(str(asked["execute"]), dict(asked["arguments"]))
-        return {"return": await guest.wait(running, guest.spec.deadlines.monitor_s)}
+        return {"return": await guest.wait(running, guest.deadlines.monitor_s)}
 
     async def _sample(self, asked: dict[str, Any]) -> dict[str, Any]:
         del asked
@@ -102,7 +102,7 @@ class ControlServer:
         guest = self._ready()
         async with self.agent:
             size = {"rows": str(int(asked["rows"])), "columns": str(int(asked["columns"]))}
-            await guest.wait(guest.agent.exchange("shell", "shell", **size), guest.spec.deadlines.command_s)
+            await guest.wait(guest.agent.exchange("shell", "shell", **size), guest.deadlines.command_s)
         return {}
 
     async def _gdb(self, asked: dict[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Holder:
             note()
             guest.hardware.errors.on_stop = note
             ssh_config.write_ssh_files(
-                folder, self.name, self.key, guest.host_key.public, connect_s=guest.spec.deadlines.command_s
+                folder, self.name, self.key, guest.host_key.public, connect_s=guest.deadlines.command_s
             )
             verbs = {
                 **ControlServer(self.name, ready).verbs,
@@ -95,7 +95,7 @@ class Holder:
         )
 
     def _record(self, guest: Guest, match: Match, ended: bool) -> VmRecord:
-        model, spec = guest.spec.model, guest.spec
+        model, spec = guest.model, guest.spec
         return VmRecord(
             name=self.name,
             state=registry.ENDED if ended else registry.READY,

@@ -201,11 +201,11 @@ class Supervisor:
         ):
             self._guest = guest
             guest.hardware.errors.on_stop = self._note_still
-            limit_s = guest.spec.deadlines.command_s
+            limit_s = guest.deadlines.command_s
             ssh_config.write_ssh_files(
                 self._folder, spec.name, self._factory.key.openssh, guest.host_key.public, connect_s=limit_s
             )
-            guest.on_disks = lambda: self._note(
+            guest.on_disks_changed = lambda: self._note(
                 devices=made.devices | {name: disk.path for name, disk in guest.disks.items()}
             )
             self._note(state=registry.READY, qemu=guest.pid, devices=made.devices)

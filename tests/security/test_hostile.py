@@ -20,6 +20,7 @@ from rich.text import Text
 
 from testbed.cli.app import _Terminal
 from testbed.errors import CommandFailed, GuestError, HostError, TestbedError, TopologyError, UsageError, WireBroken
+from testbed.guest import boot_files
 from testbed.guest.channels import agent as agents
 from testbed.guest.channels import ssh
 from testbed.guest.channels.agent import Agent
@@ -416,15 +417,12 @@ async def test_an_image_that_was_changed_in_the_cache_is_not_used(tmp_path: Path
 async def test_an_initramfs_that_was_changed_in_the_cache_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "busybox").write_text("busybox")
     kernel = AsyncMock(sha256="1", release="6.1", early_modules=(), has_modules=False)
-    factory, root = (
-        AsyncMock(folders=AsyncMock(cache=tmp_path), _progress=Silent(), _needed=set()),
-        AsyncMock(busybox=tmp_path / "busybox"),
-    )
-    made = (await GuestFactory._make_boot_files(factory, kernel, root)).initramfs
-    assert (await GuestFactory._make_boot_files(factory, kernel, root)).initramfs == made
+    root = AsyncMock(busybox=tmp_path / "busybox")
+    made = (await boot_files.make_boot_files(kernel, root, tmp_path, Silent())).initramfs
+    assert (await boot_files.make_boot_files(kernel, root, tmp_path, Silent())).initramfs == made
     made.write_text("another")
     with pytest.raises(HostError, match="initramfs: expected the file that was made here"):
-        await GuestFactory._make_boot_files(factory, kernel, root)
+        await boot_files.make_boot_files(kernel, root, tmp_path, Silent())
 
 
 def test_memory_that_a_guest_has_written_to_is_noticed_whatever_its_times_say(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ SAVING = "SAVING"
 
 def hurt(how: str, at: str) -> None:
     """Let it happen, once."""
-    starter, advance, argv, execute = os.getpid(), Liveness._advance, command_line.argv, Monitor.execute
+    starter, advance, argv, execute = os.getpid(), Liveness.advance, command_line.argv, Monitor.execute
 
     def strike(qemu: int) -> None:
         os.kill({"us": os.getpid(), "starter": starter, "qemu": qemu}[how], signal.SIGKILL)
@@ -37,7 +37,7 @@ def hurt(how: str, at: str) -> None:
         if at == "LOST" and self.state is State.MONITORED:
             os.kill(self.pid, signal.SIGKILL)
         if self.state.name == at:
-            Liveness._advance = advance  # type: ignore[method-assign]  # as it was
+            Liveness.advance = advance  # type: ignore[method-assign]  # as it was
             strike(self.pid)
 
     def planning(*given: Any, **named: Any) -> Any:
@@ -56,7 +56,7 @@ def hurt(how: str, at: str) -> None:
     elif at == SAVING:
         Monitor.execute = executing  # type: ignore[method-assign]  # the point of this
     else:
-        Liveness._advance = advancing  # type: ignore[method-assign]  # the point of this
+        Liveness.advance = advancing  # type: ignore[method-assign]  # the point of this
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ async def read_symbols(guest: Guest) -> Path:
 
     :raise GuestError: it does not.
     """
-    path = guest.spec.logs / KALLSYMS
+    path = guest.logs / KALLSYMS
     if not path.exists():
         said = await guest.run("cat", "/proc/kallsyms", timeout_s=_READ_S)
         path.write_text(said.stdout, encoding="utf-8")
@@ -53,7 +53,7 @@ async def open_gdb_server(guest: Guest, wanted: Path | None) -> dict[str, Any]:
         found["note"] = f"no symbols: the guest does not say where they are: {error}"
         return found
     own = tuple(kallsyms.parse(text))
-    target = guest.spec.logs / SYMBOLS
+    target = guest.logs / SYMBOLS
     if wanted is None:
         if not target.exists():
             target.write_bytes(await asyncio.to_thread(kallsyms.elf, own))

@@ -41,7 +41,7 @@ class CgroupSampler:
         guest = self._guest
         asked = time.monotonic()
         lines, said = await guest.wait(
-            guest.agent.ask("counts", **({"fresh": "1"} if self._fresh else {})), guest.spec.deadlines.command_s
+            guest.agent.ask("counts", **({"fresh": "1"} if self._fresh else {})), guest.deadlines.command_s
         )
         uptime_s = clock.uptime_s(said)
         at = clock.clock_between(uptime_s, asked, time.monotonic())
@@ -49,7 +49,7 @@ class CgroupSampler:
         groups = cgroupfs.parse_group_counts(lines)
         for group in groups.values():
             if group is not None:
-                group["io"] = {_device(number, guest.numbers): moved for number, moved in group["io"].items()}
+                group["io"] = {_device(number, guest.disk_names): moved for number, moved in group["io"].items()}
         return {
             "monotonic_s": round(uptime_s - at.offset_s, 6),
             "guest_s": round(uptime_s, 4),
@@ -69,7 +69,5 @@ async def sampling_cgroups(guest: Guest, every_s: float | None) -> AsyncIterator
     if every_s is None:
         yield
         return
-    async with recorder.record_samples(
-        CgroupSampler(guest).sample, every_s, guest.spec.logs / LOG, most_share=_MOST_SHARE
-    ):
+    async with recorder.record_samples(CgroupSampler(guest).sample, every_s, guest.logs / LOG, most_share=_MOST_SHARE):
         yield

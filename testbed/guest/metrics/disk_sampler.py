@@ -57,11 +57,11 @@ class DiskSampler:
         try:
             return await asyncio.to_thread(self.read)
         finally:
-            self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._guest.poller.rest)
+            self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._guest.blocking_monitor.rest)
 
     def read(self) -> dict[str, Any]:
         """One sample, for a thread of its own: it waits for QEMU. Raises as `sample`; afterwards the guest's `poller` must rest."""
-        ask = self._guest.poller.ask
+        ask = self._guest.blocking_monitor.ask
         at = time.monotonic()
         if self._limits_of != self._guest.hardware.limits_changed:
             # They do not change by themselves, and to ask for them takes as long as all of the rest.
@@ -86,12 +86,14 @@ class DiskSampler:
     def _count_latencies(self, device: str) -> None:
         """Let QEMU count how long a disk's requests take, from now on; one that comes back must be told again."""
         with contextlib.suppress(HostError):  # it is just going
-            self._guest.poller.ask("block-latency-histogram-set", {"id": device, "boundaries": list(BOUNDARIES_NS)})
+            self._guest.blocking_monitor.ask(
+                "block-latency-histogram-set", {"id": device, "boundaries": list(BOUNDARIES_NS)}
+            )
 
     def _throttle(self, name: str) -> dict[str, int]:
-        group = blockdev.throttle_group(name, self._guest.spec.model.disks[name])
+        group = blockdev.throttle_group(name, self._guest.model.disks[name])
         limits = from_qemu_limits(
-            self._guest.poller.ask("qom-get", {"path": f"/objects/{group}", "property": "limits"})
+            self._guest.blocking_monitor.ask("qom-get", {"path": f"/objects/{group}", "property": "limits"})
         )
         return {key.replace("_", "-"): value for key, value in limits.given().items()}
 
@@ -114,14 +116,16 @@ async def sampling_disks(guest: Guest, every_s: float | None = None) -> AsyncIte
 
     :raise GuestError: the guest does not say what time it is.
     """
-    if every_s is None and guest.spec.model.sample is not None:
-        every_s = guest.spec.model.sample / 1e6
+    if every_s is None and guest.model.sample is not None:
+        every_s = guest.model.sample / 1e6
     if every_s is None:
         yield
         return
     sampler = await DiskSampler.start(guest)
     try:
-        async with recorder.record_samples_in_thread(sampler.read, guest.poller.close, every_s, guest.spec.logs / LOG):
+        async with recorder.record_samples_in_thread(
+            sampler.read, guest.blocking_monitor.close, every_s, guest.logs / LOG
+        ):
             yield
     finally:
-        guest.poller.rest()
+        guest.blocking_monitor.rest()

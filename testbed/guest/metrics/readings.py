@@ -23,16 +23,14 @@ _COUNTERS_LIMIT_S = 10
 
 async def block_devices(guest: Guest) -> dict[str, dict[str, Any]]:
     """What `query-blockstats` says of each of the topology's disks that is there: `stats`, and `qdev`, the device's own name."""
-    return group_by_disk(
-        guest, await guest.wait(guest.monitor.execute(BLOCKSTATS, kept=False), guest.spec.deadlines.monitor_s)
-    )
+    return group_by_disk(guest, await guest.qmp.execute(BLOCKSTATS, kept=False))
 
 
 def group_by_disk(guest: Guest, found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """An answer to `query-blockstats`, by the topology's names."""
     # virtio-blk is named by its backend's QOM path, nvme by the device.
     named = [(str(entry.get("qdev", "")).split("/"), entry) for entry in found]
-    return {name: entry for name in guest.spec.model.disks for path, entry in named if f"disk-{name}" in path}
+    return {name: entry for name in guest.model.disks for path, entry in named if f"disk-{name}" in path}
 
 
 async def read_disks(guest: Guest) -> dict[str, dict[str, int]]:
@@ -86,7 +84,7 @@ async def _groups(guest: Guest) -> dict[str, dict[str, dict[str, int]]]:
 
 async def _limits(guest: Guest, name: str) -> dict[str, int]:
     """The limits that QEMU has for a disk now, without those that are off."""
-    group = blockdev.throttle_group(name, guest.spec.model.disks[name])
+    group = blockdev.throttle_group(name, guest.model.disks[name])
     limits = await guest.monitor.limits(group)
     kinds = (f"{unit}-{which}" for unit in ("iops", "bps") for which in ("total", "read", "write"))
     return {kind: limits[kind] for kind in kinds if limits.get(kind)}

@@ -18,7 +18,7 @@ STACK = "stack"
 
 
 def _planned(guest: Guest, wanted: GuestModel | None) -> tuple[Stack, tuple[Step, ...], tuple[Expected, ...]]:
-    own = guest.spec.model
+    own = guest.model
     model = own if wanted is None else wanted
     disks = {name: device.path for name, device in guest.disks.items()}
     plan = block_stack.plan_stack(model, disks, again=guest.spec.survivors is not None)
@@ -37,7 +37,7 @@ async def apply_steps(guest: Guest, wanted: GuestModel | None = None) -> tuple[S
     if not steps and not facts:
         return plan, steps
     # One command for both: under emulation that saves a tenth of a second.
-    limit = guest.spec.deadlines.stack_s
+    limit = guest.deadlines.stack_s
     made = await guest.script(do_script(steps) + readback.script(facts), check=False, timeout_s=limit)
     done = steps_done(made.stdout)
     try:
@@ -59,12 +59,12 @@ async def apply_steps(guest: Guest, wanted: GuestModel | None = None) -> tuple[S
 async def undo_steps(guest: Guest, steps: tuple[Step, ...]) -> None:
     """Undo steps in reverse order."""
     if steps:
-        await guest.script(undo_script(steps), timeout_s=guest.spec.deadlines.stack_s)
+        await guest.script(undo_script(steps), timeout_s=guest.deadlines.stack_s)
 
 
 async def _unwind_running(guest: Guest, steps: tuple[Step, ...]) -> None:
     """The same after an error: a guest that stands still, as in a debugger, undoes nothing, and shall not hold up whoever ends it."""
-    if steps and (await guest.wait(guest.monitor.execute("query-status"), guest.spec.deadlines.monitor_s))["running"]:
+    if steps and (await guest.qmp.execute("query-status"))["running"]:
         await undo_steps(guest, steps)
 
 

@@ -58,7 +58,7 @@ def _ratio(heavy: float, light: float) -> float:
 
 async def _weight(guest: Guest, point: Point) -> Evidence:
     async with open_harness(guest, point) as at:
-        limit = guest.spec.deadlines.command_s * 2
+        limit = guest.deadlines.command_s * 2
         disk = guest.disks[at.disk].path
         done = await guest.script(_WEIGHT, at.loop, at.file, disk, interpreter="bash", timeout_s=limit)
     names = tuple(f"{target}-{weight}" for target in ("loop0", "file") for weight in ("low", "high"))

@@ -125,17 +125,17 @@ echo "rounds 9"
 
 async def _lock_order(guest: Guest, point: Point) -> Evidence:
     async with open_harness(guest, point) as at:
-        return await _charged_and_silent(at, _LOCK_ORDER, guest.spec.deadlines.command_s * 4)
+        return await _charged_and_silent(at, _LOCK_ORDER, guest.deadlines.command_s * 4)
 
 
 async def _race(guest: Guest, point: Point) -> Evidence:
     async with open_harness(guest, point) as at:
-        return await _charged_and_silent(at, _RACE, guest.spec.deadlines.command_s * 4 + 70)
+        return await _charged_and_silent(at, _RACE, guest.deadlines.command_s * 4 + 70)
 
 
 async def _leak(guest: Guest, point: Point) -> Evidence:
     async with open_harness(guest, point) as at:
-        return await _charged_and_silent(at, _LEAK, guest.spec.deadlines.command_s * 8)
+        return await _charged_and_silent(at, _LEAK, guest.deadlines.command_s * 8)
 
 
 _BASE = "nothing is the reader's"

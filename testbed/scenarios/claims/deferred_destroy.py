@@ -91,7 +91,7 @@ def judge(seconds: float | None) -> Gap:
 
 async def _steps(guest: Guest, point: Point) -> Evidence:
     async with open_harness(guest, point) as at:
-        limit = _WATCHED_S + 30 + guest.spec.deadlines.command_s
+        limit = _WATCHED_S + 30 + guest.deadlines.command_s
         done = await guest.script(_STEPS, at.loop, at.file, point.variant, interpreter="bash", timeout_s=limit)
     where = f"guest {guest.name}: counters of the removed cgroup"
     seconds = parse_dying(done.stdout, where)

@@ -48,7 +48,7 @@ cost "$3" 0 {_COST_BYTES}
 async def _iocost(guest: Guest, point: Point) -> Evidence:
     async with open_harness(guest, point) as at:
         done = await guest.script(
-            _IO_COST, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 2
+            _IO_COST, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.deadlines.command_s * 2
         )
     loops = ("loop-0", "loop-1", "loop-2")
     seen = parse_rates(done.stdout, (*loops, "dio", "file"), f"guest {guest.name}: reads under io.cost")
@@ -112,7 +112,7 @@ def _kept(seen: Mapping[str, float], name: str) -> float:
 async def _inversion(guest: Guest, point: Point) -> Evidence:
     async with open_harness(guest, point) as at:
         device = f"/dev/{point.variant}"
-        limit = guest.spec.deadlines.command_s * 2
+        limit = guest.deadlines.command_s * 2
         done = await guest.script(_INVERSION, at.loop, at.file, at.device, device, interpreter="bash", timeout_s=limit)
     names = tuple(f"{target}-{when}" for target in (point.variant, "file") for when in ("alone", "beside"))
     seen = parse_iops(done.stdout, names, f"guest {guest.name}: fio under io.cost")

@@ -52,7 +52,7 @@ def judge_held(held: float, free: float) -> Gap:
 async def _latency(guest: Guest, point: Point) -> Evidence:
     async with open_harness(guest, point) as at:
         done = await guest.script(
-            _LATENCY, at.file, at.device, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 3
+            _LATENCY, at.file, at.device, interpreter="bash", timeout_s=guest.deadlines.command_s * 3
         )
     seen = parse_iops(done.stdout, ("noisy-free", "noisy-held"), f"guest {guest.name}: fio under io.latency")
     free, held = seen["noisy-free"], seen["noisy-held"]

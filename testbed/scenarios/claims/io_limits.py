@@ -70,7 +70,7 @@ async def _io_max_output(guest: Guest, point: Point) -> tuple[str, dict[str, flo
     """What the script printed, and the rates in it."""
     async with open_harness(guest, point) as at:
         done = await guest.script(
-            _IO_MAX, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 2
+            _IO_MAX, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.deadlines.command_s * 2
         )
     return done.stdout, parse_rates(
         done.stdout, ("loop", "free", "dio", "file"), f"guest {guest.name}: reads under io.max"

@@ -156,9 +156,7 @@ cat /tmp/listened
 
 async def _listen(guest: Guest, point: Point) -> Evidence | Skipped:
     async with open_harness(guest, point) as at:
-        done = await guest.script(
-            _LISTEN, at.loop, at.file, point.variant, timeout_s=guest.spec.deadlines.command_s * 3
-        )
+        done = await guest.script(_LISTEN, at.loop, at.file, point.variant, timeout_s=guest.deadlines.command_s * 3)
         # The owner goes on: what it reads now is charged to it, with an event after each page of a request.
         claim = await at.meter("owner", f"dd if={at.loop} of=/dev/null bs=1M skip=12 count=16 iflag=direct status=none")
         resident = await at.resident()

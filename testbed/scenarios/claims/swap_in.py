@@ -91,7 +91,7 @@ def _of_reader(reader: int, swapped: int) -> Gap:
 
 
 async def _steps(guest: Guest, point: Point) -> Evidence:
-    disk = point.disk_in(guest.spec.model)
+    disk = point.disk_in(guest.model)
     assert disk is not None  # `Point.lacks` has seen to it
     async with apply.stack_applied(guest, loops_at(Point(size_bytes=128 * MIB), "")) as made:
         loop = made.loops["loop0"]

@@ -99,7 +99,7 @@ def _kills(kills: int) -> Gap:
 
 async def _oom_tmpfs(guest: Guest, point: Point) -> Evidence:
     del point
-    done = await guest.script(_LETTER, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 3)
+    done = await guest.script(_LETTER, interpreter="bash", timeout_s=guest.deadlines.command_s * 3)
     where = f"guest {guest.name}: the cover letter's script"
     seen = parse_oom_kills(done.stdout, 3, where)
     inside = shell_functions.lines(done.stdout, "inside")
@@ -146,7 +146,7 @@ async def _gate(guest: Guest, point: Point) -> Evidence:
         ("with", "/dev/loop1", "+io"),
     ):
         await guest.script('echo "$1" >/sys/fs/cgroup/cgroup.subtree_control', controller)
-        done = await guest.script(_WRITE, f"gate-{name}", how, timeout_s=guest.spec.deadlines.command_s * 2)
+        done = await guest.script(_WRITE, f"gate-{name}", how, timeout_s=guest.deadlines.command_s * 2)
         where = f"guest {guest.name}: gate {name}"
         (kills[name],) = parse_oom_kills(done.stdout, 1, where)
         ends[name] = shell_functions.printed_number(done.stdout, "status", where)

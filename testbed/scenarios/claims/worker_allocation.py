@@ -47,7 +47,7 @@ async def _no_worker(guest: Guest, point: Point) -> Evidence:
         )
         await guest.script("echo 0 >/sys/kernel/debug/failslab/probability")
         after = await at.meter("failing", read_command(at.loop))
-        removed = await guest.script(_GONE, interpreter="bash", timeout_s=guest.spec.deadlines.command_s + 130)
+        removed = await guest.script(_GONE, interpreter="bash", timeout_s=guest.deadlines.command_s + 130)
         gone = parse_dying(removed.stdout, f"guest {guest.name}: nr_dying_descendants")
         known = await usual_read_controls(at)
     lost, later, injected = at.share(failed, "rbytes"), at.share(after, "rbytes"), 100_000 - left

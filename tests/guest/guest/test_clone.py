@@ -67,7 +67,7 @@ async def test_disks_are_those_of_the_topology_and_found_by_serial(
         assert {name: (device.kind, device.size_bytes) for name, device in guest.disks.items()} == {
             name: (disk.type, disk.size) for name, disk in model.disks.items()
         }
-        await guest.verify()
+        await guest.verify_disks()
 
 
 @pytest.mark.slow
@@ -75,23 +75,23 @@ async def test_a_guest_that_differs_from_its_topology_is_refused(
     factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path
 ) -> None:
     async with factory.guest("g0", model, kernel, logs) as guest:
-        await guest.slots.plug("extra", make_disk(type="nvme", size="8M"), 2)
+        await guest.hotplug.plug("extra", make_disk(type="nvme", size="8M"), 2)
         with pytest.raises(DeviceMismatch, match="expected no such disk, got one with serial 'tb-extra'"):
             await _until_mismatch(guest)
-        await guest.slots.unplug("extra", make_disk(type="nvme", size="8M"))
-        await guest.verify()
-        await guest.slots.unplug("data", model.disks["data"])
+        await guest.hotplug.unplug("extra", make_disk(type="nvme", size="8M"))
+        await guest.verify_disks()
+        await guest.hotplug.unplug("data", model.disks["data"])
         with pytest.raises(DeviceMismatch, match=r"disks\.data: expected a virtio-blk disk"):
-            await guest.verify()
-        await guest.slots.plug("data", make_disk(type="virtio-blk", size="512M"), 0)
+            await guest.verify_disks()
+        await guest.hotplug.plug("data", make_disk(type="virtio-blk", size="512M"), 0)
         with pytest.raises(DeviceMismatch, match=r"disks\.data\.size: expected 1073741824 bytes, got 536870912"):
-            await guest.verify()
+            await guest.verify_disks()
 
 
 async def _until_mismatch(guest: Guest) -> None:
     """The guest takes a moment to see a disk that nobody told it to wait for."""
     while True:
-        await guest.verify()
+        await guest.verify_disks()
 
 
 @pytest.mark.slow
@@ -245,7 +245,7 @@ async def test_the_agent_answers_while_children_of_process_1_end(
         orphans = asyncio.create_task(guest.script("for n in $(seq 200); do (true &); done"))
         while not orphans.done():
             guest.agent.say("disks", count="0")
-            await guest.wait(guest.agent.expect("disks"), guest.spec.deadlines.command_s)
+            await guest.wait(guest.agent.expect("disks"), guest.deadlines.command_s)
         await orphans
 
 

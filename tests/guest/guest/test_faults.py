@@ -56,16 +56,16 @@ async def at(factory: GuestFactory, kernel: KernelFiles, notes: Notes, monkeypat
     notes.notes.clear()
 
     def hurt(state: State, do: Callable[[Guest], None]) -> None:
-        real = Liveness._advance
+        real = Liveness.advance
 
         def advance(self: Liveness, event: Event) -> None:
             real(self, event)
             if self.state is state:
-                monkeypatch.setattr(Liveness, "_advance", real)
+                monkeypatch.setattr(Liveness, "advance", real)
                 assert isinstance(self, Guest)
                 do(self)
 
-        monkeypatch.setattr(Liveness, "_advance", advance)
+        monkeypatch.setattr(Liveness, "advance", advance)
 
     return hurt
 

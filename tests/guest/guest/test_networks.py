@@ -1,12 +1,14 @@
 """Guests on private networks: they reach each other by name, and nothing else."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from testbed.errors import HostError
 from testbed.guest.factory import GuestFactory
+from testbed.guest.setup import apply
 from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology.load import parse
 
@@ -42,7 +44,12 @@ until grep -q ready /tmp/served; do sleep 0.1; done
 async def test_guests_reach_those_of_their_networks_by_name_and_nobody_else(
     factory: GuestFactory, kernel: KernelFiles, tmp_path: Path
 ) -> None:
-    async with factory.guests(parse(THREE, "three.yaml"), kernel, tmp_path) as guests:
+    async with (
+        factory.guests(parse(THREE, "three.yaml"), kernel, tmp_path) as guests,
+        contextlib.AsyncExitStack() as stacks,
+    ):
+        for guest in guests.values():
+            await stacks.enter_async_context(apply.stack_applied(guest))
         a, b, c = guests["a"], guests["b"], guests["c"]
         pairs = ((a, "b"), (a, "c"), (b, "a"), (c, "a"))
         reached = await asyncio.gather(*(one.script(GREET, host, "60") for one, host in pairs))

@@ -88,9 +88,7 @@ def _has_open_what_it_was_handed(guest: Guest) -> None:
     template = guest.spec.template
     assert template is not None and template.memory is not None
     own = [path for path in guest.spec.scratch.rglob("*") if path.is_file()]
-    allowed = {
-        (path.stat().st_dev, path.stat().st_ino) for path in (*own, template.memory, guest.spec.logs / "qemu.log")
-    }
+    allowed = {(path.stat().st_dev, path.stat().st_ino) for path in (*own, template.memory, guest.logs / "qemu.log")}
     for number in Path(f"/proc/{guest.pid}/fd").iterdir():
         target, opened = number.readlink(), number.stat()
         flags = next(

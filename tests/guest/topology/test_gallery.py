@@ -34,7 +34,7 @@ exit 0
 async def test_a_topology_is_built_verified_and_undone(
     topology: Topology, factory: GuestFactory, kernel: KernelFiles, tmp_path: Path
 ) -> None:
-    async with factory.guests(topology, kernel, tmp_path, stacked=False) as guests:
+    async with factory.guests(topology, kernel, tmp_path) as guests:
         for name, guest in guests.items():
             async with apply.stack_applied(guest) as made:
                 assert set(made.loops) == set(topology.guests[name].loops)

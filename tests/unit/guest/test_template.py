@@ -45,10 +45,9 @@ async def test_a_guest_whose_clock_is_wrong_is_booted_again(
         gained = 20.0 if len(boots) <= wrong and len(asked) % 2 == 0 else 0.0
         return Clock(offset_s=gained, error_s=0.05)
 
-    spec = SimpleNamespace(deadlines=SimpleNamespace(restore_s=1, monitor_s=1))
-    guest = SimpleNamespace(
-        freeze=nothing, monitor=SimpleNamespace(execute=nothing), wait=waited, spec=spec, boot_s=9.0
-    )
+    qmp = SimpleNamespace(execute=nothing)
+    deadlines = SimpleNamespace(restore_s=1)
+    guest = SimpleNamespace(freeze=nothing, qmp=qmp, monitor=None, wait=waited, deadlines=deadlines, boot_s=9.0)
     monkeypatch.setattr("testbed.guest.clock.read_clock", read)
     monkeypatch.setattr("testbed.guest.template._warm_up", nothing)
     monkeypatch.setattr("testbed.qemu.migration.save_state", nothing)

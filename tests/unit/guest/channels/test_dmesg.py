@@ -157,7 +157,7 @@ async def saved(folder: Path, answer: str | Exception, *, lost: bool = False) ->
     if lost:
         gone.set_result(None)
     console: Any = SimpleNamespace(dmesg=None)
-    guest = SimpleNamespace(_shell=object(), _lost=gone, run=run, console=console, spec=SimpleNamespace(logs=folder))
+    guest = SimpleNamespace(_shell=object(), _lost=gone, run=run, console=console, logs=folder)
     await Guest.save_dmesg(cast(Guest, guest))
     return cast(KernelLog | None, console.dmesg)
 

@@ -111,7 +111,7 @@ async def test_a_lab_does_not_push_its_own_kernels_out_of_the_cache(
         # It has been at work for a day.
         for folder in (own.folder, other.folder, image.folder):
             age(folder)
-        factory._keep_within()
+        factory._collect_garbage()
     assert own.folder.exists() and image.folder.exists() and not other.folder.exists()
 
 
