@@ -26,7 +26,7 @@ from testbed.guest.lifecycle import deadlines
 from testbed.guest.session import Session, open_session
 from testbed.host import paths, quota
 from testbed.host.admission import Admission, Admitted, Claim, OnWait
-from testbed.host.facts import NO_SANDBOX, Host
+from testbed.host.facts import Host
 from testbed.host.paths import Folders
 from testbed.host.quota import Quota
 from testbed.progress import Progress
@@ -312,20 +312,6 @@ class GuestFactory:
         return self._boot_files[key]
 
 
-def warn_if_unconfined(host: Host, progress: Progress) -> None:
-    """Warn that QEMU runs without its seccomp sandbox, if the user has allowed that, and that it cannot be confined.
-
-    :raise HostError: QEMU lacks seccomp and TESTBED_NO_SANDBOX is not set.
-    """
-    if not command_line.sandbox_options(host):
-        progress.note(
-            f"{host.qemu.path} has no sandbox, and {NO_SANDBOX}=1: a guest that takes it over may do what its user may"
-        )
-    if not host.jail.confined:
-        allowed = "; ".join(jail.unconfined_parts(host.jail))
-        progress.note(f"{host.qemu.path} is not confined: a guest that takes it over may {allowed}")
-
-
 @contextlib.asynccontextmanager
 async def open_factory(
     progress: Progress, *, kernels: tuple[str, ...] = (), cold: bool = False, sharing: int = 1
@@ -349,7 +335,7 @@ async def open_factory(
         except ExceptionGroup as failures:
             raise first_error(failures) from None
         host = await probe.probe(folders.cache, fetched[0].result() if fetched else None, progress)
-        warn_if_unconfined(host, progress)
+        jail.warn_if_unconfined(host, progress)
         yield GuestFactory(
             folders=folders,
             session=session,

@@ -18,8 +18,9 @@ from typing import Any
 
 from testbed.errors import HostError
 from testbed.host import process
-from testbed.host.facts import Account, Host, JailSupport, Qemu
-from testbed.qemu import jail_exec
+from testbed.host.facts import NO_SANDBOX, Account, Host, JailSupport, Qemu
+from testbed.progress import Progress
+from testbed.qemu import command_line, jail_exec
 from testbed.qemu.netns import NetworkNamespace
 
 _NO_CAPABILITIES = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
@@ -118,6 +119,20 @@ def unconfined_parts(support: JailSupport) -> tuple[str, ...]:
     if not support.mount_ns:
         parts.append(f"look into /run and /tmp, and send to sockets there: {support.why_no_mount_ns}")
     return tuple(parts)
+
+
+def warn_if_unconfined(host: Host, progress: Progress) -> None:
+    """Warn that QEMU runs without its seccomp sandbox, if the user has allowed that, and that it cannot be confined.
+
+    :raise HostError: QEMU lacks seccomp and TESTBED_NO_SANDBOX is not set.
+    """
+    if not command_line.sandbox_options(host):
+        progress.note(
+            f"{host.qemu.path} has no sandbox, and {NO_SANDBOX}=1: a guest that takes it over may do what its user may"
+        )
+    if not host.jail.confined:
+        allowed = "; ".join(unconfined_parts(host.jail))
+        progress.note(f"{host.qemu.path} is not confined: a guest that takes it over may {allowed}")
 
 
 def open_to_other_users(support: JailSupport) -> str:

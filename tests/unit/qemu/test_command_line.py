@@ -4,9 +4,8 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import HostError
-from testbed.guest import factory
 from testbed.host.facts import Host, JailSupport, cpu_model
-from testbed.qemu import blockdev, command_line, qmp
+from testbed.qemu import blockdev, command_line, jail, qmp
 from testbed.topology import Disk, GuestModel
 from testbed.topology.load import parse
 from testbed.topology.networks import Nic
@@ -59,17 +58,17 @@ def test_a_path_with_a_comma_stays_one_value() -> None:
 def test_a_qemu_without_a_sandbox_runs_no_guest_unless_that_is_said() -> None:
     notes = Recorder()
     assert any(option[0] == "-sandbox" for option in words(host()))
-    factory.warn_if_unconfined(host(), notes)
+    jail.warn_if_unconfined(host(), notes)
     assert notes.notes == []
-    factory.warn_if_unconfined(replace(host(), jail=JailSupport(why_unconfined="no libseccomp", mount_ns=True)), notes)
+    jail.warn_if_unconfined(replace(host(), jail=JailSupport(why_unconfined="no libseccomp", mount_ns=True)), notes)
     assert "is not confined: a guest that takes it over may open files" in notes.notes.pop()
     with pytest.raises(HostError, match=r"expected a QEMU that has a sandbox .*TESTBED_NO_SANDBOX=1"):
         words(host(seccomp=False))
     with pytest.raises(HostError, match="expected a QEMU that has a sandbox"):
-        factory.warn_if_unconfined(host(seccomp=False), notes)
+        jail.warn_if_unconfined(host(seccomp=False), notes)
     waived = replace(host(seccomp=False), sandbox_waived=True)
     assert not any(option[0] == "-sandbox" for option in words(waived))
-    factory.warn_if_unconfined(waived, notes)
+    jail.warn_if_unconfined(waived, notes)
     assert "has no sandbox" in notes.notes[0]
 
 
