@@ -117,7 +117,7 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
     ("docs/architecture.md", "and {} MiB more for each", (admission._OVERHEAD_BYTES // MIB,)),
     (
         "docs/architecture.md",
-        "removes what was of no use for {} days",
+        "removes what was unused for {} days",
         (inspect.signature(cache.gc).parameters["unused_for"].default.removesuffix("d"),),
     ),
     ("docs/guests.md", "may take `TESTBED_RUN_LIMIT` ({}) of this machine's disks", (_RUN,)),
