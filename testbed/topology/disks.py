@@ -162,10 +162,11 @@ class VirtioScsi(Disk):
     werror: WriteError = "report"
 
 
-AnyDisk = Annotated[VirtioBlk | Nvme | VirtioScsi, Field(discriminator="type")]
-_ANY: TypeAdapter[VirtioBlk | Nvme | VirtioScsi] = TypeAdapter(AnyDisk)
+DiskOfKind = VirtioBlk | Nvme | VirtioScsi
+AnyDisk = Annotated[DiskOfKind, Field(discriminator="type")]
+_ANY: TypeAdapter[DiskOfKind] = TypeAdapter(AnyDisk)
 
 
-def make_disk(**keys: object) -> VirtioBlk | Nvme | VirtioScsi:
+def make_disk(**keys: object) -> DiskOfKind:
     """The disk that a mapping of the file would be, with Python's names as keys: `disk_of(type="nvme", size="1G", read_only=True)`."""
     return _ANY.validate_python({name.replace("_", "-"): value for name, value in keys.items()})
