@@ -86,7 +86,7 @@ async def has_balloon(guest: Guest) -> bool:
 async def _left(guest: Guest) -> int | None:
     """What the balloon leaves the guest; None where there is no balloon."""
     with contextlib.suppress(HostError):  # "No balloon device has been activated"
-        return int((await guest.monitor.execute("query-balloon", kept=False))["actual"])
+        return int((await guest.monitor.execute("query-balloon", log=False))["actual"])
     return None
 
 

@@ -89,8 +89,8 @@ class DiskControl:
 
     async def errors_of(self, name: str) -> list[str]:
         """Return the errors of a disk until now, one text for each kind."""
-        counters = await self._qmp.execute("query-blockstats", kept=False)
-        return self.errors.said(name, io_errors.failed_requests(counters, name))
+        counters = await self._qmp.execute("query-blockstats", log=False)
+        return self.errors.describe(name, io_errors.failed_requests(counters, name))
 
     @contextlib.asynccontextmanager
     async def _changing(self, name: str) -> AsyncIterator[DiskFilters]:

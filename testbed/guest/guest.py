@@ -106,7 +106,7 @@ class Guest(Liveness):
         if name == "DEVICE_DELETED":
             self.hotplug.on_deleted(str(data.get("device")))
         elif name in ("BLOCK_IO_ERROR", "STOP", "RESUME"):
-            self.hardware.errors.hear(name, data)
+            self.hardware.errors.on_event(name, data)
             # Injected errors are for the guest to handle; a full disk of the host ends it.
             if name == "BLOCK_IO_ERROR" and (full := quota.full_disk_message(self._written_folders)):
                 self._lose(full, Loss.HOST)

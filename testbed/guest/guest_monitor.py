@@ -18,21 +18,21 @@ class GuestMonitor:
     def __init__(self, monitor: Monitor, wait: Wait, limit_s: float) -> None:
         self._monitor, self._wait, self._limit_s = monitor, wait, limit_s
 
-    async def execute(self, command: str, arguments: dict[str, Any] | None = None, *, kept: bool = True) -> Any:
-        """Run one command and return its answer. `kept`: log it also if QEMU does not refuse it."""
-        return await self._wait(self._monitor.execute(command, arguments, kept=kept), self._limit_s)
+    async def execute(self, command: str, arguments: dict[str, Any] | None = None, *, log: bool = True) -> Any:
+        """Run one command and return its answer. `log`: False to log only a refusal."""
+        return await self._wait(self._monitor.execute(command, arguments, log=log), self._limit_s)
 
     async def run(self, commands: tuple[QmpCommand, ...]) -> None:
         """Run commands in order; stop at the first that QEMU refuses."""
         await self._wait(self._monitor.run(commands), self._limit_s)
 
-    async def run_at_once(self, commands: tuple[QmpCommand, ...]) -> None:
+    async def run_pipelined(self, commands: tuple[QmpCommand, ...]) -> None:
         """Send all commands in order without waiting for the answers in between."""
-        await self._wait(self._monitor.run_at_once(commands), self._limit_s)
+        await self._wait(self._monitor.run_pipelined(commands), self._limit_s)
 
     async def limits(self, group: str) -> dict[str, int]:
         """Return the current limits of a throttle group, by their QEMU names."""
-        found: dict[str, int] = await self._wait(self._monitor.limits(group), self._limit_s)
+        found: dict[str, int] = await self._wait(self._monitor.throttle_limits(group), self._limit_s)
         return found
 
     async def send_file(self, name: str, descriptor: int) -> None:

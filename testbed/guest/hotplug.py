@@ -72,7 +72,7 @@ class Hotplug:
 
     async def fill(self, commands: tuple[QmpCommand, ...]) -> None:
         """Put in what was prepared; a guest for which QEMU refuses any of it is of no use."""
-        await self._qmp.run_at_once(commands)
+        await self._qmp.run_pipelined(commands)
 
     async def plug(self, name: str, disk: Disk, port: int, *, again: bool = False) -> None:
         """Put a disk into the running guest; `again`: with what it held when it was taken out.

@@ -1,4 +1,5 @@
-"""A topology's disks to QEMU's block nodes and devices: files to make first, then ordered QMP commands. Pure.
+"""Plans a topology's disks as QEMU's block nodes and devices: the files to make first, then QMP commands in their
+order. Pure.
 
 The same commands, as options of the command line, make a cold-plugged disk.
 """
@@ -26,9 +27,9 @@ _UUIDS = uuid.UUID("6c6f6f70-0000-4000-8000-636772747374")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
-    """A file that a disk or a namespace is kept in, made before QEMU opens it: sparse, or by qemu-img where it is qcow2.
+    """A file that holds a disk or a namespace, made before QEMU opens it: a sparse file, or a qcow2 made by qemu-img.
 
-    `image`: the file of which it is an overlay, and that file's format.
+    `image`: the file below an overlay, and that file's format.
     """
 
     file: Path
@@ -38,38 +39,40 @@ class Storage:
 
 
 def throttle_of(disk: Disk) -> Throttle:
-    """The limits of a disk: its profile's, its own, or none."""
+    """Return the limits of a disk: its own, its profile's, or none."""
     if disk.profile is not None:
         return PROFILES[disk.profile].scaled(disk.scale or 1).throttle
     return disk.throttle.throttle() if disk.throttle is not None else Throttle()
 
 
 def latency_of(disk: Disk) -> Latency:
-    """The delays of a disk: its own, its profile's, or none."""
+    """Return the delays of a disk: its own, its profile's, or none."""
     if disk.latency is not None:
         return disk.latency.latency()
     return PROFILES[disk.profile].scaled(disk.scale or 1).latency if disk.profile is not None else NO_DELAY
 
 
 def serial_of(name: str, disk: Disk) -> str:
-    """The serial by which the guest finds a disk."""
+    """Return the serial number by which the guest finds a disk."""
     return disk.serial or serial(name)
 
 
 def namespaces(disk: Disk) -> Mapping[str, Namespace]:
-    """A disk's further namespaces."""
+    """Return a disk's additional NVMe namespaces."""
     return disk.namespaces if isinstance(disk, Nvme) else {}
 
 
 def most_bytes(disk: Disk) -> int:
-    """The size that the file of a disk can come to. A qcow2 file has, beside the bytes, 10 for each 64 KiB of them (8 in an L2 table, 2 of
-    a reference count: docs/interop/qcow2.txt), in whole clusters, and a header.
+    """Return the largest size that the file of a disk can reach.
+
+    For each 64 KiB of data a qcow2 file holds 10 more bytes (8 in an L2 table, 2 of a reference count:
+    docs/interop/qcow2.txt), in whole clusters, and a header.
     """
     return disk.size if disk.format == "null-co" else disk.size + disk.size // 1024 + 16 * MIB
 
 
 def plan_storage(name: str, disk: Disk, folder: Path) -> tuple[Storage, ...]:
-    """What to make before a disk is plugged, in the guest's own `folder`."""
+    """Return the files to make before a disk is plugged in, in the guest's own `folder`."""
     if disk.format == "null-co":
         return ()
     image = None
@@ -85,20 +88,25 @@ def plan_storage(name: str, disk: Disk, folder: Path) -> tuple[Storage, ...]:
 
 
 def throttle_groups(limits: Mapping[str, Limits]) -> tuple[QmpCommand, ...]:
-    """The commands for the throttle groups that several disks share; before the first of the disks."""
+    """Return the commands for the throttle groups that several disks share; they come before the first disk."""
     return tuple(_group(f"group-{name}", of.throttle()) for name, of in limits.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskCommands:
-    """A guest's disks and the limits that they share: what is there when it boots, and what is plugged when it is up."""
+    """The commands for a guest's disks and their shared limits: those for the command line, and those to run in the
+    booted guest.
+    """
 
     cold: tuple[QmpCommand, ...]
     hot: tuple[QmpCommand, ...]
 
 
 def plan_disks(guest: GuestModel, stores: Mapping[str, tuple[Storage, ...]]) -> DiskCommands:
-    """Each disk in the slot of its place in the topology. `stores`: what each one is kept in."""
+    """Plan all disks of a guest, each in the root port of its place in the topology.
+
+    `stores`: the files of each disk.
+    """
     shared = throttle_groups(guest.throttle_groups)
     cold: tuple[QmpCommand, ...] = shared if guest.boots_cold else ()
     hot: tuple[QmpCommand, ...] = () if guest.boots_cold else shared
@@ -117,7 +125,7 @@ def _group(name: str, throttle: Throttle) -> QmpCommand:
 
 
 def plug_commands(name: str, disk: Disk, port: int, made: tuple[Storage, ...]) -> tuple[QmpCommand, ...]:
-    """The commands that put a disk into a guest, into the root port of that number."""
+    """Return the commands that plug a disk into the root port of that number."""
     commands = list(_nodes(name, disk, made))
     bus, identity = f"port{port}", serial_of(name, disk)
     device: dict[str, Any] = {"id": f"disk-{name}", "drive": top_node(name), **_geometry(disk)}
@@ -135,22 +143,22 @@ def plug_commands(name: str, disk: Disk, port: int, made: tuple[Storage, ...]) -
                 **({} if disk.discard else {"discard": False}),
             }
             device |= {"rerror": disk.rerror, "werror": disk.werror}
-            device |= _given({"num-queues": disk.queues, "queue-size": disk.queue_size})
+            device |= _without_none({"num-queues": disk.queues, "queue-size": disk.queue_size})
             commands.append(QmpCommand(execute="device_add", arguments=device))
         case Nvme(namespaces=more, zoned=zoned) if more or zoned:
             controller = {"driver": "nvme", "id": f"controller-{name}", "bus": bus, "serial": identity}
-            controller |= _given({"max_ioqpairs": disk.queues})
+            controller |= _without_none({"max_ioqpairs": disk.queues})
             commands.append(QmpCommand(execute="device_add", arguments=controller))
             commands += _namespaces(name, disk, device, zoned)
         case Nvme():
-            device |= {"driver": "nvme", "bus": bus, "serial": identity, **_given({"max_ioqpairs": disk.queues})}
+            device |= {"driver": "nvme", "bus": bus, "serial": identity, **_without_none({"max_ioqpairs": disk.queues})}
             commands.append(QmpCommand(execute="device_add", arguments=device))
         case VirtioScsi():
             controller = {
                 "driver": "virtio-scsi-pci",
                 "id": f"controller-{name}",
                 "bus": bus,
-                **_given({"num_queues": disk.queues}),
+                **_without_none({"num_queues": disk.queues}),
             }
             commands.append(QmpCommand(execute="device_add", arguments=controller))
             device |= {"driver": "scsi-hd", "bus": f"controller-{name}.0", "serial": identity}
@@ -159,12 +167,12 @@ def plug_commands(name: str, disk: Disk, port: int, made: tuple[Storage, ...]) -
     return tuple(commands)
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _geometry(disk: Disk) -> dict[str, Any]:
-    """Properties that every kind has, where they differ from QEMU's own choice."""
+    """Return the properties that every kind of disk has, where they differ from QEMU's defaults."""
     found: dict[str, Any] = {}
     if disk.logical_block_size != 512 or disk.physical_block_size is not None:
         found["logical_block_size"] = disk.logical_block_size
@@ -204,11 +212,12 @@ def _zones(zoned: Zoned | None) -> dict[str, Any]:
 
 
 def _nodes(name: str, disk: Disk, made: tuple[Storage, ...]) -> Iterator[QmpCommand]:
-    """The block nodes below a disk and its further namespaces, for each from the bottom up:
+    """Yield the commands for the block nodes of a disk and its namespaces, for each from the bottom up.
 
-    `store-NAME`, the bytes of its file; `file-NAME`, the disk in them; `limited-NAME`, the limits, which are never gone and often empty, so
-    that they can change, and another node can be put in below them, whatever the kind of the device (see `layers`). An overlay has besides
-    `origin-NAME`, the bytes of its image, and `image-NAME`, the image.
+    `store-NAME` accesses the bytes of its file, `file-NAME` its format, and `limited-NAME` applies the limits. The
+    limits node always exists, often without a limit, so that limits can change and another node can be inserted below
+    it, whatever the kind of the device (see `block_filters`). An overlay also has `origin-NAME`, the bytes of its
+    image, and `image-NAME`, the image's format.
     """
     own = read_only(disk)
     if disk.format == "null-co":
@@ -231,7 +240,7 @@ def _nodes(name: str, disk: Disk, made: tuple[Storage, ...]) -> Iterator[QmpComm
 
 
 def store_node(name: str, disk: Disk, file: Path) -> dict[str, Any]:
-    """The node of the bytes of a disk's file."""
+    """Return the node for the bytes of a disk's file."""
     return _file_node(f"store-{name}", file) | read_only(disk)
 
 
@@ -240,17 +249,17 @@ def _file_node(node: str, file: Path) -> dict[str, Any]:
 
 
 def image_node(name: str, kind: str, below: str) -> dict[str, Any]:
-    """The node of the image that a disk is an overlay of, which is kept in the bytes of another node."""
+    """Return the node for the image below an overlay; the node `below` accesses the image's bytes."""
     return {"driver": kind, "node-name": f"image-{name}", "file": below, **_backing(kind, None), **_READ_ONLY}
 
 
 def _backing(kind: str, node: str | None) -> dict[str, Any]:
-    """What is below a qcow2: this node or none, whatever file its header names."""
+    """Set the node below a qcow2, or none, whatever file its header names."""
     return {"backing": node} if kind == "qcow2" else {}
 
 
 def format_node(name: str, disk: Disk, kind: str, below: str) -> dict[str, Any]:
-    """The node of the disk that is kept in the bytes of another node."""
+    """Return the node for a disk's format; the node `below` accesses the bytes."""
     return {
         "driver": kind,
         "node-name": f"file-{name}",
@@ -262,7 +271,7 @@ def format_node(name: str, disk: Disk, kind: str, below: str) -> dict[str, Any]:
 
 
 def limited_node(name: str, disk: Disk, below: str) -> dict[str, Any]:
-    """The node that the device of a disk or of a namespace is on."""
+    """Return the node that the device of a disk or of a namespace is attached to."""
     node = {
         "driver": "throttle",
         "node-name": top_node(name),
@@ -273,29 +282,29 @@ def limited_node(name: str, disk: Disk, below: str) -> dict[str, Any]:
 
 
 def read_only(disk: Disk) -> dict[str, Any]:
-    """What a node of a disk that cannot be written to has more."""
+    """Return the property that nodes of a read-only disk have in addition."""
     return _READ_ONLY if disk.read_only else {}
 
 
 def throttle_group(name: str, disk: Disk) -> str:
-    """The QOM object that holds the limits of a disk or of one of its further namespaces: its own, or one that it shares."""
+    """Return the QOM object with the limits of a disk or of one of its namespaces: its own, or one that it shares."""
     shared = disk.throttle_group is not None and name not in namespaces(disk)
     return f"group-{disk.throttle_group}" if shared else f"throttle-{name}"
 
 
 def top_node(name: str) -> str:
-    """The block node that the device is on."""
+    """Return the block node that the device is attached to."""
     return f"limited-{name}"
 
 
 def pci_device(name: str, disk: Disk) -> str:
-    """The id of what sits in the root port: the disk itself, or its controller."""
+    """Return the id of the device in the root port: the disk itself, or its controller."""
     has_controller = isinstance(disk, VirtioScsi) or (isinstance(disk, Nvme) and bool(disk.namespaces or disk.zoned))
     return f"controller-{name}" if has_controller else f"disk-{name}"
 
 
 def unplug_commands(name: str, disk: Disk) -> tuple[QmpCommand, ...]:
-    """The commands that remove what `plug` made, once the guest has let the device go."""
+    """Return the commands that remove what `plug_commands` made, once the guest has released the device."""
     commands = []
     if isinstance(disk, VirtioBlk) and disk.io_thread:
         commands.append(QmpCommand(execute="object-del", arguments={"id": f"io-{name}"}))

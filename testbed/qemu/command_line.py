@@ -13,15 +13,16 @@ from testbed.qemu.qmp import QmpCommand, as_options
 from testbed.topology.model import GuestModel
 from testbed.units import MIB
 
-# panic=-1 with -no-reboot: a panic ends QEMU at once. no_timer_check, tsc and expedited RCU shorten the boot under emulation; mitigations
-# cost time there and protect nobody. The console shows only warnings and errors; dmesg has everything. Newer QEMUs (10.0) put their NVMe
-# controllers into a subsystem that may be shared; without multipath=N the kernel would show each path as a disk of its own.
+# panic=-1 with -no-reboot: a panic ends QEMU at once. no_timer_check, tsc and expedited RCU shorten the boot under
+# emulation; mitigations cost time there and protect nobody. The console shows only warnings and errors; dmesg has
+# everything. Newer QEMUs (10.0) put their NVMe controllers into a subsystem that may be shared; without multipath=N the
+# kernel would show each path as a disk of its own.
 KERNEL_ARGUMENTS = (
-    "console=ttyS0 panic=-1 loglevel=5 mitigations=off random.trust_cpu=on no_timer_check tsc=reliable rcupdate.rcu_expedited=1"
-    " nvme_core.multipath=N"
+    "console=ttyS0 panic=-1 loglevel=5 mitigations=off random.trust_cpu=on no_timer_check tsc=reliable"
+    " rcupdate.rcu_expedited=1 nvme_core.multipath=N"
 )
-# Raised when templates of an older testbed must not be used: after a change of the agent's protocol, of the machine's devices, of what was
-# checked in the template, or of who may open its memory.
+# Raised when templates of an older testbed must not be used: after a change of the agent's protocol, of the machine's
+# devices, of what was checked in the template, or of who may open its memory.
 _TEMPLATE_FORMAT = 6
 _PORT_COUNTS = (4, 8, 16)
 
@@ -49,7 +50,10 @@ class MachineId:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootFiles:
-    """Files that the machine starts from. All guests share the disks, which are only read. `overlay`: what this guest writes to its root disk."""
+    """Files that the machine starts from.
+
+    All guests share the disks, which are only read. `overlay`: what this guest writes to its root disk.
+    """
 
     bzimage: Path
     initramfs: Path
@@ -60,13 +64,18 @@ class BootFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Guest memory: a file of its own for a template (`shared`), the template's file, copied on write, for a clone, or anonymous."""
+    """Guest memory: a file of its own for a template (`shared`), the template's file, copied on write, for a clone, or
+    anonymous.
+    """
 
     file: Path | None = None
     shared: bool = False
 
     def only_read(self, host: Host) -> bool:
-        """Tell whether QEMU opens the file for reading only. Some QEMUs open it for writing even if they only copy from it."""
+        """Tell whether QEMU opens the file for reading only.
+
+        Some QEMUs open it for writing even if they only copy from it.
+        """
         return host.qemu.reads_memory and not self.shared
 
 
@@ -74,7 +83,8 @@ ANONYMOUS = Memory()
 
 
 def machine_id(host: Host, guest: GuestModel, *, kernel: str, image: str, initramfs: str) -> MachineId:
-    """Return the identity of a guest's machine; `kernel`, `image` and `initramfs` are the hashes of the files that it boots.
+    """Return the identity of a guest's machine; `kernel`, `image` and `initramfs` are the hashes of the files that it
+    boots.
 
     :raise HostError: the guest needs KVM or networks, which do not work on this host.
     """
@@ -83,7 +93,8 @@ def machine_id(host: Host, guest: GuestModel, *, kernel: str, image: str, initra
         raise HostError(f"the topology wants accelerator: kvm; here it is not used: {host.kvm.why}")
     if guest.networks and not host.qemu.networks:
         raise HostError(
-            f"{host.qemu.path}: networks: expected a QEMU with -netdev dgram (7.2 or later), got {host.qemu.version}, which has none; "
+            f"{host.qemu.path}: networks: expected a QEMU with -netdev dgram (7.2 or later), got {host.qemu.version}, "
+            "which has none; "
             "name another with TESTBED_QEMU, or leave networks out"
         )
     return MachineId(
@@ -114,8 +125,8 @@ def argv(
 ) -> tuple[tuple[str, ...], ...]:
     """Return QEMU's command line; each inner tuple is an option with its value.
 
-    `sockets`: folder of the unix sockets `qmp`, `poll`, `console` and `agent`. `restore`: wait for a saved state instead of booting.
-    `cold`: the commands that make the disks which are plugged in from the start.
+    `sockets`: folder of the unix sockets `qmp`, `poll`, `console` and `agent`. `restore`: wait for a saved state
+    instead of booting. `cold`: the commands that make the disks which are plugged in from the start.
 
     :raise HostError: this QEMU has no sandbox.
     """
@@ -180,7 +191,8 @@ def _boot(machine: MachineId, files: BootFiles) -> tuple[tuple[str, ...], ...]:
 
 def _network() -> tuple[tuple[str, ...], ...]:
     return (
-        # restrict=on: the guest reaches nothing, not even the host; the forwarded port lets in connections from this machine only.
+        # restrict=on: the guest reaches nothing, not even the host; the forwarded port lets in connections from this
+        # machine only.
         ("-netdev", "user,id=net,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"),
         # guest_announce=off: a clone is not a machine that moved; announcing itself took 0.03 s of its first 0.1 s.
         ("-device", "virtio-net-pci,netdev=net,addr=4,romfile=,guest_announce=off"),
@@ -197,7 +209,8 @@ def sandbox_options(host: Host) -> tuple[tuple[str, ...], ...]:
     if host.sandbox_waived:
         return ()
     raise HostError(
-        f"{host.qemu.path}: expected a QEMU that has a sandbox (seccomp), got {host.qemu.version}, built without; install qemu-system-x86, "
+        f"{host.qemu.path}: expected a QEMU that has a sandbox (seccomp), got {host.qemu.version}, built without; "
+        "install qemu-system-x86, "
         f"or set {NO_SANDBOX}=1 if you trust what runs in your guests"
     )
 
@@ -236,12 +249,9 @@ def _modules_disk(path: Path | None) -> tuple[tuple[str, ...], ...]:
 
 def _root_ports(count: int) -> tuple[tuple[str, ...], ...]:
     """PCIe root ports for hot-plugged disks: eight in a slot, as functions of one device."""
+    places = ((number, f"addr={8 + number // 8:x}.{number % 8},multifunction=on") for number in range(count))
     return tuple(
-        (
-            "-device",
-            f"pcie-root-port,id=port{number},chassis={number + 1},addr={8 + number // 8:x}.{number % 8},multifunction=on",
-        )
-        for number in range(count)
+        ("-device", f"pcie-root-port,id=port{number},chassis={number + 1},{place}") for number, place in places
     )
 
 

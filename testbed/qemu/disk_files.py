@@ -1,4 +1,6 @@
-"""The files that emulated disks are kept in: made before QEMU opens them, in the folder of the guest that they belong to."""
+"""Creates and checks the files that hold emulated disks, in the folder of the guest that they belong to, before QEMU
+opens them.
+"""
 
 from __future__ import annotations
 
@@ -18,45 +20,46 @@ from testbed.units import format_size
 _LIMIT_S = 60
 
 
-async def make_disk_files(wanted: Storage) -> None:
-    """Make an empty sparse file, an empty qcow2, or an overlay of an image, which stays as it is.
+async def make_disk_files(storage: Storage) -> None:
+    """Create an empty sparse file, an empty qcow2, or a qcow2 overlay of an image, which is not changed.
 
-    :raise HostError: qemu-img is not there or fails; the image is missing, or larger than the disk.
+    :raise HostError: qemu-img is missing or fails; the image is missing, or larger than the disk.
     """
-    if wanted.format == "raw":
-        with _created(wanted.file) as file:
+    if storage.format == "raw":
+        with _create(storage.file) as file:
             try:
-                file.truncate(wanted.size_bytes)
+                file.truncate(storage.size_bytes)
             except OSError as error:
-                size = format_size(wanted.size_bytes)
+                size = format_size(storage.size_bytes)
                 raise HostError(
-                    f"{wanted.file}: cannot be {size} large on this machine: {error.strerror}; give the disk less"
+                    f"{storage.file}: cannot be {size} large on this machine: {error.strerror}; give the disk less"
                 ) from error
         return
     program = shutil.which("qemu-img")
     if program is None:
         raise HostError(
-            f"{wanted.file.name}: qcow2 files are made by qemu-img, which is not installed; install qemu-utils"
+            f"{storage.file.name}: qcow2 files are made by qemu-img, which is not installed; install qemu-utils"
         )
-    # -u: it does not open the image, which may be a stranger's, and would do so as us.
-    words: list[str | Path] = [program, "create", "-q", "-u", "-f", "qcow2"]
-    if wanted.image is not None:
-        path, kind = wanted.image
-        # The format is named: guessing it would let a raw image's content name other files of this machine.
-        if wrong := next(image_mistakes(path, kind, "the topology", wanted.size_bytes), None):
+    # -u: qemu-img must not open the image, which may be a stranger's, with our privileges.
+    argv: list[str | Path] = [program, "create", "-q", "-u", "-f", "qcow2"]
+    if storage.image is not None:
+        path, kind = storage.image
+        # The format is given: if QEMU guessed it, a raw image's content could name other files of this machine.
+        if wrong := next(image_mistakes(path, kind, "the topology", storage.size_bytes), None):
             raise HostError(f"image {path}: {wrong}")
-        words += ["-b", path.resolve(), "-F", kind]
-    with _created(wanted.file) as file:
-        # By what is open: qemu-img would follow a link.
+        argv += ["-b", path.resolve(), "-F", kind]
+    with _create(storage.file) as file:
+        # By its open descriptor: qemu-img would follow a link.
         await process.run(
-            [*words, f"/proc/{os.getpid()}/fd/{file.fileno()}", str(wanted.size_bytes)], timeout_s=_LIMIT_S
+            [*argv, f"/proc/{os.getpid()}/fd/{file.fileno()}", str(storage.size_bytes)], timeout_s=_LIMIT_S
         )
 
 
 def check_kept_disks(store: Storage) -> None:
-    """That a disk's file which a QEMU has written to, and which another one is about to open, names no other file of this machine.
+    """Check that a disk's file which one QEMU has written, and another is about to open, refers to no other file of
+    this machine.
 
-    :raise HostError: it does, which no QEMU writes of itself, or it cannot be read.
+    :raise HostError: it does, which QEMU never writes by itself, or it cannot be read.
     """
     if store.format != "qcow2":
         return
@@ -67,12 +70,13 @@ def check_kept_disks(store: Storage) -> None:
         raise HostError(f"{store.file}: cannot be read: {error.strerror}") from error
     if disk_images.external_data(head):
         raise HostError(
-            f"{store.file}: expected a disk that stands alone, got one whose data is in another file, as no QEMU makes it here"
+            f"{store.file}: expected a disk that stands alone, got one whose data is in another file, as no QEMU makes "
+            "it here"
         )
 
 
-def _created(path: Path) -> BinaryIO:
-    """An empty file, in a folder that is QEMU's as well."""
+def _create(path: Path) -> BinaryIO:
+    """Create an empty file in a folder that QEMU can write to as well."""
     try:
         return paths.create_file(path)
     except OSError as error:

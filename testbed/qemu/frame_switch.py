@@ -1,7 +1,8 @@
-"""A guest's plug in a private network: takes the frames that its QEMU sends, and passes them on to every other guest's QEMU.
+"""Switches a guest's frames in a private network: receives those that its QEMU sends, and passes them on to every other
+guest's QEMU.
 
-No network of the host is involved: frames are datagrams on unix sockets in a folder that only this user can enter. A guest whose peers
-are not there, or do not take frames fast enough, loses frames, as on any network.
+No network of the host is involved: frames are datagrams on unix sockets in a folder that only this user can enter. If a
+peer does not run, or does not read fast enough, frames are lost, as on any network.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from testbed.host import sockets
 
 # An Ethernet frame, as large as virtio-net's segmentation offload makes one, with its header.
 _FRAME_BYTES = 1 << 17
-# What waits for one peer, whatever the frames' sizes, each with what it takes of memory besides.
-_MOST_WAITING_BYTES, _BESIDE_BYTES = 8 << 20, 64
-# A QEMU can send faster than frames are taken: after so many, others of this event loop have their turn.
+# The limit of the frames queued for one peer, whatever their sizes, and the memory that each takes besides.
+_MOST_QUEUED_BYTES, _OVERHEAD_BYTES = 8 << 20, 64
+# A QEMU can send faster than frames are delivered: after this many, other tasks of the event loop get their turn.
 _FRAMES_AT_ONCE = 64
 _RETRY_S = 0.05
 
 
 class _Queue:
-    """Frames for one peer; those that come when it is full are lost."""
+    """Frames for one peer; further frames are dropped while it is full."""
 
     def __init__(self) -> None:
         self._frames: deque[bytes] = deque()
@@ -32,10 +33,10 @@ class _Queue:
         self._filled = asyncio.Event()
 
     def put(self, frame: bytes) -> None:
-        taken = len(frame) + _BESIDE_BYTES
-        if self._bytes + taken <= _MOST_WAITING_BYTES:
+        size_bytes = len(frame) + _OVERHEAD_BYTES
+        if self._bytes + size_bytes <= _MOST_QUEUED_BYTES:
             self._frames.append(frame)
-            self._bytes += taken
+            self._bytes += size_bytes
             self._filled.set()
 
     async def get(self) -> bytes:
@@ -43,7 +44,7 @@ class _Queue:
             self._filled.clear()
             await self._filled.wait()
         frame = self._frames.popleft()
-        self._bytes -= len(frame) + _BESIDE_BYTES
+        self._bytes -= len(frame) + _OVERHEAD_BYTES
         return frame
 
     def clear(self) -> None:
@@ -52,8 +53,9 @@ class _Queue:
 
 
 class SwitchPort:
-    """One guest's end of one network. `outlet`: where its QEMU sends frames to; `inlet`: where that takes them; `others`: the other guests'
-    inlets, which may come later."""
+    """One guest's end of one network. `outlet`: the socket to which its QEMU sends frames; `inlet`: the one on which
+    its QEMU receives them; `others`: the other guests' inlets, which may be created later.
+    """
 
     def __init__(self, *, outlet: Path, inlet: Path, others: tuple[Path, ...]) -> None:
         self._outlet, self._inlet, self._others = outlet, inlet, others
@@ -61,11 +63,11 @@ class SwitchPort:
         self._own: socket.socket | None = None
 
     def open(self) -> None:
-        """Listen. Call before QEMU sends anything."""
+        """Listen on the outlet. Call this before QEMU sends anything."""
         own = self._own = sockets.bind_socket(self._outlet, socket.SOCK_DGRAM)
         own.setblocking(False)
         queues = [_Queue() for _ in self._others]
-        asyncio.get_running_loop().add_reader(own, _take, own, queues)
+        asyncio.get_running_loop().add_reader(own, _receive_frames, own, queues)
         self._tasks = [
             asyncio.create_task(_pass_on(queue, inlet)) for queue, inlet in zip(queues, self._others, strict=True)
         ]
@@ -81,18 +83,18 @@ class SwitchPort:
             path.unlink(missing_ok=True)
 
 
-def _take(own: socket.socket, queues: list[_Queue]) -> None:
+def _receive_frames(own: socket.socket, queues: list[_Queue]) -> None:
     for _ in range(_FRAMES_AT_ONCE):
         try:
             frame = own.recv(_FRAME_BYTES)
         except OSError:
-            return  # there is none, or not now
+            return  # nothing to read now
         for queue in queues:
             queue.put(frame)
 
 
 async def _pass_on(queue: _Queue, inlet: Path) -> None:
-    """A socket that is connected waits for its peer to have room; one that is not would never be told."""
+    """Send queued frames to one peer. The socket is connected: only then can a task wait for the peer to have room."""
     loop = asyncio.get_running_loop()
     while True:
         frame = await queue.get()
@@ -102,6 +104,6 @@ async def _pass_on(queue: _Queue, inlet: Path) -> None:
             while True:
                 await loop.sock_sendall(peer, frame)
                 frame = await queue.get()
-        # Its QEMU is not there (any more, or yet); what was meant for it meanwhile is lost.
+        # The peer's QEMU does not run (yet, or any longer); its queued frames are lost.
         queue.clear()
         await asyncio.sleep(_RETRY_S)

@@ -1,8 +1,9 @@
 """Confines one QEMU: drops privileges and grants access only to what it needs (`jail_exec.py`).
 
-Where the testbed runs as root, QEMU runs under an account of its own, so that a guest that breaks out of it reaches nothing of this machine
-but what was granted. Files that QEMU needs may lie where that account cannot go (root's cache, a home), or be hidden from it, so they get
-other names: images are /dev/fdset/N, start files /proc/self/fd/N, and folders are mounts or descriptors as well.
+Where the testbed runs as root, QEMU runs under an account of its own, so that a guest that breaks out of it reaches
+nothing of this machine but what was granted. Files that QEMU needs may lie where that account cannot go (root's cache,
+a home), or be hidden from it, so they get other names: images are /dev/fdset/N, start files /proc/self/fd/N, and
+folders are mounts or descriptors as well.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def command_prefix(
     rules: Iterable[tuple[str, str]] | None = None,
     net_ns: int | None = None,
 ) -> tuple[str, ...]:
-    """Return the words to put before QEMU's argv: no core dump, no privileges, and with `account` no capability and no group but `groups`.
+    """Return the words to put before QEMU's argv: no core dump, no privileges, and with `account` no capability and no
+    group but `groups`.
 
     `mount_ns`, `rules`, `net_ns`: see `jail_exec.command_prefix`.
     """
@@ -144,7 +146,9 @@ def open_to_other_users(support: JailSupport) -> str:
 
 
 class Jail:
-    """Grants files and folders to one QEMU: as descriptors, where QEMU has an account or sees fewer folders than we do; else by their names."""
+    """Grants files and folders to one QEMU: as descriptors, where QEMU has an account or sees fewer folders than we do;
+    else by their names.
+    """
 
     def __init__(
         self, account: Account | None, *, mount_ns: bool = False, confined: bool = False, net_ns: bool = False
@@ -215,7 +219,8 @@ class Jail:
         if not path.exists():
             path.touch(mode=0o600)
             if os.geteuid() == 0:
-                # For any account of QEMU, now and in later clones: a change of the mode then would look like a change of the file.
+                # For any account of QEMU, now and in later clones: a change of the mode then would look like a change
+                # of the file.
                 path.chmod(0o666)
         if self._by_descriptor:
             self._name(path, self._open(path, os.O_PATH))
@@ -261,7 +266,9 @@ class Jail:
         self._names[str(path)] = f"/proc/self/fd/{descriptor}"
 
     def visible(self, value: Any) -> Any:
-        """Replace the paths in a command's arguments, or in words of a command line, by the names under which QEMU reaches them."""
+        """Replace the paths in a command's arguments, or in words of a command line, by the names under which QEMU
+        reaches them.
+        """
         if not self._names:
             return value
         match value:

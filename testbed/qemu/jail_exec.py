@@ -1,17 +1,22 @@
-"""Confines a program by means of the kernel, and then executes it. Run as a script, while the process may still be root.
+"""Confines a program by means of the kernel, and then executes it.
 
-Mount namespace (`mount_ns`): the program sees its own folders instead of those where all users' programs make their sockets.
+Run as a script, while the process may still be root.
 
-Network namespace (`net_ns`): it has a loopback device and nothing else. No other program can connect to a port that it listens on, and
-its ports are not ports of this machine. The process that started it gets two sockets of that namespace (`netns.py`).
+Mount namespace (`mount_ns`): the program sees its own folders instead of those where all users' programs make their
+sockets.
 
-Confined (`rules`): it opens no file but those that the rules grant, connects to nothing, signals no other process, and changes files only
-by writing to them. Landlock (Documentation/userspace-api/landlock.rst) restricts files, ports and abstract sockets, as far as this kernel
-supports it: files since Linux 5.13, ports since 6.7, abstract sockets since 6.12. What Landlock has no rule for is denied by a filter that
-libseccomp makes; QEMU's own `-sandbox`, which is added to it, allows these calls.
+Network namespace (`net_ns`): it has a loopback device and nothing else. No other program can connect to a port that it
+listens on, and its ports are not ports of this machine. The process that started it gets two sockets of that namespace
+(`netns.py`).
 
-The script runs with `python -I -S`, and imports as little as possible, since every start of a guest waits for it (`json`, `pathlib`,
-`socket` and `typing` took 17 of 29 ms).
+Confined (`rules`): it opens no file but those that the rules grant, connects to nothing, signals no other process, and
+changes files only by writing to them. Landlock (Documentation/userspace-api/landlock.rst) restricts files, ports and
+abstract sockets, as far as this kernel supports it: files since Linux 5.13, ports since 6.7, abstract sockets since
+6.12. What Landlock has no rule for is denied by a filter that libseccomp makes; QEMU's own `-sandbox`, which is added
+to it, allows these calls.
+
+The script runs with `python -I -S`, and imports as little as possible, since every start of a guest waits for it
+(`json`, `pathlib`, `socket` and `typing` took 17 of 29 ms).
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 # What a rule grants for a path: a file, or everything below a folder.
 RUN = "run"  # read, and execute or map as a program
@@ -64,7 +69,7 @@ _HIDDEN = ("/run", "/tmp", _FOLDERS)  # noqa: S108 - nothing is made there
 _ANY_PORT = 0
 
 _UNKNOWN = -1
-_ALLOW, _DENY = 0x7FFF0000, 0x00050000 | errno.EPERM
+ALLOW, DENY = 0x7FFF0000, 0x00050000 | errno.EPERM
 _NOT, _EQUAL, _GREATER, _MASKED = 1, 4, 6, 7
 _AF_UNIX, _AF_INET, _SOCK_STREAM, _IPPROTO_TCP = 1, 2, 1, 6
 _TYPE_MASK, _MSG_FASTOPEN, _INT, _TYPE_AND_NUMBER = 0xF, 0x20000000, 0xFFFFFFFF, 0xFFFF
@@ -91,8 +96,8 @@ _DENIED = (
 _SIGNAL_CALLS = ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
 # Requests that choose which process the kernel signals when a file is ready.
 _FCNTL_SET_OWNER, _IOCTL_SET_OWNER = (8, 15), (0x8901, 0x8902)  # F_SETOWN, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP
-# Changes that an owner can make to a file that is open for reading: FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR, FS_IOC_ENABLE_VERITY, by type
-# and number.
+# Changes that an owner can make to a file that is open for reading: FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR,
+# FS_IOC_ENABLE_VERITY, by type and number.
 _IOCTL_SET_FLAGS = (0x6602, 0x5820, 0x6685)
 # Calls that libseccomp 2.5.4 does not know, by their numbers, which are the same on every architecture.
 _NEW_CALLS = {"fchmodat2": 452, "setxattrat": 463, "removexattrat": 466, "file_setattr": 469}
@@ -105,9 +110,9 @@ def command_prefix(
 ) -> tuple[str, ...]:
     """Return the words to put before a program's argv. None leaves a restriction out.
 
-    `rules`: confine the program to these pairs of a kind and a path; paths that do not exist are skipped. `mount_ns`: hide other folders,
-    and mount these under the names that `mounted_name` returns. `net_ns`: make a network namespace, and send two sockets of it over the
-    unix socket of this number, which the program inherits.
+    `rules`: confine the program to these pairs of a kind and a path; paths that do not exist are skipped. `mount_ns`:
+    hide other folders, and mount these under the names that `mounted_name` returns. `net_ns`: make a network namespace,
+    and send two sockets of it over the unix socket of this number, which the program inherits.
     """
     confined = () if rules is None else (_CONFINED, *(word for rule in rules for word in rule))
     mounts = () if mount_ns is None else (_MOUNT_NS, *mount_ns)
@@ -169,7 +174,8 @@ def _write(path: str, text: str) -> None:
 def _enter_namespaces(kinds: int) -> None:
     """Move this process into new namespaces of these kinds.
 
-    An unprivileged user can do so only in a user namespace; the uid is mapped to itself, and capabilities last until exec.
+    An unprivileged user can do so only in a user namespace; the uid is mapped to itself, and capabilities last until
+    exec.
     """
     uid, gid = os.geteuid(), os.getegid()
     _checked("unshare", _libc.unshare(kinds | (_NEW_USER_NS if uid != 0 else 0)))
@@ -182,7 +188,8 @@ def _enter_namespaces(kinds: int) -> None:
 
 
 def _open_network(channel: int) -> None:
-    """Start the loopback device of this network namespace, and send a listening and an unconnected socket over the unix socket `channel`.
+    """Start the loopback device of this network namespace, and send a listening and an unconnected socket over the unix
+    socket `channel`.
 
     Closes the channel.
     """
@@ -254,17 +261,17 @@ def restrict_by_landlock(rules: Iterable[tuple[str, str]], abi: int) -> None:
 
 
 def _filter_calls() -> None:
-    """Deny system calls for which Landlock has no rule. Of sockets, allow unix and TCP ones, which cannot be connected."""
+    """Deny system calls for which Landlock has no rule. Allow unix and TCP sockets only, which cannot be connected."""
     seccomp = ctypes.CDLL("libseccomp.so.2", use_errno=True)
     seccomp.seccomp_init.restype = ctypes.c_void_p
-    context = ctypes.c_void_p(seccomp.seccomp_init(_ALLOW))
+    context = ctypes.c_void_p(seccomp.seccomp_init(ALLOW))
 
     def deny(call: str, *comparisons: tuple[int, int, int, int]) -> None:
         number = seccomp.seccomp_syscall_resolve_name(call.encode())
         if number == _UNKNOWN:
             number = _NEW_CALLS[call]
         array = (_Comparison * len(comparisons))(*(_Comparison(*one) for one in comparisons))
-        failed = seccomp.seccomp_rule_add_array(context, _DENY, number, len(comparisons), array)
+        failed = seccomp.seccomp_rule_add_array(context, DENY, number, len(comparisons), array)
         if failed:
             raise OSError(-failed, f"libseccomp: {call}: {os.strerror(-failed)}")
 
@@ -292,26 +299,11 @@ def _filter_calls() -> None:
         deny("fcntl", (1, _MASKED, _INT, request))
     for request in (*_IOCTL_SET_OWNER, *_IOCTL_SET_FLAGS):
         deny("ioctl", (1, _MASKED, _TYPE_AND_NUMBER, request))
-    _load(seccomp, context)
+    load_filter(seccomp, context)
 
 
-def seccomp_filter(calls: Iterable[str]) -> Callable[[], None]:
-    """Prepare a filter; calling the result denies this process every system call but these.
-
-    Calls that this architecture does not have are skipped. Preparing opens libseccomp, which Landlock may refuse later.
-    """
-    seccomp = ctypes.CDLL("libseccomp.so.2", use_errno=True)
-    seccomp.seccomp_init.restype = ctypes.c_void_p
-    context = ctypes.c_void_p(seccomp.seccomp_init(_DENY))
-    for call in calls:
-        number = seccomp.seccomp_syscall_resolve_name(call.encode())
-        failed = seccomp.seccomp_rule_add_array(context, _ALLOW, number, 0, None) if number >= 0 else 0
-        if failed:
-            raise OSError(-failed, f"libseccomp: {call}: {os.strerror(-failed)}")
-    return lambda: _load(seccomp, context)
-
-
-def _load(seccomp: ctypes.CDLL, context: ctypes.c_void_p) -> None:
+def load_filter(seccomp: ctypes.CDLL, context: ctypes.c_void_p) -> None:
+    """Apply a filter to this process, and free it."""
     failed = seccomp.seccomp_load(context)
     if failed:
         raise OSError(-failed, f"libseccomp: {os.strerror(-failed)}")

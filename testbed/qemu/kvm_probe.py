@@ -19,7 +19,8 @@ from testbed.store.cache import UNFINISHED, locked
 from testbed.store.initramfs import cpio, directory, file
 from testbed.store.kernels.kernel_files import KernelFiles
 
-# A guest that boots under KVM does so in one or two seconds; one that never leaves the decompressor needs no longer to show it.
+# A guest that boots under KVM does so in one or two seconds; one that never leaves the decompressor needs no longer to
+# show it.
 _LIMIT_S = 20
 _EXIT_PORT = 0xF4
 _EXIT_STATUS = 33  # isa-debug-exit ends QEMU with (value << 1) | 1, and the probe's init writes 16
@@ -28,8 +29,8 @@ _EXIT_STATUS = 33  # isa-debug-exit ends QEMU with (value << 1) | 1, and the pro
 async def find_kvm(cache: Path, host: Host, kernel: KernelFiles | None, device: Path, progress: Progress) -> Kvm:
     """Tell whether guests can use KVM through `device`. `kernel`: one to boot; without one, KVM counts as not proven.
 
-    Only a boot to the first process proves it. On some machines the device opens, and even a virtual machine is made and runs its firmware,
-    but no kernel gets past its decompressor.
+    Only a boot to the first process proves it. On some machines the device opens, and even a virtual machine is made
+    and runs its firmware, but no kernel gets past its decompressor.
     """
     if not device.exists():
         return Kvm(works=False, why="/dev/kvm does not exist", proven=True)

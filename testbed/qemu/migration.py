@@ -1,4 +1,4 @@
-"""QEMU's saved states: written by a machine that has stopped, loaded by one that has not begun."""
+"""Saves the state of a stopped machine to a file, and loads it into another machine (QEMU's migration)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from testbed.host import quota
 from testbed.qemu.monitor import Monitor
 from testbed.units import format_size
 
-# Memory that is a shared file is not written into the state; both ends must have agreed on that.
+# Memory in a shared file is not written into the state; both ends must have this capability on.
 _CAPABILITIES = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
 
 
 async def save_state(monitor: Monitor, path: Path, *, leave_bytes: int = 0) -> None:
-    """Save a machine that has stopped.
+    """Save the state of a stopped machine. `leave_bytes`: free space to leave on the disk; the state's size is known
+    only as it is written.
 
-    `leave_bytes`: free there, whatever the state takes, which is known only as it is written.
-
-    :raise HostError: QEMU cannot: it names the device that it cannot save, but says nothing of a full disk; or too little is left.
+    :raise HostError: QEMU cannot save it (it names the device at fault, but does not report a full disk), or too little
+        space is left.
     """
     await monitor.execute("migrate-set-capabilities", _CAPABILITIES)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -37,7 +37,8 @@ async def save_state(monitor: Monitor, path: Path, *, leave_bytes: int = 0) -> N
         await asyncio.sleep(0.01)
     if short:
         raise HostError(
-            f"{path.parents[1]}: expected {format_size(leave_bytes)} to be left on this machine's disk beside the guest's memory;"
+            f"{path.parents[1]}: expected {format_size(leave_bytes)} to be left on this machine's disk beside the "
+            "guest's memory;"
             " make room there, or name another place with TESTBED_STATE"
         )
     if answer["status"] != "completed":
@@ -46,7 +47,7 @@ async def save_state(monitor: Monitor, path: Path, *, leave_bytes: int = 0) -> N
 
 
 async def load_state(monitor: Monitor, path: Path) -> None:
-    """Load a state into a machine that waits for one; it does not run yet afterwards.
+    """Load a state into a machine that waits for one; its CPUs do not run yet afterwards.
 
     :raise HostError: QEMU refuses it.
     """

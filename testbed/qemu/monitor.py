@@ -1,4 +1,4 @@
-"""QEMU's monitor: one QMP client per guest, every message kept in a file, its errors turned into ours."""
+"""Talks QMP with one QEMU: one client per guest; each message is logged, and errors become ours."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ _SHOWN_BYTES = 200
 
 
 class _Client(QMPClient):
-    """Logs no messages: the library writes each out as indented text before it asks whether anybody wants it, which took most of a
-    command's time. Reads them as all JSON is read here: a guest may have taken QEMU over, and the library's own reader raises
-    RecursionError.
+    """The QMP client without the library's log, and with our JSON reader.
+
+    The library formats each message as indented text before it checks whether a log handler exists, which took most of
+    a command's time. And its reader raises RecursionError for deeply nested JSON, which a guest that has taken QEMU
+    over may send.
     """
 
     async def _do_recv(self) -> Message:
@@ -43,22 +45,24 @@ class _Client(QMPClient):
 
 
 class Monitor:
-    """The control connection to one QEMU. `on_event` hears every event's name and data; `seen` names paths as QEMU reaches them."""
+    """The control connection to one QEMU. `on_event`: called with each event's name and data; `visible`: translates
+    paths (`Jail.visible`).
+    """
 
     def __init__(
         self,
         name: str,
         log: Log,
         on_event: Callable[[str, dict[str, Any]], None],
-        seen: Callable[[Any], Any] = lambda said: said,
+        visible: Callable[[Any], Any] = lambda value: value,
     ) -> None:
         self._name = name
         self._log = log
         self._on_event = on_event
-        self._seen = seen
+        self._visible = visible
         self._client = _Client(name)
         self._sending = asyncio.Lock()
-        self._client.logger.disabled = True  # what it would log reaches the caller as an exception, or the file below
+        self._client.logger.disabled = True  # failures reach the caller as exceptions, and messages our own log
         self._listener = EventListener()
         self._client.register_listener(self._listener)
         self._events: asyncio.Task[None] | None = None
@@ -70,18 +74,20 @@ class Monitor:
                 await self._client.connect(str(socket))
                 break
             except QMPError:
-                # Not listening yet. A QEMU that ended is noticed by whoever waits for us.
+                # Not listening yet. The caller notices if QEMU has ended.
                 await asyncio.sleep(0.01)
-        self._events = asyncio.create_task(self._hear(), name=f"qmp events of {self._name}")
+        self._events = asyncio.create_task(self._read_events(), name=f"qmp events of {self._name}")
 
-    async def _hear(self) -> None:
+    async def _read_events(self) -> None:
         async for message in self._listener:
             record: dict[str, Any] = dict(message)
             self._record({"event": record})
             self._on_event(str(record.get("event")), dict(record.get("data") or {}))
 
     async def closed(self) -> None:
-        """Wait until the connection is gone from QEMU's side. Raises what went wrong where an event was heard: no other is heard then."""
+        """Wait until QEMU closes the connection. Raises what went wrong in an event's handler: no later event is
+        handled then.
+        """
         assert self._events is not None
         while self._client.runstate is Runstate.RUNNING:
             changed = asyncio.ensure_future(self._client.runstate_changed())
@@ -93,19 +99,20 @@ class Monitor:
                 self._events.result()
                 return
 
-    async def execute(self, command: str, arguments: dict[str, Any] | None = None, *, kept: bool = True) -> Any:
-        """Run one command and return its answer; only what goes wrong is logged where it is not `kept`, being asked again and again.
+    async def execute(self, command: str, arguments: dict[str, Any] | None = None, *, log: bool = True) -> Any:
+        """Run one command and return its answer. `log`: False for commands that are repeated often; only their failures
+        are logged.
 
-        :raise HostError: QEMU refuses it, or does not answer.
+        :raise HostError: QEMU refuses the command, or does not answer.
         :raise WireBroken: QEMU is gone.
         """
         started = time.monotonic()
         record: dict[str, Any] = {"execute": command, "arguments": arguments or {}}
         try:
             async with asyncio.timeout(_COMMAND_S):
-                answer = await self._client.execute(command, self._seen(arguments))
+                answer = await self._client.execute(command, self._visible(arguments))
             record["return"] = answer
-            if not kept:
+            if not log:
                 record = {}
             return answer
         except ExecuteError as error:
@@ -130,10 +137,11 @@ class Monitor:
         for command in commands:
             await self.execute(command.execute, command.arguments)
 
-    async def run_at_once(self, commands: tuple[QmpCommand, ...]) -> None:
-        """Send all commands, in their order, without waiting for the answers in between; QEMU runs each, also after one that it refused.
+    async def run_pipelined(self, commands: tuple[QmpCommand, ...]) -> None:
+        """Send all commands in their order without waiting for answers in between; QEMU runs each, also after one that
+        it refused.
 
-        :raise HostError: what QEMU said to the first that it refused.
+        :raise HostError: QEMU refused a command; has its answer to the first of these.
         """
         answers = await asyncio.gather(
             *(self.execute(one.execute, one.arguments) for one in commands), return_exceptions=True
@@ -142,15 +150,18 @@ class Monitor:
             if isinstance(answer, BaseException):
                 raise answer
 
-    async def limits(self, group: str) -> dict[str, int]:
-        """The limits that a throttle group has now, by their names in QEMU, each of them."""
+    async def throttle_limits(self, group: str) -> dict[str, int]:
+        """Return the current limits of a throttle group by QEMU's names, including those that are not set."""
         found: dict[str, int] = await self.execute(
-            "qom-get", {"path": f"/objects/{group}", "property": "limits"}, kept=False
+            "qom-get", {"path": f"/objects/{group}", "property": "limits"}, log=False
         )
         return found
 
     async def forwarded_port(self) -> int:
-        """The port of this machine that QEMU forwards to the guest's 22: QEMU chose a free one, and only its human monitor says which."""
+        """Return the port of this machine that QEMU forwards to the guest's port 22.
+
+        QEMU chose a free port, and only its human monitor tells which.
+        """
         table = str(await self.execute("human-monitor-command", {"command-line": "info usernet"}))
         for line in table.splitlines():
             words = line.split()
@@ -159,8 +170,8 @@ class Monitor:
         raise HostError(f"QEMU: expected a forwarded port in `info usernet`, got: {table.strip()}")
 
     async def send_file(self, name: str, descriptor: int) -> None:
-        """Hand an open file to QEMU under a name: its sandbox opens nothing by itself that needs a child."""
-        async with self._sending:  # QEMU keeps one file until it is told the name
+        """Pass an open file to QEMU under a name: QEMU's sandbox lets it open nothing that needs a child process."""
+        async with self._sending:  # QEMU holds one unnamed descriptor until `getfd` names it
             self._client.send_fd_scm(descriptor)
             await self.execute("getfd", {"fdname": name})
 
@@ -168,11 +179,11 @@ class Monitor:
         self._log.note({"monotonic_s": round(time.monotonic(), 6), **record})
 
     async def close(self) -> None:
-        """End the connection, whatever state it is in."""
+        """Close the connection, whatever its state."""
         if self._events is not None:
             self._events.cancel()
-        # disconnect() raises what its reader saw: EOFError of a peer that ended first, ValueError of a message that was too long. Its task
-        # group must be awaited all the same.
+        # disconnect() raises what its reader saw: EOFError if QEMU closed the connection first, ValueError for a
+        # message that was too long. Its task group must be awaited in these cases too.
         with contextlib.suppress(QMPError, EOFError, OSError, ValueError):
             await self._client.disconnect()
         if self._events is not None:

@@ -43,7 +43,9 @@ IMAGE = Settings(read_only=True)
 
 
 class Export:
-    """One exporting process, which ends when we do. `client`: QEMU's end of the connection, to be closed once QEMU has it."""
+    """One exporting process, which ends when we do. `client`: QEMU's end of the connection, to be closed once QEMU has
+    it.
+    """
 
     def __init__(self, name: str, child: asyncio.subprocess.Process, client: socket.socket, log: Path) -> None:
         self._name, self._child, self.client, self._log = name, child, client, log
@@ -65,10 +67,11 @@ class Export:
         host: Host | None,
         on_end: Callable[[str], None],
     ) -> Export:
-        """Start a process that exports `file`, or no file, as `settings` say. Each failed request is a line of JSON in `log`.
+        """Start a process that exports `file`, or no file, as `settings` say. Each failed request is a line of JSON in
+        `log`.
 
-        `host`: confine the process as this host supports it; None: do not. `on_end`: called with the reason when the process ends before
-        `close`; QEMU's requests fail from then on.
+        `host`: confine the process as this host supports it; None: do not. `on_end`: called with the reason when the
+        process ends before `close`; QEMU's requests fail from then on.
 
         :raise HostError: it does not start.
         """
@@ -99,7 +102,8 @@ class Export:
         await self._send("hurry")
 
     async def lose_cache(self, share: float, seed: int, *, end: bool = False) -> int:
-        """Empty the volatile cache: each block is written with the probability `share`, or lost. `end`: complete no request from now on.
+        """Empty the volatile cache: each block is written with the probability `share`, or lost. `end`: complete no
+        request from now on.
 
         Returns the number of lost blocks.
         """
@@ -147,8 +151,8 @@ class Export:
     async def _read_answers(self) -> None:
         """Read the process's answers until it ends, and then call `on_end`.
 
-        `on_end` must be called before the guest can notice that its disk is gone. So it does not wait for the exit status: when a process
-        ends, its output is closed first.
+        `on_end` must be called before the guest can notice that its disk is gone. So it does not wait for the exit
+        status: when a process ends, its output is closed first.
         """
         assert self._child.stdout is not None
         try:
@@ -221,7 +225,9 @@ async def _spawn(
 
 
 def _bytecode_options() -> tuple[str, ...]:
-    """Return the options that keep compiled modules where this process keeps them; with `-I` Python ignores the variables."""
+    """Return the options that keep compiled modules where this process keeps them; with `-I` Python ignores the
+    variables.
+    """
     if sys.dont_write_bytecode:
         return ("-B",)
     return ("-X", f"pycache_prefix={sys.pycache_prefix}") if sys.pycache_prefix else ()

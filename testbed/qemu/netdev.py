@@ -1,7 +1,7 @@
 """Plans the network devices of a guest's QEMU on private networks. Pure.
 
-Each guest's QEMU sends its frames to a socket of ours (`GUEST/NETWORK.out`), which passes them on to the socket of every other guest
-(`GUEST/NETWORK.in`).
+Each guest's QEMU sends its frames to a socket of ours (`GUEST/NETWORK.out`), which passes them on to the socket of
+every other guest (`GUEST/NETWORK.in`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from testbed.topology.networks import Link
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkSockets:
-    """`folder`: has a folder with the sockets of each guest that is on these networks; `guest`: this one's name in the file; `ends`: its
-    ends.
+    """The sockets of one guest's networks. `folder`: holds a folder of sockets for each guest; `guest`: this guest's
+    name in the topology; `ends`: its ends of the networks.
     """
 
     folder: Path
@@ -25,15 +25,15 @@ class NetworkSockets:
 
     @property
     def own(self) -> Path:
-        """This guest's folder, which is all of them that its QEMU reaches."""
+        """This guest's folder, the only one that its QEMU can access."""
         return self.folder / self.guest
 
     def inlet(self, network: str, guest: str) -> Path:
-        """The socket on which a guest's QEMU takes frames."""
+        """The socket on which a guest's QEMU receives frames."""
         return self.folder / guest / f"{network}.in"
 
     def outlet(self, network: str) -> Path:
-        """The socket to which this guest's QEMU sends them."""
+        """The socket to which this guest's QEMU sends frames."""
         return self.own / f"{network}.out"
 
 
@@ -41,7 +41,7 @@ NO_NETWORKS = NetworkSockets(folder=Path(), guest="", ends=())
 
 
 def netdev_commands(wiring: NetworkSockets, first_port: int) -> tuple[QmpCommand, ...]:
-    """The commands that put a guest's interfaces in, one in each root port from `first_port` on."""
+    """Return the commands that add a guest's network devices, one in each root port from `first_port` on."""
     commands = []
     for port, link in enumerate(wiring.ends, start=first_port):
         local, remote = wiring.inlet(link.network, wiring.guest), wiring.outlet(link.network)

@@ -2,9 +2,10 @@
 
 Only who can make sockets there can connect to the port that QEMU forwards to its guest's SSH server.
 
-A socket stays in the namespace that it was made in, whoever holds its descriptor, and a socket that `accept` returns is in the namespace of
-the listening socket. connect(2) with AF_UNSPEC turns a connected socket into an unconnected one. So two sockets that were made there
-(`jail_exec.py`) are enough to make more, without a privilege and without a process that would have to stay in the namespace.
+A socket stays in the namespace that it was made in, whoever holds its descriptor, and a socket that `accept` returns is
+in the namespace of the listening socket. connect(2) with AF_UNSPEC turns a connected socket into an unconnected one. So
+two sockets that were made there (`jail_exec.py`) are enough to make more, without a privilege and without a process
+that would have to stay in the namespace.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class NetworkNamespace:
         return self._theirs.fileno()
 
     def _receive(self) -> tuple[socket.socket, socket.socket]:
-        """Receive the two sockets. They are sent before QEMU itself is started, so this does not block once QEMU runs."""
+        """Receive the two sockets. They are sent before QEMU itself starts, so this does not block once it runs."""
         self._theirs.close()
         self._ours.setblocking(False)
         _, descriptors, _, _ = socket.recv_fds(self._ours, 1, 2, socket.MSG_CMSG_CLOEXEC)
@@ -81,7 +82,9 @@ def _accept(listening: socket.socket, expected: object) -> socket.socket:
 
 
 def _disconnect(one: socket.socket) -> None:
-    """Dissolve a socket's connection, so that it can be connected elsewhere (connect(2)); Python has no function for it."""
+    """Dissolve a socket's connection, so that it can be connected elsewhere (connect(2)); Python has no function for
+    it.
+    """
     unspecified = bytes(_SOCKADDR_BYTES)  # a sockaddr whose family is AF_UNSPEC, 0
     if _LIBC.connect(one.fileno(), unspecified, _SOCKADDR_BYTES) < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

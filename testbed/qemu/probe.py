@@ -30,7 +30,8 @@ _TYPES = (
     "vmcoreinfo",
     "throttle-group",
 )
-# The QMP commands that the testbed uses. QEMU 5.2 lacks `blockdev-reopen` and `set-action`, and a build may leave others out.
+# The QMP commands that the testbed uses. QEMU 5.2 lacks `blockdev-reopen` and `set-action`, and a build may leave
+# others out.
 _COMMANDS = (
     "balloon",
     "block-latency-histogram-set",
@@ -129,7 +130,9 @@ async def _find_qemu(cache: Path) -> Qemu:
 
 
 def _modules(path: Path) -> str:
-    """Return the folder of modules that came with a QEMU: PREFIX/lib/qemu, or Debian's PREFIX/lib/x86_64-linux-gnu/qemu."""
+    """Return the folder of modules that came with a QEMU: PREFIX/lib/qemu, or Debian's
+    PREFIX/lib/x86_64-linux-gnu/qemu.
+    """
     prefix = path.resolve().parent.parent
     folders = (
         folder for pattern in ("lib/qemu", "lib/*/qemu") for folder in prefix.glob(pattern) if any(folder.glob("*.so"))
@@ -140,7 +143,8 @@ def _modules(path: Path) -> str:
 async def _ask_qemu(path: Path, modules: str) -> dict[str, Any]:
     """Ask a QEMU without a machine for its version and abilities; returns the record to cache.
 
-    It is asked for each type by its name. For a list of all types it would load every module, and exit at one of another QEMU.
+    It is asked for each type by its name. For a list of all types it would load every module, and exit at one of
+    another QEMU.
     """
     queries = (
         "qmp_capabilities",
@@ -186,7 +190,9 @@ async def _ask_qemu(path: Path, modules: str) -> dict[str, Any]:
 
 
 def _netdevs(schema: dict[str, Any]) -> list[str]:
-    """Return the types of network devices that `netdev_add` takes; in the schema only commands have names, types have numbers."""
+    """Return the types of network devices that `netdev_add` takes; in the schema only commands have names, types have
+    numbers.
+    """
     arguments = schema.get(schema.get("netdev_add", {}).get("arg-type"), {})
     kinds = [schema.get(member["type"], {}) for member in arguments.get("members", []) if member["name"] == "type"]
     return [value for kind in kinds for value in kind.get("values", [])]

@@ -1,4 +1,4 @@
-"""Answers of probes, kept in the cache by what they depend on."""
+"""Caches answers of probes, in files named by everything that the answer depends on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from testbed.text import parse_json
 
 
 def load_answer(path: Path) -> dict[str, Any] | None:
-    """The answer in a file; None where there is none, or none that can be read."""
+    """Read a cached answer; None if there is none, or it cannot be read."""
     try:
         record = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -20,9 +20,9 @@ def load_answer(path: Path) -> dict[str, Any] | None:
 
 
 def save_answer(path: Path, record: dict[str, Any]) -> None:
-    """Put an answer in its place, at once."""
+    """Write an answer atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Of this process alone, and the next one of its number writes over what it leaves.
+    # No other process has this name; a leftover is overwritten by the next process with this pid.
     new = path.with_suffix(f".{os.getpid()}")
     new.write_text(json.dumps(record), encoding="utf-8")
     new.replace(path)

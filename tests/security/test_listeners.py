@@ -62,7 +62,7 @@ async def test_frames_for_a_peer_that_takes_none_cost_bounded_memory(size_bytes:
     taken = 0
     while queue._frames:
         taken += sys.getsizeof(await queue.get())
-    assert taken <= frame_switch._MOST_WAITING_BYTES and queue._bytes == 0
+    assert taken <= frame_switch._MOST_QUEUED_BYTES and queue._bytes == 0
 
 
 async def test_a_console_that_is_read_no_longer_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_a_message_of_qmp_that_is_none_ends_the_connection(said: bytes, tmp_path
         with qemu:
             qemu.sendall(said)
             with pytest.raises(WireBroken, match="QEMU's monitor for samples went away during query-status"):
-                poller.ask("query-status")
+                poller.execute("query-status")
 
 
 # The socket of commands --------------------------------------------------------------------------------------------------------------

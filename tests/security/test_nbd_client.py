@@ -490,9 +490,9 @@ async def test_an_export_is_held_as_qemu_is(tmp_path: Path) -> None:
 
 
 async def test_what_cannot_be_held_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failing = "def fail(*words):\n    raise OSError('no libseccomp')\nconfine.seccomp_filter = fail\n"
+    failing = "def fail():\n    raise OSError('no libseccomp')\nconfinement._prepare_filter = fail\n"
     program = nbd_export._PROGRAM.replace(
-        "; main()", f"\nfrom testbed.qemu import jail_exec as confine\n{failing}main()"
+        "; main()", f"\nfrom testbed.qemu.nbd_server import confinement\n{failing}main()"
     )
     monkeypatch.setattr(nbd_export, "_PROGRAM", program)
     with pytest.raises(HostError, match="disk data: its export ended: OSError: no libseccomp"):

@@ -58,7 +58,7 @@ async def write_dump(guest: Guest, path: Path, kind: Format = "elf") -> int:
 
 async def _finished(guest: Guest, path: Path) -> None:
     async with asyncio.timeout(_LIMIT_S):
-        while (said := await guest.monitor.execute("query-dump", kept=False))["status"] in ("active", "none"):
+        while (said := await guest.monitor.execute("query-dump", log=False))["status"] in ("active", "none"):
             await asyncio.sleep(0.05)
     if said["status"] != "completed":
         raise HostError(f"{path}: QEMU: expected a dump, got {said['status']}")

@@ -57,11 +57,11 @@ class DiskSampler:
         try:
             return await asyncio.to_thread(self.read)
         finally:
-            self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._guest.blocking_monitor.rest)
+            self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._guest.blocking_monitor.disconnect_if_idle)
 
     def read(self) -> dict[str, Any]:
         """One sample, for a thread of its own: it waits for QEMU. Raises as `sample`; afterwards the guest's `poller` must rest."""
-        ask = self._guest.blocking_monitor.ask
+        ask = self._guest.blocking_monitor.execute
         at = time.monotonic()
         if self._limits_of != self._guest.hardware.limits_changed:
             # They do not change by themselves, and to ask for them takes as long as all of the rest.
@@ -86,14 +86,14 @@ class DiskSampler:
     def _count_latencies(self, device: str) -> None:
         """Let QEMU count how long a disk's requests take, from now on; one that comes back must be told again."""
         with contextlib.suppress(HostError):  # it is just going
-            self._guest.blocking_monitor.ask(
+            self._guest.blocking_monitor.execute(
                 "block-latency-histogram-set", {"id": device, "boundaries": list(BOUNDARIES_NS)}
             )
 
     def _throttle(self, name: str) -> dict[str, int]:
         group = blockdev.throttle_group(name, self._guest.model.disks[name])
         limits = from_qemu_limits(
-            self._guest.blocking_monitor.ask("qom-get", {"path": f"/objects/{group}", "property": "limits"})
+            self._guest.blocking_monitor.execute("qom-get", {"path": f"/objects/{group}", "property": "limits"})
         )
         return {key.replace("_", "-"): value for key, value in limits.given().items()}
 
@@ -128,4 +128,4 @@ async def sampling_disks(guest: Guest, every_s: float | None = None) -> AsyncIte
         ):
             yield
     finally:
-        guest.blocking_monitor.rest()
+        guest.blocking_monitor.disconnect_if_idle()

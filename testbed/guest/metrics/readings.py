@@ -23,7 +23,7 @@ _COUNTERS_LIMIT_S = 10
 
 async def block_devices(guest: Guest) -> dict[str, dict[str, Any]]:
     """What `query-blockstats` says of each of the topology's disks that is there: `stats`, and `qdev`, the device's own name."""
-    return group_by_disk(guest, await guest.qmp.execute(BLOCKSTATS, kept=False))
+    return group_by_disk(guest, await guest.qmp.execute(BLOCKSTATS, log=False))
 
 
 def group_by_disk(guest: Guest, found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -85,7 +85,7 @@ async def _groups(guest: Guest) -> dict[str, dict[str, dict[str, int]]]:
 async def _limits(guest: Guest, name: str) -> dict[str, int]:
     """The limits that QEMU has for a disk now, without those that are off."""
     group = blockdev.throttle_group(name, guest.model.disks[name])
-    limits = await guest.monitor.limits(group)
+    limits = await guest.monitor.throttle_limits(group)
     kinds = (f"{unit}-{which}" for unit in ("iops", "bps") for which in ("total", "read", "write"))
     return {kind: limits[kind] for kind in kinds if limits.get(kind)}
 

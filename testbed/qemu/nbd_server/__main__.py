@@ -1,4 +1,4 @@
-"""The process: exports one device to one client, and ends with its owner, or with a line that says why.
+"""The main program: exports one device to one client, and ends with its owner, or after a line that says why.
 
 python -m testbed.qemu.nbd_server '{"wire": 5, "file": 6}'
 {}
@@ -32,25 +32,25 @@ def main() -> None:
         sys.stderr.write("" if isinstance(error, BadClient) else traceback.format_exc())
         notify_owner({"ends": why})
         status = 1
-    # Nothing is written out: that is what a power cut, or a kill, leaves.
+    # The cache is not written out, as after a power cut or a kill.
     os._exit(status)
 
 
 def _run(settings: Settings) -> None:
-    store: Backing = (
+    backing: Backing = (
         DiscardingBacking(settings.room_bytes)
         if settings.file is None
         else FileBacking(settings.file, room_bytes=settings.room_bytes)
     )
     cache = None
     if settings.cache_bytes:
-        store = cache = VolatileCache(store, room_bytes=settings.cache_bytes, lies=settings.cache_lies)
-    device = Device(store, log=sys.stderr, drops_fua=settings.drops_fua)
+        backing = cache = VolatileCache(backing, room_bytes=settings.cache_bytes, lies=settings.cache_lies)
+    device = Device(backing, log=sys.stderr, drops_fua=settings.drops_fua)
     protocol = Protocol(size_bytes=device.size, read_only=settings.read_only, block_bytes=settings.block_bytes)
-    # A number that select() takes, whatever the owner had open.
-    wire = socket.socket(fileno=fcntl.fcntl(settings.wire, fcntl.F_DUPFD_CLOEXEC, 0))
+    # A low descriptor, which select() accepts however many files the owner had open.
+    connection = socket.socket(fileno=fcntl.fcntl(settings.wire, fcntl.F_DUPFD_CLOEXEC, 0))
     os.close(settings.wire)
-    client = Client(wire, protocol, device)
+    client = Client(connection, protocol, device)
     confinement.confine_process(settings)
     notify_owner({})
     serve(client, device, Owner(device, cache))

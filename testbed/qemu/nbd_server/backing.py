@@ -1,4 +1,6 @@
-"""Where the blocks of an exported device are kept: a file, or nowhere; and a volatile cache over it, which a power cut empties."""
+"""Where the blocks of an exported device are kept: in a file, or nowhere; and a volatile cache over it, which a power
+cut empties.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +24,20 @@ class Backing(Protocol):
         """In bytes."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """So many bytes."""
+        """Read that many bytes."""
 
     def write(self, offset: int, data: bytes) -> None:
-        """Take these bytes; they may be lost until `flush`."""
+        """Accept these bytes; they may be lost until `flush`."""
 
     def trim(self, offset: int, length: int) -> None:
-        """These bytes are zeros, and need no room."""
+        """Make these bytes zeros, and free their space."""
 
     def flush(self) -> None:
-        """What was taken so far stays."""
+        """Make everything accepted so far durable."""
 
 
 class DiscardingBacking:
-    """Takes everything, and reads as zeros."""
+    """Drops everything that is written, and reads as zeros."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -55,9 +57,10 @@ class DiscardingBacking:
 
 
 class FileBacking:
-    """An open file of this machine, whose page cache is the same as QEMU's own view of it. The machine does not lose power: `flush` has
-    nothing to do, as with QEMU's `cache.no-flush`. `room_bytes`: it may grow to so much, for which it is taken to be so large from the
-    beginning: NBD has no other way to say it.
+    """An open file, through the same page cache as QEMU's own view of it.
+
+    The host does not lose power, so `flush` has nothing to do, as with QEMU's `cache.no-flush`. `room_bytes`: the size
+    that the file may grow to; the device has this size from the beginning, because NBD cannot announce growth.
     """
 
     def __init__(self, descriptor: int, *, room_bytes: int = 0) -> None:
@@ -68,7 +71,7 @@ class FileBacking:
         data = os.pread(self._file, length, offset)
         while len(data) < length:
             more = os.pread(self._file, length - len(data), offset + len(data))
-            data += more or bytes(length - len(data))  # what it has not grown to yet
+            data += more or bytes(length - len(data))  # beyond the end of a file that may still grow
         return data
 
     def write(self, offset: int, data: bytes) -> None:
@@ -85,35 +88,36 @@ class FileBacking:
 
 
 class VolatileCache:
-    """Blocks of 4 KiB that a store does not have yet. A flush writes them out; so does a lack of room, oldest first.
+    """Blocks of 4 KiB that the backing does not have yet. A flush writes them out; a full cache writes out the oldest.
 
     `lies`: a flush is acknowledged and does nothing.
     """
 
     def __init__(self, below: Backing, *, room_bytes: int, lies: bool) -> None:
         self._below = below
-        self._room = max(1, room_bytes // _BLOCK)
+        self._most_blocks = max(1, room_bytes // _BLOCK)
         self.lies = lies
-        # By number of the block, in the order in which they became dirty; None is a block of zeros that needs no room.
+        # By number of the block, in the order in which they became dirty; None is a block of zeros that takes no
+        # memory.
         self._dirty: dict[int, bytes | None] = {}
 
     @property
     def size(self) -> int:
-        """The store's."""
+        """The size of the backing, in bytes."""
         return self._below.size
 
     def read(self, offset: int, length: int) -> bytes:
         data = self._below.read(offset, length)
         if not self._dirty:
             return data
-        found = bytearray(data)
+        result = bytearray(data)
         for number in range(offset // _BLOCK, (offset + length - 1) // _BLOCK + 1):
             if number in self._dirty:
                 block = self._dirty[number] or bytes(_BLOCK)
                 at = number * _BLOCK - offset
                 first, last = max(0, -at), min(_BLOCK, length - at)
-                found[at + first : at + last] = block[first:last]
-        return bytes(found)
+                result[at + first : at + last] = block[first:last]
+        return bytes(result)
 
     def write(self, offset: int, data: bytes) -> None:
         at = 0
@@ -127,18 +131,20 @@ class VolatileCache:
             at += _BLOCK - skip
 
     def trim(self, offset: int, length: int) -> None:
-        """Takes room only as long as it has some, however much is trimmed: of more, the first part is trimmed below at once."""
+        """Trim whole blocks in the cache, as many as it has room for; the first part of a larger range is trimmed in
+        the backing at once.
+        """
         first, end = -(-offset // _BLOCK), (offset + length) // _BLOCK
         if first >= end:  # no whole block
             self.write(offset, bytes(length))
             return
         self.write(offset, bytes(first * _BLOCK - offset))
-        kept = max(first, end - self._room)
-        if kept > first:
-            for number in [number for number in self._dirty if first <= number < kept]:
+        first_kept = max(first, end - self._most_blocks)
+        if first_kept > first:
+            for number in [number for number in self._dirty if first <= number < first_kept]:
                 del self._dirty[number]
-            self._below.trim(first * _BLOCK, (kept - first) * _BLOCK)
-        for number in range(kept, end):
+            self._below.trim(first * _BLOCK, (first_kept - first) * _BLOCK)
+        for number in range(first_kept, end):
             self._put(number, None)
         self.write(end * _BLOCK, bytes(offset + length - end * _BLOCK))
 
@@ -148,7 +154,9 @@ class VolatileCache:
             self._below.flush()
 
     def settle(self, share: float, seed: int = 0) -> int:
-        """Empty the cache: each dirty block is written with the probability `share`, or is lost; returns how many were lost."""
+        """Empty the cache: each dirty block is written with the probability `share`, or lost; returns how many were
+        lost.
+        """
         chance = random.Random(seed)  # noqa: S311  # the same seed must lose the same blocks
         lost = 0
         for number in tuple(self._dirty):
@@ -161,7 +169,7 @@ class VolatileCache:
 
     def _put(self, number: int, block: bytes | None) -> None:
         self._dirty[number] = block
-        if len(self._dirty) > self._room:
+        if len(self._dirty) > self._most_blocks:
             self._write_out(next(iter(self._dirty)))
 
     def _write_out(self, number: int) -> None:

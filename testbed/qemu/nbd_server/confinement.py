@@ -1,9 +1,10 @@
-"""Takes from this process what it has no use for, before it reads what a client says: its files and its client are open by then.
+"""Gives up everything that this process does not need, before it reads from its client: its files and the connection
+are open by then.
 
-An export is held by the means that hold QEMU (`testbed.qemu.jail_exec`), but by itself and not by a program before it: it starts without one more
-Python, and its account need not reach ours. What a process of Python needs for its loop is little, so the filter names the calls that are
-left, and not those that are refused: no file is opened, no socket made, no program started and no process signalled, whatever Landlock
-this kernel has.
+The process is confined as QEMU is (`testbed.qemu.jail_exec`), but by itself and not by a script that starts it: that
+saves one start of Python, and its account need not be able to read our files. The loop of a Python process needs few
+system calls, so the filter lists those that are allowed, and not those that are denied: it opens no file, makes no
+socket, starts no program and signals no process, whatever Landlock this kernel has.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import ctypes
 import os
 import resource
 import signal
+from collections.abc import Callable
 
 from testbed.qemu import jail_exec
 from testbed.qemu.nbd_server.settings import Settings
 
-# Memory, time, the descriptors that it has, and its end. Others fail with EPERM.
+# For memory, time, the descriptors that it has, and its exit. Other calls fail with EPERM.
 _CALLS = (
     *("read", "write", "readv", "writev", "pread64", "pwrite64", "fallocate", "lseek", "close"),
     *("recvfrom", "recvmsg", "sendto", "sendmsg", "shutdown"),
@@ -27,7 +29,7 @@ _CALLS = (
     *("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack"),
     *("exit", "exit_group"),
 )
-_OPEN_FILES = 32  # those that it has, each with a number below it
+_OPEN_FILES = 32  # more than the highest descriptor that it has
 _SET_DEATH_SIGNAL, _NO_NEW_PRIVS = 1, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -39,9 +41,10 @@ class _Header(ctypes.Structure):
 
 
 def confine_process(settings: Settings) -> None:
-    """Be held as the settings say.
+    """Confine this process as the settings say.
 
-    :raise OSError: this machine does not let it, as it let QEMU; or nobody is there any longer who started this process.
+    :raise OSError: this machine does not permit it, though it did for QEMU; or the process that started this one has
+        ended.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
@@ -51,19 +54,35 @@ def confine_process(settings: Settings) -> None:
         os.setgroups([])
         os.setresgid(settings.gid, settings.gid, settings.gid)
         os.setresuid(settings.uid, settings.uid, settings.uid)
-    # Those of root where it cannot become somebody else, and those in a namespace of its own.
-    _asked("capset", _libc.capset(ctypes.byref(_Header(version=_CAPABILITY_VERSION_3)), (ctypes.c_uint32 * 6)()))
-    _asked("no_new_privs", _libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0))
-    # After the account: changing that takes it away (prctl(2)).
-    _asked("the parent-death signal", _libc.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0))
+    # Root's, where the account cannot be changed, and those in a user namespace of its own.
+    _checked("capset", _libc.capset(ctypes.byref(_Header(version=_CAPABILITY_VERSION_3)), (ctypes.c_uint32 * 6)()))
+    _checked("no_new_privs", _libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0))
+    # After the change of the account, which clears it (prctl(2)).
+    _checked("the parent-death signal", _libc.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0))
     if os.getppid() != settings.parent:
         raise ProcessLookupError("whoever started it has ended")
     if settings.confined:
-        allow_no_others = jail_exec.seccomp_filter(_CALLS)
+        allow_only_these = _prepare_filter()
         jail_exec.restrict_by_landlock((), jail_exec.landlock_abi())
-        allow_no_others()
+        allow_only_these()
 
 
-def _asked(what: str, result: int) -> None:
+def _prepare_filter() -> Callable[[], None]:
+    """Prepare the filter of system calls; calling the result applies it.
+
+    Calls that this architecture does not have are skipped. Preparing opens libseccomp, which Landlock may refuse later.
+    """
+    seccomp = ctypes.CDLL("libseccomp.so.2", use_errno=True)
+    seccomp.seccomp_init.restype = ctypes.c_void_p
+    context = ctypes.c_void_p(seccomp.seccomp_init(jail_exec.DENY))
+    for call in _CALLS:
+        number = seccomp.seccomp_syscall_resolve_name(call.encode())
+        failed = seccomp.seccomp_rule_add_array(context, jail_exec.ALLOW, number, 0, None) if number >= 0 else 0
+        if failed:
+            raise OSError(-failed, f"libseccomp: {call}: {os.strerror(-failed)}")
+    return lambda: jail_exec.load_filter(seccomp, context)
+
+
+def _checked(what: str, result: int) -> None:
     if result < 0:
         raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")

@@ -1,7 +1,7 @@
-"""Parses what an NBD client sends, and packs what it is answered. Does no I/O: any bytes can be given to it.
+"""Parses what an NBD client sends, and packs the replies. Does no I/O, and accepts any bytes.
 
-Fixed newstyle negotiation and simple replies, as QEMU's client speaks them. Every request is checked before it is one; which error answers
-what, and every number, is from the NBD project's doc/proto.md.
+Fixed newstyle negotiation and simple replies, as QEMU's client uses them. Every request is checked before it is passed
+on; all numbers, and which error answers which mistake, are from the NBD project's doc/proto.md.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _HAS_FLAGS, _READ_ONLY, _SEND_FLUSH, _SEND_FUA, _SEND_TRIM, _SEND_WRITE_ZEROES =
 _FUA, _NO_HOLE = 1, 2
 _READ, _WRITE, _DISCONNECT, _FLUSH, _TRIM, _WRITE_ZEROES = 0, 1, 2, 3, 4, 6
 _OPERATIONS = {_READ: READ, _WRITE: WRITE, _FLUSH: FLUSH, _TRIM: DISCARD, _WRITE_ZEROES: WRITE}
-# What a client may negotiate with: strings of the protocol have at most 4096 bytes, and a client has few options to ask for.
+# Limits of the negotiation: strings of the protocol have at most 4096 bytes, and a client needs few options.
 _MOST_NAME_BYTES, _MOST_OPTION_BYTES, _MOST_OPTIONS, _MOST_NEGOTIATION_BYTES = 4096, 8192, 64, 1 << 20
 _PREFERRED_BYTES = 4096
-# What the protocol can say of an error; everything else is an input/output error.
+# The errors that the protocol has numbers for; every other error is sent as EIO.
 _ERRORS = {
     *(
         errno.EPERM,
@@ -61,7 +61,7 @@ class SendBytes:
 
 @dataclass(frozen=True, slots=True)
 class NbdRequest:
-    """A request that is right; it is answered with `reply(cookie, ...)`."""
+    """A valid request; it is answered with `reply(cookie, ...)`."""
 
     cookie: int
     request: Request
@@ -69,18 +69,18 @@ class NbdRequest:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionEnded:
-    """The client wants no more; or `why` it gets no more, having broken the protocol."""
+    """The client has disconnected; or it is dropped, and `why` says how it broke the protocol."""
 
     why: str = ""
 
 
 Event = SendBytes | NbdRequest | ConnectionEnded
-# Yields events, and None where bytes are missing.
+# Yields events, and None when more bytes are needed.
 Steps = Generator[Event | None, None, None]
 
 
-class _Over(Exception):
-    """Its text is `Ended.why`."""
+class _Closed(Exception):
+    """The end of the connection; its text is `ConnectionEnded.why`."""
 
 
 class Protocol:
@@ -93,11 +93,11 @@ class Protocol:
         self.transmitting = False  # negotiation is over
 
     def receive(self, data: bytes | memoryview) -> None:
-        """Take bytes of the client; they are kept until `next_event` has used them."""
+        """Add bytes from the client; they are kept until `next_event` has used them."""
         self._received += data
 
     def next_event(self) -> Event | None:
-        """What the bytes so far mean; None: nothing yet, more are needed."""
+        """Return the next event in the bytes so far; None if more are needed."""
         return next(self._steps, ConnectionEnded())
 
     def _session(self) -> Steps:
@@ -106,9 +106,9 @@ class Protocol:
             self.transmitting = True
             while True:
                 yield from self._take_request()
-        except _Over as over:
+        except _Closed as closed:
             self._received.clear()
-            yield ConnectionEnded(str(over))
+            yield ConnectionEnded(str(closed))
 
     def _take(self, length: int) -> Generator[None, None, bytes]:
         while len(self._received) < length:
@@ -119,7 +119,7 @@ class Protocol:
         return data
 
     def _skip(self, length: int) -> Generator[None, None, None]:
-        """Drop so many bytes, and keep none of them."""
+        """Drop that many bytes without keeping them."""
         while length:
             step = min(length, len(self._received))
             del self._received[:step]
@@ -127,53 +127,56 @@ class Protocol:
             if length:
                 yield None
 
-    # Negotiation ------------------------------------------------------------------------------------------------------------------
+    # Negotiation
+    # ------------------------------------------------------------------------------------------------------------------
 
     def _negotiate(self) -> Steps:
         (flags,) = struct.unpack(">I", (yield from self._take(4)))
         if flags & ~(_FIXED_NEWSTYLE | _NO_ZEROES):
-            raise _Over(f"expected client flags of {_FIXED_NEWSTYLE | _NO_ZEROES:#x}, got {flags:#x}")
+            raise _Closed(f"expected client flags of {_FIXED_NEWSTYLE | _NO_ZEROES:#x}, got {flags:#x}")
         room_bytes = _MOST_NEGOTIATION_BYTES
         for _ in range(_MOST_OPTIONS):
             magic, option, length = struct.unpack(">QII", (yield from self._take(16)))
             if magic != _OPTION:
-                raise _Over(f"expected an option, got the number {magic:#x}")
+                raise _Closed(f"expected an option, got the number {magic:#x}")
             if option != _EXPORT_NAME and not flags & _FIXED_NEWSTYLE:
-                raise _Over(f"expected the name of an export of a client that does not know more, got option {option}")
-            if option == _EXPORT_NAME and length > _MOST_NAME_BYTES:  # to which there is no answer
-                raise _Over(f"expected a name of at most {_MOST_NAME_BYTES} bytes, got {length}")
+                raise _Closed(
+                    f"expected the name of an export of a client that does not know more, got option {option}"
+                )
+            if option == _EXPORT_NAME and length > _MOST_NAME_BYTES:  # the protocol has no answer to this option
+                raise _Closed(f"expected a name of at most {_MOST_NAME_BYTES} bytes, got {length}")
             room_bytes -= length
             if room_bytes < 0:
-                raise _Over(f"expected options of at most {_MOST_NEGOTIATION_BYTES} bytes, got more")
+                raise _Closed(f"expected options of at most {_MOST_NEGOTIATION_BYTES} bytes, got more")
             if length > _MOST_OPTION_BYTES:
                 yield from self._skip(length)
                 yield _answer(option, _TOO_BIG)
                 continue
             data = yield from self._take(length)
             if option == _EXPORT_NAME:
-                yield SendBytes(self._described() + (b"" if flags & _NO_ZEROES else bytes(124)))
+                yield SendBytes(self._export_info() + (b"" if flags & _NO_ZEROES else bytes(124)))
                 return
             yield from self._answer(option, data)
             if option == _GO and _names_export(data):
                 return
-        raise _Over(f"expected at most {_MOST_OPTIONS} options, got more")
+        raise _Closed(f"expected at most {_MOST_OPTIONS} options, got more")
 
     def _answer(self, option: int, data: bytes) -> Steps:
         if option == _ABORT:
             yield _answer(option, _ACK)
-            raise _Over
+            raise _Closed
         if option not in (_GO, _INFO):
             yield _answer(option, _UNSUPPORTED)
         elif not _names_export(data):
             yield _answer(option, _INVALID)
         else:
-            # There is one export, whatever the client calls it.
-            yield _answer(option, _REP_INFO, struct.pack(">H", _INFO_EXPORT) + self._described())
+            # There is one export, whatever name the client uses.
+            yield _answer(option, _REP_INFO, struct.pack(">H", _INFO_EXPORT) + self._export_info())
             sizes = (self._block, max(self._block, _PREFERRED_BYTES), MOST_BYTES)
             yield _answer(option, _REP_INFO, struct.pack(">HIII", _INFO_BLOCK_SIZE, *sizes))
             yield _answer(option, _ACK)
 
-    def _described(self) -> bytes:
+    def _export_info(self) -> bytes:
         flags = (
             _HAS_FLAGS
             | _SEND_FLUSH
@@ -184,14 +187,15 @@ class Protocol:
         )
         return struct.pack(">QH", self._size, flags)
 
-    # Transmission -----------------------------------------------------------------------------------------------------------------
+    # Transmission
+    # -----------------------------------------------------------------------------------------------------------------
 
     def _take_request(self) -> Steps:
         magic, flags, command, cookie, offset, length = struct.unpack(">IHHQQI", (yield from self._take(28)))
         if magic != _REQUEST:
-            raise _Over(f"expected a request, got the number {magic:#x}")
+            raise _Closed(f"expected a request, got the number {magic:#x}")
         if command == _DISCONNECT:
-            raise _Over
+            raise _Closed
         refused = self._refused(flags, command, offset, length)
         if refused:
             yield from self._skip(length if command == _WRITE else 0)
@@ -204,7 +208,7 @@ class Protocol:
         )
 
     def _refused(self, flags: int, command: int, offset: int, length: int) -> int:
-        """The errno that answers a request, 0 for one that is right."""
+        """Return the errno that answers an invalid request, 0 for a valid one."""
         operation = _OPERATIONS.get(command)
         if operation is None or flags & ~(_FUA | (_NO_HOLE if command == _WRITE_ZEROES else 0)):
             return errno.EINVAL
@@ -225,7 +229,9 @@ class Protocol:
 
 
 def _names_export(data: bytes) -> bool:
-    """Whether the data of NBD_OPT_INFO or NBD_OPT_GO are: a name, and a list of what the client wants to know, each with its length."""
+    """Tell whether the data of NBD_OPT_INFO or NBD_OPT_GO is valid: a name, and a list of information types, each with
+    its length.
+    """
     if len(data) < 6:
         return False
     name_bytes = int.from_bytes(data[:4], "big")
@@ -242,6 +248,6 @@ def _answer(option: int, kind: int, data: bytes = b"") -> SendBytes:
 
 
 def reply(cookie: int, error: int) -> bytes:
-    """The head of a simple reply; what was read comes after it. `error`: an errno, 0 for success."""
-    said = error if not error or error in _ERRORS else errno.EIO
-    return struct.pack(">IIQ", _REPLY, said, cookie)
+    """Pack the head of a simple reply; data that was read follows it. `error`: an errno, 0 for success."""
+    number = error if not error or error in _ERRORS else errno.EIO
+    return struct.pack(">IIQ", _REPLY, number, cookie)

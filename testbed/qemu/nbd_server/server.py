@@ -1,6 +1,8 @@
-"""The loop of the process: one thread serves one client, and does what its owner says on standard input, until that ends.
+"""The main loop: one thread serves one client, and carries out its owner's commands from standard input, until that is
+closed.
 
-What the client makes it hold is bounded: it is not read from while as much waits as may, or while answers wait for it to read them.
+The memory that the client can make it use is limited: the loop does not read from the client while too many requests
+are delayed, or while the client does not read its replies.
 """
 
 from __future__ import annotations
@@ -23,58 +25,59 @@ from testbed.qemu.nbd_server.protocol import ConnectionEnded, NbdRequest, Protoc
 from testbed.text import parse_json
 
 _READ_BYTES = 1 << 18
-# No request is ended while so much of earlier ones was not read by the client; the last of them may be of `nbd.MOST_BYTES`.
+# No request completes while the client has not read this much of earlier replies; the last reply may have
+# `nbd.MOST_BYTES`.
 _MOST_UNREAD_BYTES = 1 << 20
-# Requests that come, and that end, before the owner and the clock are looked at again.
+# Requests that are accepted, and completed, before the owner and the clock are checked again.
 _STEPS = 64
 _NEGOTIATION_S = 60.0
 
 
 class BadClient(Exception):
-    """The client says what no client says; its text is what."""
+    """The client has broken the protocol; the text says how."""
 
 
 class Client:
-    """The one client of a device. It is `gone` when it has ended the connection; what it had asked for is dropped then."""
+    """The one client of a device. It is `gone` once it has closed the connection; its requests are dropped then."""
 
-    def __init__(self, wire: socket.socket, protocol: Protocol, device: Device) -> None:
-        self._wire, self._protocol, self._device = wire, protocol, device
-        self._unread = bytearray(nbd.GREETING)
+    def __init__(self, connection: socket.socket, protocol: Protocol, device: Device) -> None:
+        self._socket, self._protocol, self._device = connection, protocol, device
+        self._replies = bytearray(nbd.GREETING)
         self._read = memoryview(bytearray(_READ_BYTES))
         self._wants_bytes = True
-        self._since: float | None = None  # its first byte came
+        self._since: float | None = None  # when its first byte came
         self.gone = False
-        wire.setblocking(False)
+        connection.setblocking(False)
 
     @property
     def reads(self) -> tuple[socket.socket, ...]:
-        """What to wait for until it can be read."""
-        return () if self.gone or not self._wants_bytes else (self._wire,)
+        """The sockets to wait for until they are readable."""
+        return () if self.gone or not self._wants_bytes else (self._socket,)
 
     @property
     def writes(self) -> tuple[socket.socket, ...]:
-        """What to wait for until it can be written to."""
-        return () if self.gone or not self._unread else (self._wire,)
+        """The sockets to wait for until they are writable."""
+        return () if self.gone or not self._replies else (self._socket,)
 
     @property
     def has_room(self) -> bool:
-        """Whether it reads its answers, so that another request may end."""
-        return len(self._unread) < _MOST_UNREAD_BYTES
+        """Whether the client reads its replies, so that another request may complete."""
+        return len(self._replies) < _MOST_UNREAD_BYTES
 
     @property
     def deadline(self) -> float | None:
-        """When it must have negotiated, on the clock of `time.monotonic`."""
+        """When the negotiation must be over, on the clock of `time.monotonic`."""
         return None if self._since is None or self._protocol.transmitting or self.gone else self._since + _NEGOTIATION_S
 
     @property
     def is_ready(self) -> bool:
-        """Whether `step` has something to do with what was read."""
+        """Whether `step` has received requests to process."""
         return not self.gone and not self._wants_bytes and self.has_room and not self._device.full
 
     def step(self) -> None:
-        """Take some of the requests that were read, as long as there is room for them.
+        """Process some of the received requests, as long as there is room for them.
 
-        :raise BadClient: it is no client.
+        :raise BadClient: the client has broken the protocol.
         """
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise BadClient(f"expected an end of its negotiation within {_NEGOTIATION_S:.0f} s, got none")
@@ -85,7 +88,7 @@ class Client:
                 case None:
                     self._wants_bytes = True
                 case SendBytes(data):
-                    self._unread += data
+                    self._replies += data
                 case NbdRequest(cookie, request):
                     self._device.submit(request, functools.partial(self._reply, cookie))
                 case ConnectionEnded(why):
@@ -96,13 +99,13 @@ class Client:
 
     def _reply(self, cookie: int, error: int, data: bytes) -> None:
         if not self.gone:
-            self._unread += nbd.reply(cookie, error)
-            self._unread += data
+            self._replies += nbd.reply(cookie, error)
+            self._replies += data
 
     def receive(self) -> None:
-        """Read what there is, or notice its end."""
+        """Read the available bytes, or notice that the client has closed the connection."""
         try:
-            length = self._wire.recv_into(self._read)
+            length = self._socket.recv_into(self._read)
         except BlockingIOError:
             return
         except OSError:
@@ -116,12 +119,12 @@ class Client:
         self._wants_bytes = False
 
     def send(self) -> None:
-        """Send what waits for it, as much as it takes."""
+        """Send pending replies, as much as the socket takes."""
         try:
-            while self._unread and not self.gone:
-                with memoryview(self._unread) as view:
-                    sent = self._wire.send(view[:_READ_BYTES])
-                del self._unread[:sent]
+            while self._replies and not self.gone:
+                with memoryview(self._replies) as view:
+                    sent = self._socket.send(view[:_READ_BYTES])
+                del self._replies[:sent]
         except BlockingIOError:
             pass
         except OSError:
@@ -129,63 +132,65 @@ class Client:
 
     def _leave(self) -> None:
         self.gone = True
-        self._unread.clear()
+        self._replies.clear()
         self._device.drop_waiting()
-        self._wire.close()
+        self._socket.close()
 
 
 class Owner:
-    """Who has started the process: says a line of JSON on standard input, and is answered by one."""
+    """The process that has started this one: it sends commands as lines of JSON on standard input, and each is answered
+    by one.
+    """
 
     def __init__(self, device: Device, cache: VolatileCache | None) -> None:
         self._device, self._cache = device, cache
-        self._said = b""
+        self._pending = b""
 
     def receive(self) -> bool:
-        """Do what was said; False: nobody says anything any more."""
+        """Carry out the commands that have arrived; False at the end of the input."""
         data = os.read(0, _READ_BYTES)
-        *lines, self._said = (self._said + data).split(b"\n")
+        *lines, self._pending = (self._pending + data).split(b"\n")
         for line in lines:
             number = None
             try:
-                asked = parse_json(line)
-                number = asked.pop("number", None)
-                said = self._done(asked)
+                command = parse_json(line)
+                number = command.pop("number", None)
+                answer = self._carry_out(command)
             except (TypeError, ValueError, KeyError, AttributeError) as error:
-                said = {"error": repr(error)}
-            notify_owner({**said, "number": number})
+                answer = {"error": repr(error)}
+            notify_owner({**answer, "number": number})
         return bool(data)
 
-    def _done(self, asked: dict[str, Any]) -> dict[str, Any]:
+    def _carry_out(self, command: dict[str, Any]) -> dict[str, Any]:
         device = self._device
-        match asked.pop("verb", None):
+        match command.pop("verb", None):
             case "latency":
-                device.set_latency(Latency(**asked))
+                device.set_latency(Latency(**command))
             case "faults":
-                device.set_faults([Fault(**fault) for fault in asked["faults"]])
+                device.set_faults([Fault(**fault) for fault in command["faults"]])
             case "hold":
-                device.hold(float(asked["seconds"]))
+                device.hold(float(command["seconds"]))
             case "hurry":
                 device.complete_delayed()
             case "lose":
-                if asked["end"]:
+                if command["end"]:
                     device.power_off()
-                return {"lost_blocks": self._cache.settle(asked["share"], asked["seed"]) if self._cache else 0}
+                return {"lost_blocks": self._cache.settle(command["share"], command["seed"]) if self._cache else 0}
             case other:
                 return {"error": f"expected a verb, got {other!r}"}
         return {}
 
 
-def notify_owner(said: dict[str, Any]) -> None:
-    """A line for the owner."""
-    sys.stdout.write(json.dumps(said) + "\n")
+def notify_owner(answer: dict[str, Any]) -> None:
+    """Write a line of JSON for the owner."""
+    sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
 
 
 def serve(client: Client, device: Device, owner: Owner) -> None:
-    """Until the owner has nothing more to say.
+    """Serve the client until the owner closes its end.
 
-    :raise BadClient: the client is none.
+    :raise BadClient: the client has broken the protocol.
     """
     while True:
         client.step()

@@ -1,4 +1,4 @@
-"""What the process is started with, as JSON in its argument."""
+"""The settings of the process, as JSON in its argument."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 class Settings:
     """One export. Sizes are in bytes; `wire` and `file` are open descriptors that the process inherits.
 
-    `wire`: a socket whose other end is the client's. `file`: what the bytes are kept in; None: nowhere. `room_bytes`: the file may grow to
-    so much, and is as large for the client from the beginning. `block_bytes`: what offsets and lengths of requests are multiples of.
-    `cache_bytes`: of a volatile cache, 0 for none; `cache_lies`: it acknowledges flushes and does nothing. `drops_fua`: see `Device`.
+    `wire`: a socket that is connected to the client. `file`: the file with the data; None: none. `room_bytes`: the size
+    that the file may grow to, and that the client sees from the beginning. `block_bytes`: offsets and lengths of
+    requests are multiples of it. `cache_bytes`: the size of a volatile cache, 0 for none; `cache_lies`: the cache
+    acknowledges flushes and does nothing. `drops_fua`: see `Device`.
 
-    `parent`: the process that it dies with. `uid`, `gid`: whom it becomes before it reads from the client; None: nobody else. `apart`,
-    `confined`: how it is kept from this machine, see `confinement`.
+    `parent`: the process that it ends with. `uid`, `gid`: the account that it changes to before it reads from the
+    client; None: no change. `mount_ns`, `confined`: how it is confined, see `confinement`.
     """
 
     wire: int = -1

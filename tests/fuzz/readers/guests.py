@@ -195,5 +195,5 @@ def monitor_events(data: bytes) -> None:
         except (ValueError, RecursionError):
             continue
         if isinstance(said, dict) and isinstance(said.get("event"), str) and isinstance(said.get("data", {}), dict):
-            heard.hear(said["event"], said.get("data", {}))
-    heard.said("data", {"read": 1, "write": 0})
+            heard.on_event(said["event"], said.get("data", {}))
+    heard.describe("data", {"read": 1, "write": 0})

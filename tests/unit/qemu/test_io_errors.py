@@ -6,34 +6,38 @@ from testbed.qemu.io_errors import IoErrors, failed_requests
 def test_errors_are_counted_by_disk_operation_and_what_became_of_them() -> None:
     errors = IoErrors()
     for _ in range(3):
-        errors.hear("BLOCK_IO_ERROR", {"node-name": "limited-data", "operation": "read", "action": "report"})
-    errors.hear("BLOCK_IO_ERROR", {"node-name": "limited-data", "operation": "write", "action": "ignore"})
-    errors.hear("BLOCK_IO_ERROR", {"node-name": "limited-other", "operation": "write", "action": "odd"})
-    assert errors.said("data", {}) == ["3 read errors reported", "1 write error ignored"]
-    assert errors.said("other", {}) == ["1 write error odd"] and errors.said("none", {}) == [] and errors.stopped == ""
+        errors.on_event("BLOCK_IO_ERROR", {"node-name": "limited-data", "operation": "read", "action": "report"})
+    errors.on_event("BLOCK_IO_ERROR", {"node-name": "limited-data", "operation": "write", "action": "ignore"})
+    errors.on_event("BLOCK_IO_ERROR", {"node-name": "limited-other", "operation": "write", "action": "odd"})
+    assert errors.describe("data", {}) == ["3 read errors reported", "1 write error ignored"]
+    assert (
+        errors.describe("other", {}) == ["1 write error odd"]
+        and errors.describe("none", {}) == []
+        and errors.stopped == ""
+    )
     # What QEMU has not told of, and what its counters, which begin again with each plug, no longer know.
-    assert errors.said("data", {"read": 5, "write": 1}) == [
+    assert errors.describe("data", {"read": 5, "write": 1}) == [
         "5 read errors reported",
         "1 write error ignored",
         "1 write error reported",
     ]
-    assert errors.said("data", {"read": 0, "write": 0}) == ["3 read errors reported", "1 write error ignored"]
+    assert errors.describe("data", {"read": 0, "write": 0}) == ["3 read errors reported", "1 write error ignored"]
 
 
 def test_a_guest_that_stands_still_says_why_until_it_goes_on() -> None:
     errors = IoErrors()
     heard: list[str] = []
     errors.on_stop = lambda: heard.append(errors.stopped)
-    errors.hear("RESUME", {})
+    errors.on_event("RESUME", {})
     error = {"node-name": "limited-data", "operation": "write", "action": "stop", "reason": "No space left on device"}
-    errors.hear("BLOCK_IO_ERROR", error)
-    errors.hear("BLOCK_IO_ERROR", error)
-    errors.hear("STOP", {})
-    errors.hear("RESUME", {})
+    errors.on_event("BLOCK_IO_ERROR", error)
+    errors.on_event("BLOCK_IO_ERROR", error)
+    errors.on_event("STOP", {})
+    errors.on_event("RESUME", {})
     assert heard == ["stopped at a write error of disk data (No space left on device)", ""]
-    assert errors.said("data", {}) == ["2 write errors stopped the guest"]
-    errors.hear("STOP", {})
-    errors.hear("RESUME", {})
+    assert errors.describe("data", {}) == ["2 write errors stopped the guest"]
+    errors.on_event("STOP", {})
+    errors.on_event("RESUME", {})
     assert heard[2:] == ["stopped, by a debugger or by `stop` of QMP", ""]
 
 
