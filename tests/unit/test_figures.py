@@ -121,7 +121,7 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
         (inspect.signature(cache.gc).parameters["unused_for"].default.removesuffix("d"),),
     ),
     ("docs/guests.md", "may take `TESTBED_RUN_LIMIT` ({}) of this machine's disks", (_RUN,)),
-    ("docs/guests.md", "A guest that does not give so much within {} s", (f"{cpu_memory._PATIENCE_S:g}",)),
+    ("docs/guests.md", "does not give up the memory within {} s", (f"{cpu_memory._PATIENCE_S:g}",)),
     (
         "docs/guests.md",
         "{} more than its disks take must be free beside its memory",
@@ -166,13 +166,13 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
     ("docs/reports.md", "{} PASS, {} FAIL, {} error or INFRA, {} INVALID, {} everything skipped", (*_CODES,)),
     ("docs/reproduce.md", "without it a plain guest with {} CPUs", (GuestModel().cpus,)),
     ("docs/reproduce.md", "lines are cut to {} characters", (regex.LONGEST_LINE,)),
-    ("docs/reproduce.md", "up to {} at once, as far as memory goes", (admission._MOST_IDLE,)),
+    ("docs/reproduce.md", "up to {} at once, if there is memory", (admission._MOST_IDLE,)),
     (
         "docs/reproduce.md",
         "({} hits in a row are needed for that, {} for 90 %)",
         (statistics.tries_until(0.95), statistics.tries_until(0.9)),
     ),
-    ("docs/reproduce.md", "after {} of them in a row a kernel is given up", (word(repro._TROUBLES_IN_A_ROW),)),
+    ("docs/reproduce.md", "after {} of them in a row the kernel is given up", (word(repro._TROUBLES_IN_A_ROW),)),
     (
         "docs/reproduce.md",
         "A bug that always shows takes {} tries on each kernel",
@@ -186,7 +186,7 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
     ("docs/reproduce.md", '"not seen in 2 tries, up to {}%"', (percent(Rate(hits=0, tries=2).high),)),
     (
         "docs/reproduce.md",
-        "What 6 tries do leave open is in the sentence: up to {} %",
+        "after 6 of them a rate of up to {} %",
         (percent(Rate(hits=0, tries=6).high),),
     ),
     ("docs/reproduce.md", "more than {}/3 times as high on the one kernel", (f"{absence.MARGIN * 3:g}",)),
@@ -208,8 +208,8 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
     ("docs/topologies.md", "| `cpus`, `memory` | {} and `{}` |", (GuestModel().cpus, format_size(GuestModel().memory))),
     ("docs/topologies.md", "a volatile cache of its own ({})", (format_size(Disk.model_fields["cache_size"].default),)),
     ("docs/topologies.md", "at most {} characters; `tb-NAME` without it", (20,)),
-    ("docs/topologies.md", "in so many steps ({})", (TimelineEntry.model_fields["steps"].default,)),
-    ("docs/topologies.md", "a value (asked {} a second)", (times(1 / timeline._POLL_S),)),
+    ("docs/topologies.md", "in that many steps ({})", (TimelineEntry.model_fields["steps"].default,)),
+    ("docs/topologies.md", "a value (read {} a second)", (times(1 / timeline._POLL_S),)),
     ("docs/topologies.md", "A duration is at most {}", (format_duration(_LONGEST_US),)),
 ]
 
