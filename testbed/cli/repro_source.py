@@ -78,7 +78,7 @@ def read_bug(options: BugOptions) -> NamedBug:
         return NamedBug(case=bundle.case, plain=bundle.plain, title=str(file), bundle=bundle)
     try:
         abilities = KernelAbilities(shipped_table(), paths.cache_folder())
-        case = load_trusted(file, None if options.kernels else abilities.of_all)
+        case = load_trusted(file, None if options.kernels else abilities.guest_mistakes)
     except TopologyError as error:
         if is_bug(file):
             raise

@@ -33,7 +33,7 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Topology or bug f
     for file in files:
         try:
             if is_bug(file):
-                notes += bug_files.validate_bug(file, abilities.of_all)
+                notes += bug_files.validate_bug(file, abilities.guest_mistakes)
                 points += 1
                 continue
             found = load_points(file, limits=HostLimits.of_this_host(), check_kernels=abilities.mistakes)

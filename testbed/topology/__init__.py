@@ -1,4 +1,4 @@
-"""Topologies: YAML files to frozen, validated values."""
+"""Parses YAML topology files into frozen, validated values."""
 
 from testbed.topology.disks import Disk, Limits
 from testbed.topology.load import load, load_points, parse_points

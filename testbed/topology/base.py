@@ -1,4 +1,4 @@
-"""What all parts of a topology file share: strict, frozen models whose keys are written with dashes, and sizes with units."""
+"""Base of all models of topology files: strict and frozen, keys with dashes, sizes and durations with units."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def _kebab(name: str) -> str:
 
 
 class Model(BaseModel):
-    """A mapping of the file: unknown keys are refused, and nothing is converted but what a type says.
+    """A mapping of the file. Unknown keys are refused, and no value is converted unless its type says so.
 
-    A key has one name, that of the file: whatever looks for a key must not be passed by Python's name of the field.
+    A key has one name, the one in the file; Python's name of the field (with underscores) is not accepted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=_kebab)
@@ -37,12 +37,12 @@ _DURATION_SCHEMA: dict[str, Any] = {
 _LONGEST_US = 600_000_000
 
 
-def _duration(said: Any) -> int:
-    """:raise ValueError: it is none, or too long."""
-    found = parse_duration(said)
-    if found > _LONGEST_US:
-        raise ValueError(f"expected at most {format_duration(_LONGEST_US)}, got {said!r}")
-    return found
+def _duration(value: Any) -> int:
+    """:raise ValueError: the value is no duration, or too long."""
+    duration_us = parse_duration(value)
+    if duration_us > _LONGEST_US:
+        raise ValueError(f"expected at most {format_duration(_LONGEST_US)}, got {value!r}")
+    return duration_us
 
 
 # In microseconds.
@@ -53,9 +53,9 @@ Duration = Annotated[
     WithJsonSchema(_DURATION_SCHEMA),
     PlainSerializer(lambda microseconds: f"{microseconds}us", when_used="json"),
 ]
-# A disk's serial is this name with "tb-" before it, and serials hold 20 characters.
+# The serial of a disk is its name after "tb-"; serials have at most 20 characters.
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,15}$")]
-# What stands in an option or a command line: printable, and bounded.
+# Text that may be put into an option or a command line: printable, and of bounded length.
 PrintableText = Annotated[str, Field(pattern=r"^[\x20-\x7e]{1,200}$")]
 
 T = TypeVar("T")
@@ -64,16 +64,16 @@ KeyPath = tuple[str | int, ...]
 
 
 def _whole(value: Any) -> Any:
-    """Python takes true and 1.0 for 1.
+    """Refuse true and 1.0, which equal 1 in Python.
 
-    :raise ValueError: it is another number than a whole one.
+    :raise ValueError: the value is a boolean or a float.
     """
     if isinstance(value, bool | float):
         raise ValueError(f"expected 1, got {str(value).lower()}")
     return value
 
 
-# Of files: there is one.
+# The version of the file format; there is only one.
 Version = Annotated[Literal[1], BeforeValidator(_whole)]
 
 

@@ -1,4 +1,4 @@
-"""Control groups as a topology file says them: the kernel's own file names as keys (Documentation/admin-guide/cgroup-v2.rst)."""
+"""Control groups in a topology file. Keys are the kernel's file names (Documentation/admin-guide/cgroup-v2.rst)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from testbed.topology.base import SIZE_PATTERN, Model, Rate, TupleOf
 from testbed.topology.storage import DeviceName
 from testbed.units import parse_size
 
-# `tenant`, `tenant/job`: below the root of cgroup v2; `/` is the root itself.
+# `tenant`, `tenant/job`: relative to the root of cgroup v2; `/` is the root itself.
 CgroupPath = Annotated[str, Field(pattern=r"^(/|[a-z][a-z0-9._-]{0,31}(/[a-z][a-z0-9._-]{0,31}){0,7})$")]
 Controller = Literal["cpu", "io", "memory", "pids"]
 Weight = Annotated[int, Field(ge=1, le=10000)]
@@ -27,7 +27,7 @@ Limit = Annotated[Literal["max"] | int, BeforeValidator(_limit), WithJsonSchema(
 
 
 class IoMax(Model):
-    """io.max of one device: bytes and requests a second."""
+    """io.max of one device: bytes and requests per second."""
 
     rbps: Limit = "max"
     wbps: Limit = "max"
@@ -36,7 +36,7 @@ class IoMax(Model):
 
 
 class CostModel(Model):
-    """io.cost.model of one device, linear: bytes and requests a second that the device is said to do."""
+    """Linear io.cost.model of one device: bytes and requests per second that the device is assumed to do."""
 
     rbps: Rate
     rseqiops: Rate
@@ -47,7 +47,7 @@ class CostModel(Model):
 
 
 class CostQos(Model):
-    """io.cost.qos of one device: percentiles, latencies in microseconds, and the range of its rate in percent."""
+    """io.cost.qos of one device: percentiles, latencies in microseconds, and the range of the rate in percent."""
 
     rpct: Annotated[float | int, Field(ge=0, le=100)] = 0
     rlat: Annotated[int, Field(ge=0)] = 0
@@ -58,7 +58,7 @@ class CostQos(Model):
 
 
 class Cgroup(Model):
-    """One control group. `controllers` are enabled for its children, beside those that the children's own keys need."""
+    """One control group. `controllers`: enabled for its children, in addition to those that their keys need."""
 
     model_config = ConfigDict(alias_generator=lambda name: name.replace("_", "."))
 

@@ -1,4 +1,4 @@
-"""What a topology's parts must be to each other. Pure: takes a valid model, returns (path, message) for every mistake."""
+"""Checks that the parts of a topology fit together. Pure: takes valid models, returns (path, message) per mistake."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from testbed.topology.model import GuestModel, Topology
 from testbed.topology.storage import File, Filesystem, Loop, Swap
 from testbed.units import MIB, format_size
 
-# One PCIe root port a disk or network. A function of a root bus device holds one port; q35 has room for more, but nobody asked yet.
+# One PCIe root port per disk and network, each a function of a device on the root bus. q35 could have more.
 MAX_PORTS = 16
 _RESERVED = ("root", "modules", MACHINE)
 # QEMU's QCOW_MAX_L1_SIZE, 32 MiB of entries of 8 bytes, each for 8192 clusters of 64 KiB.
@@ -26,7 +26,7 @@ Mistake = tuple[KeyPath, str]
 
 
 def topology_mistakes(topology: Topology) -> tuple[Mistake, ...]:
-    """Every mistake that the shape of the file does not show."""
+    """List the mistakes that validating the models does not find."""
     found: list[Mistake] = []
     for name, guest in topology.guests.items():
         found += ((("guests", name, *path), message) for path, message in _guest(guest))
@@ -36,7 +36,7 @@ def topology_mistakes(topology: Topology) -> tuple[Mistake, ...]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'this'?` where a known word is near, else the known words, else nothing."""
+    """Return `; did you mean 'this'?` if a known word is similar, otherwise the known words, or nothing."""
     words = list(known)
     near = difflib.get_close_matches(word, words, n=1)
     return f"; did you mean {near[0]!r}?" if near else f" (there are {', '.join(words)})" if words else ""
@@ -69,10 +69,10 @@ def _guest(guest: GuestModel) -> Iterator[Mistake]:
         for name, disk in guest.disks.items()
         for part in (name, *(disk.namespaces if isinstance(disk, Nvme) else ()))
     }
-    for number, act in enumerate(guest.timeline):
+    for number, entry in enumerate(guest.timeline):
         yield from (
             (("timeline", number), message)
-            for message in schedule.timeline_mistakes(act, parts, memory_bytes=guest.memory, cpus=guest.cpus)
+            for message in schedule.timeline_mistakes(entry, parts, memory_bytes=guest.memory, cpus=guest.cpus)
         )
     hot = {part: part in guest.disks and not guest.disks[part].cold for part in parts}
     yield from ((("timeline", number), message) for number, message in schedule.hotplug_mistakes(guest.timeline, hot))
@@ -115,7 +115,7 @@ def _disk_sizes(disk: Disk) -> Iterator[Mistake]:
 
 
 def _disk_content(disk: Disk) -> Iterator[Mistake]:
-    """Check the image, the format and the cache of a disk, which exclude each other in part."""
+    """Check the combination of image, format, partitions and cache."""
     if disk.image is not None and disk.format != "raw":
         yield ("image",), f"expected no format beside an image, of which an overlay is made, got {disk.format}"
     if disk.image is None and disk.image_format is not None:
@@ -157,7 +157,7 @@ def _stack(made: Graph) -> Iterator[Mistake]:
         for needed, where in dangling:
             yield where, _missing(needed, node, made)
         if not dangling and key not in standing and made.in_cycle(key):
-            if key.kind == "device":  # in every cycle there is one
+            if key.kind == "device":  # every cycle contains a device
                 yield node.needs[0][1], f"{key.name!r} stands on itself"
         else:
             yield from _fits(node, made, known, above)
@@ -197,9 +197,10 @@ def _fits(node: Node, made: Graph, known: dict[Key, int], above: dict[Key, list[
 
 
 def _direct(node: Node, blocks: Mapping[Key, int]) -> Iterator[Mistake]:
-    """Direct I/O that a loop asks for and no kernel can do: of blocks, or from an offset, smaller than what is below can do.
+    """Check that a loop can do direct I/O: its block size and offset must be multiples of the block size below.
 
-    Linux gives none without a word: 5.10 and 6.1 then answer reads with EIO, 6.12 does buffered I/O (seen with losetup of util-linux 2.38).
+    Linux does not refuse such a loop: on 5.10 and 6.1 its reads fail with EIO, 6.12 does buffered I/O (seen with
+    losetup of util-linux 2.38).
     """
     loop = node.model
     if not isinstance(loop, Loop) or not loop.direct_io or node.needs[0][0] not in blocks:
@@ -208,8 +209,8 @@ def _direct(node: Node, blocks: Mapping[Key, int]) -> Iterator[Mistake]:
     if loop.logical_block_size is not None and loop.logical_block_size < least:
         yield (
             (*node.where, "logical-block-size"),
-            f"expected at least {least} for direct I/O, which is the block size below {below}, got {loop.logical_block_size}; "
-            "leave out direct-io, or this",
+            f"expected at least {least} for direct I/O, which is the block size below {below}, "
+            f"got {loop.logical_block_size}; leave out direct-io, or this",
         )
     if loop.offset % least and not loop.offset % 512:
         yield (
@@ -234,7 +235,7 @@ def _files_fit(
 
 
 def _shared(known: dict[Key, int], above: dict[Key, list[Node]]) -> Iterator[Mistake]:
-    """Devices that two things use, and partitions that are more than their device."""
+    """Report devices with two users, and partitions that need more space than their device has."""
     for key, users in above.items():
         if key.kind != "device":
             continue
@@ -254,7 +255,7 @@ def _shared(known: dict[Key, int], above: dict[Key, list[Node]]) -> Iterator[Mis
 
 
 def _one_filesystem(made: Graph) -> Iterator[Mistake]:
-    """Loops in the short form that want another filesystem than the one that is there."""
+    """Report loops in the short form that name another filesystem than the device has."""
     for node in made.nodes.values():
         if isinstance(node.model, Loop) and node.model.file and "filesystem" in node.model.model_fields_set:
             there = made.nodes[Key("filesystem", node.model.holder)].model
@@ -266,7 +267,7 @@ def _one_filesystem(made: Graph) -> Iterator[Mistake]:
 
 
 def _no_file(made: Graph) -> Iterator[Mistake]:
-    """What loops and swaps on a whole device say of a file, which nobody makes there."""
+    """Report keys of a backing file on loops and swaps whose backing is a whole device."""
     for node in made.nodes.values():
         if isinstance(node.model, Loop | Swap) and node.needs and node.needs[0][0].kind == "device":
             for key in ("size", "allocate", "filesystem"):
@@ -274,13 +275,13 @@ def _no_file(made: Graph) -> Iterator[Mistake]:
                     advice = ", or size-limit" if key == "size" and isinstance(node.model, Loop) else ""
                     yield (
                         (*node.where, key),
-                        f"expected none on a whole device, which has a size and content of its own; write {node.needs[0][0].name}/FILE "
-                        f"for a file there{advice}",
+                        "expected none on a whole device, which has a size and content of its own; "
+                        f"write {node.needs[0][0].name}/FILE for a file there{advice}",
                     )
 
 
 def _one_size(made: Graph) -> Iterator[Mistake]:
-    """Loops and swaps that want their file of another size or allocation than it has, which it would have without a word."""
+    """Report loops and swaps that state another size or allocation than their file has, and that would be ignored."""
     for node in made.nodes.values():
         below = made.nodes.get(node.needs[0][0]) if isinstance(node.model, Loop | Swap) and node.needs else None
         if below is None or not isinstance(node.model, Loop | Swap) or not isinstance(below.model, File):

@@ -1,4 +1,4 @@
-"""Disks as a topology file says them: one class a kind, with the kind's own keys."""
+"""Disks in a topology file: one class per kind of disk, with the keys of that kind."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ BlockSize = Literal[512, 1024, 2048, 4096]
 ReadError = Literal["report", "stop", "ignore"]
 WriteError = Literal["report", "stop", "ignore", "enospc"]
 Queues = Annotated[int, Field(ge=1, le=64)]
-# What a disk with a volatile cache of its own does with a flush: writes the cache out, or only says so.
+# What a disk with a volatile cache does on a flush: it writes the cache out, or only claims to.
 Cache = Literal["volatile", "lies"]
 LIES: Cache = "lies"
 Seconds = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
 class Limits(Model):
-    """Limits of a throttle group, in QEMU's words; absent or 0 is unlimited. `*-max`: what a burst reaches, `*-max-length`: its seconds."""
+    """Limits of a throttle group, with QEMU's names; absent or 0 means unlimited.
+
+    `*-max`: the rate that a burst reaches; `*-max-length`: its length in seconds.
+    """
 
     iops_total: Rate = 0
     iops_read: Rate = 0
@@ -49,7 +52,7 @@ class Limits(Model):
 
 
 class Delays(Model):
-    """What each request takes longer: `both` directions and flushes, or each by itself; `jitter` more or less."""
+    """Extra latency of each request: of `both` directions and flushes, or of each kind. `jitter`: more or less."""
 
     both: Duration = 0
     read: Duration = 0
@@ -63,22 +66,22 @@ class Delays(Model):
 
 
 class Partition(Model):
-    """One partition of a GPT label; without a size it takes what is left."""
+    """One partition of a GPT label; without a size it takes the rest of the disk."""
 
     size: Size | None = None
 
 
-# Whoever wrote a topology shall not show a guest, and so QEMU, any file of whoever starts it: only what is meant to be a disk.
+# A topology from somebody else must not give QEMU and the guest any file of the user: only disk images, by name.
 IMAGE = r"\.(img|raw|qcow2|iso|ext4|xfs|btrfs|f2fs)$"
 
 
 class Disk(Model):
-    """An emulated disk. Empty and sparse (`raw`, `qcow2`), without storage (`null-co`), or an overlay of an existing `image`, which is
-    qcow2 or raw as its name says, or `image-format`.
+    """An emulated disk: empty and sparse (`raw`, `qcow2`), without storage (`null-co`), or an overlay of an `image`.
 
-    `hot` disks are plugged when the guest is up, `cold` ones are there when it boots, for which it cannot be a warm clone.
-    `cache`: of its own, of `cache-size`, whose content a power cut loses: `volatile` writes it out at a flush, `lies` acknowledges flushes
-    and does nothing. Without one, what a disk has acknowledged is there.
+    The image is qcow2 or raw according to its name, or to `image-format`. `hot` disks are plugged when the guest is up;
+    `cold` disks are present at boot, so that the guest cannot be a warm clone. `cache`: a volatile cache of
+    `cache-size`, whose content is lost when the power is cut: `volatile` writes it out on a flush, `lies` acknowledges
+    a flush without doing it. A disk without a cache keeps all that it has acknowledged.
     """
 
     type: Literal["virtio-blk", "nvme", "virtio-scsi"]
@@ -110,13 +113,15 @@ class Disk(Model):
 
     @property
     def image_kind(self) -> Literal["raw", "qcow2"]:
-        """The format that its image is attached in."""
+        """The format of its image."""
         return self.image_format or ("qcow2" if self.image is not None and self.image.endswith(".qcow2") else "raw")
 
 
 class VirtioBlk(Disk):
-    """virtio-blk-pci. `rerror`, `werror`: what QEMU does with an error of its own: the guest gets it (`report`), or stands still until
-    somebody lets it go on and the request is tried again (`stop`; `enospc`: only where there is no room), or hears nothing (`ignore`).
+    """virtio-blk-pci. `rerror`, `werror`: what QEMU does when a read or write fails on the host.
+
+    `report`: the guest gets the error. `stop`: the guest is stopped until it is continued, and the request is tried
+    again (`enospc`: only if the host's disk is full). `ignore`: the guest is not told.
     """
 
     type: Literal["virtio-blk"]
@@ -127,7 +132,7 @@ class VirtioBlk(Disk):
 
 
 class Zoned(Model):
-    """Zones of an NVMe namespace (ZNS); 0 is no limit."""
+    """Zones of an NVMe namespace (ZNS); 0 means no limit."""
 
     zone_size: Size
     max_open: Annotated[int, Field(ge=0)] = 0
@@ -135,7 +140,7 @@ class Zoned(Model):
 
 
 class Namespace(Model):
-    """A further namespace of an NVMe controller."""
+    """An additional namespace of an NVMe controller."""
 
     size: Size
     logical_block_size: BlockSize = 512
@@ -143,7 +148,10 @@ class Namespace(Model):
 
 
 class Nvme(Disk):
-    """An NVMe controller. What stands beside `namespaces` is its first one; namespaces and zones cannot be hot-plugged."""
+    """An NVMe controller. The keys beside `namespaces` describe its first namespace.
+
+    A controller with more namespaces or with zones cannot be hot-plugged.
+    """
 
     type: Literal["nvme"]
     zoned: Zoned | None = None
@@ -155,7 +163,10 @@ class Nvme(Disk):
 
 
 class VirtioScsi(Disk):
-    """A disk alone on a virtio-scsi-pci controller. `rerror`, `werror`: as with virtio-blk; NVMe has no such choice, and reports."""
+    """A single disk on a virtio-scsi-pci controller.
+
+    `rerror`, `werror`: as with virtio-blk; NVMe has no such option, and always reports.
+    """
 
     type: Literal["virtio-scsi"]
     rerror: ReadError = "report"
@@ -168,5 +179,5 @@ _ANY: TypeAdapter[DiskOfKind] = TypeAdapter(AnyDisk)
 
 
 def make_disk(**keys: object) -> DiskOfKind:
-    """The disk that a mapping of the file would be, with Python's names as keys: `disk_of(type="nvme", size="1G", read_only=True)`."""
+    """Make a disk from the keys of the file with underscores: `make_disk(type="nvme", size="1G", read_only=True)`."""
     return _ANY.validate_python({name.replace("_", "-"): value for name, value in keys.items()})

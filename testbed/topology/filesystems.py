@@ -1,4 +1,4 @@
-"""Filesystems that a backing file can live on: one row each."""
+"""The table of filesystems that can hold a backing file."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from testbed.units import MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filesystem:
-    """`mkfs`: command to which the device is added, empty where there is none to make. `options`: mount options.
+    """How to make and mount a filesystem.
 
-    `on_device` is False for tmpfs, which needs none. `least_bytes`: the smallest device on which mkfs makes one.
+    `mkfs`: the command, to which the device is appended; empty for tmpfs. `options`: mount options. `on_device`: False
+    for tmpfs. `least_bytes`: the smallest device that mkfs accepts.
     """
 
     mkfs: tuple[str, ...] = ()
@@ -21,13 +22,13 @@ class Filesystem:
 
 
 FILESYSTEMS: dict[str, Filesystem] = {
-    # Inode tables and journal are written by mkfs, not later by a kernel thread in the middle of a measurement (mke2fs(8), ext4(5)).
+    # mkfs writes inode tables and journal, so that no kernel thread does it during a measurement (mke2fs(8), ext4(5)).
     "ext4": Filesystem(
         mkfs=("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
         options=("noatime", "noinit_itable"),
         least_bytes=8 * MIB,
     ),
-    # xfsprogs 5.19 and later refuse less.
+    # xfsprogs 5.19 and later refuse smaller devices.
     "xfs": Filesystem(mkfs=("mkfs.xfs", "-q", "-f"), options=("noatime",), least_bytes=300 * MIB),
     # btrfs-progs 6.2: 109 MiB.
     "btrfs": Filesystem(mkfs=("mkfs.btrfs", "-q", "-f"), options=("noatime",), least_bytes=128 * MIB),

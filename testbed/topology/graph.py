@@ -1,4 +1,4 @@
-"""What stands on what: every device, filesystem, file and swap of a guest as a node, with what it needs below it. Pure."""
+"""The storage stack of a guest as a graph: devices, filesystems, files and swaps, and what each is built on. Pure."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from testbed.topology.storage import Dm, File, Filesystem, Loop, Md, Swap
 from testbed.units import MIB
 
 Kind = Literal["device", "filesystem", "file", "swap"]
-# A GPT label and its copy, and what sfdisk leaves free for alignment: a mebibyte at each end.
+# A GPT label, its copy, and the space that sfdisk leaves for alignment: 1 MiB at each end.
 LABEL_BYTES = 2 * MIB
 
 
 class Key(NamedTuple):
-    """A node's identity: devices and filesystems have names of their own sets, files are `FILESYSTEM/FILE`."""
+    """The identity of a node. Devices and filesystems have separate sets of names; files are `FILESYSTEM/FILE`."""
 
     kind: Kind
     name: str
@@ -29,7 +29,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionOf:
-    """The `number`th partition (from 1) of the device `holder`."""
+    """Partition `number` (from 1) of the device `holder`."""
 
     holder: str
     number: int
@@ -38,7 +38,7 @@ class PartitionOf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceOf:
-    """A further namespace of the NVMe disk `disk`; `number` is its NSID."""
+    """An additional namespace of the NVMe disk `disk`; `number` is its NSID."""
 
     disk: str
     number: int
@@ -50,7 +50,10 @@ NodeModel = Disk | NamespaceOf | PartitionOf | Loop | Dm | Md | Filesystem | Fil
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """`where`: its place in the guest's part of the topology file. `needs`: what it stands on, and the place that says so."""
+    """One part of the stack.
+
+    `where`: its place below the guest's keys. `needs`: the nodes that it is built on, each with the place that names it.
+    """
 
     key: Key
     where: KeyPath
@@ -60,7 +63,7 @@ class Node:
 
 @dataclass(slots=True)
 class Graph:
-    """`nodes` in the file's order; `clashes`: places of things whose name is taken, and by what."""
+    """`nodes` in the order of the file; `clashes`: places of nodes whose name is taken, and the node that has it."""
 
     nodes: dict[Key, Node] = field(default_factory=dict)
     clashes: list[tuple[KeyPath, Node]] = field(default_factory=list)
@@ -72,7 +75,7 @@ class Graph:
             self.nodes[node.key] = node
 
     def users(self) -> dict[Key, list[Node]]:
-        """What stands directly on each thing that something stands on."""
+        """Return the nodes that are built directly on each node, if there are any."""
         found: dict[Key, list[Node]] = {}
         for node in self.nodes.values():
             for needed, _ in node.needs:
@@ -80,10 +83,13 @@ class Graph:
         return found
 
     def ordered(self) -> tuple[Key, ...]:
-        """Every node after what it needs, else in the file's order; nodes in or above a cycle, or above nothing, are left out."""
+        """Sort the nodes so that each comes after its needs, otherwise in the order of the file.
+
+        Nodes in or above a cycle are omitted, and so are those with a missing need.
+        """
         done: dict[Key, bool] = {}
         seen: set[Key] = set()
-        waiting = list(reversed(self.nodes))  # no recursion: a file may have thousands of devices on top of each other
+        waiting = list(reversed(self.nodes))  # no recursion: a file may have a stack of thousands of devices
         while waiting:
             key = waiting[-1]
             needs = [needed for needed, _ in self.nodes[key].needs] if key in self.nodes else []
@@ -93,12 +99,12 @@ class Graph:
                 continue
             waiting.pop()
             if key not in done:
-                # What is not done yet is waited for below: it stands on itself.
+                # A need that is not done yet is itself waiting for this node: a cycle.
                 done[key] = key in self.nodes and all(done.get(needed, False) for needed in needs)
         return tuple(key for key, reached in done.items() if reached)
 
     def in_cycle(self, key: Key) -> bool:
-        """Whether the node stands on itself."""
+        """Return whether a node is, directly or not, built on itself."""
         seen: set[Key] = set()
         waiting = [needed for needed, _ in self.nodes[key].needs]
         while waiting:
@@ -116,7 +122,7 @@ def device_key(name: str) -> Key:
 
 
 def build_graph(guest: GuestModel) -> Graph:
-    """The guest's stack, as far as its names are unique."""
+    """Build the graph of a guest's stack; parts whose name is taken go into `clashes`."""
     made = Graph()
     for name, disk in guest.disks.items():
         made.add(Node(key=device_key(name), where=("disks", name), model=disk))
@@ -166,7 +172,7 @@ def _loop(made: Graph, name: str, loop: Loop) -> None:
     where, backing_at = ("loops", name), ("loops", name, "backing")
     below = device_key(loop.holder)
     if loop.file:
-        # The short form: the filesystem on the device of that name, and the file, unless they are declared.
+        # The short form implies a filesystem on the device of that name and a file, unless they are declared.
         holder = Key("filesystem", loop.holder)
         if holder not in made.nodes:
             _filesystem(made, loop.holder, Filesystem(type=loop.filesystem), where, backing_at)
@@ -192,7 +198,10 @@ def _partitions(made: Graph, holder: str, where: KeyPath, partitions: tuple[Part
 
 
 def sizes(made: Graph, order: tuple[Key, ...]) -> dict[Key, int]:
-    """Bytes of each device and file in the graph's `order`; md arrays may lose up to a chunk of each member."""
+    """Compute the bytes of each device and file; an md array may lose up to a chunk of each member.
+
+    `order`: the keys as `Graph.ordered` sorts them.
+    """
     found: dict[Key, int] = {}
     for key in order:
         node = made.nodes[key]
@@ -217,8 +226,10 @@ def sizes(made: Graph, order: tuple[Key, ...]) -> dict[Key, int]:
 
 
 def block_sizes(made: Graph, order: tuple[Key, ...]) -> dict[Key, int]:
-    """Logical block size of each device, and of what is below each filesystem and file, in the graph's `order`. A loop without one of its
-    own has that of its backing where it does direct I/O, else 512 (seen on Linux 5.10, 6.1 and 6.12, with losetup of util-linux 2.38).
+    """Compute the logical block size of each device, and of the device below each filesystem and file.
+
+    A loop without its own has that of its backing if it does direct I/O, otherwise 512 (seen on Linux 5.10, 6.1 and
+    6.12, with losetup of util-linux 2.38). `order`: the keys as `Graph.ordered` sorts them.
     """
     found: dict[Key, int] = {}
     for key in order:

@@ -1,4 +1,4 @@
-"""What the kernels that a topology names cannot do of it, said before guests start, where a kernel's configuration is known."""
+"""Checks before guests start that the kernels of a topology support it, if their configuration is known."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from testbed.topology.model import GuestModel, Topology
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelConfig:
-    """A kernel's configuration. `name`: as it was asked for, and its release, where that is known."""
+    """The configuration of a kernel. `name`: as the user gave it, and the release if that is known."""
 
     name: str
     config: Mapping[str, Option]
     has_modules: bool
 
     def mistakes(self, guest: GuestModel) -> Iterator[Mistake]:
-        """What of a guest the kernel cannot do, by its place in the guest's part of the file."""
+        """List the parts of a guest that the kernel does not support, by their place below the guest's keys."""
         for where, lacks in kernel_features.lacking_features(guest, self.config, has_modules=self.has_modules):
             modules = "" if self.has_modules else ", built in, for it comes without modules"
             yield where, f"expected a kernel that can do this; the configuration of {self.name} lacks {lacks}{modules}"
 
 
 def config_of_files(files: KernelFiles) -> KernelConfig | None:
-    """The configuration of a kernel in the cache, where it came with one."""
+    """Read the configuration of a kernel in the cache; None if it came without one."""
     if files.config is None:
         return None
     config = _parsed(files.config.read_text(encoding="utf-8"))
@@ -44,38 +44,40 @@ def config_of_files(files: KernelFiles) -> KernelConfig | None:
 
 
 def check_kernels(guest: GuestModel, files: KernelFiles) -> None:
-    """:raise UsageError: a kernel's configuration is known, and it cannot do what the guest needs."""
-    known = config_of_files(files)
-    wrong = (
-        [f"{'.'.join(map(str, where))}: {said}" for where, said in known.mistakes(guest)] if known is not None else []
-    )
-    if wrong:
+    """Check that a kernel supports a guest, if its configuration is known.
+
+    :raise UsageError: the kernel does not support it.
+    """
+    config = config_of_files(files)
+    if config is None:
+        return
+    if wrong := [f"{'.'.join(map(str, where))}: {message}" for where, message in config.mistakes(guest)]:
         raise UsageError("\n  ".join(wrong))
 
 
 class KernelAbilities:
-    """Of the kernels in a cache, and of those that lie beside their configuration. Nothing is fetched."""
+    """Knows what kernels support: those in the cache, and local ones beside their configuration. Fetches nothing."""
 
     def __init__(
         self, table: KernelTable, root: Path, kernel: str | None = None, *, default: str | None = None
     ) -> None:
-        """`kernel`: the one of all guests; None: the one that each guest names, or the `default`."""
+        """`kernel`: that of all guests; None: that which each guest names, or the `default`."""
         self._table, self._root, self._kernel, self._default = table, root, kernel, default
         self._known: dict[str, KernelConfig | None] = {}
 
     def mistakes(self, topology: Topology) -> Iterator[Mistake]:
-        """What of a topology its guests' kernels cannot do; nothing of a kernel whose configuration is not known."""
+        """List the parts of a topology that the kernels of its guests do not support, as far as that is known."""
         for name, guest in topology.guests.items():
             kernel = self._kernel or guest.kernel or self._default
             if kernel is not None:
-                yield from ((("guests", name, *where), said) for where, said in self.of(kernel, guest))
+                yield from ((("guests", name, *where), message) for where, message in self._mistakes_on(kernel, guest))
 
-    def of_all(self, kernels: Sequence[str], guest: GuestModel) -> Iterator[Mistake]:
-        """What of a guest any of these kernels cannot do."""
+    def guest_mistakes(self, kernels: Sequence[str], guest: GuestModel) -> Iterator[Mistake]:
+        """List the parts of a guest that any of these kernels does not support."""
         for kernel in dict.fromkeys(kernels):
-            yield from self.of(kernel, guest)
+            yield from self._mistakes_on(kernel, guest)
 
-    def of(self, kernel: str, guest: GuestModel) -> Iterator[Mistake]:
+    def _mistakes_on(self, kernel: str, guest: GuestModel) -> Iterator[Mistake]:
         if kernel not in self._known:
             self._known[kernel] = self._find(kernel)
         known = self._known[kernel]
@@ -85,7 +87,7 @@ class KernelAbilities:
         try:
             kernel = self._table.resolve(spec)
             cached = kernel_files.cached_kernel(kernel, self._root)
-        except (UsageError, HostError):  # told where the kernel is named
+        except (UsageError, HostError):  # reported where the kernel is used
             return None
         if cached is not None:
             return config_of_files(cached)

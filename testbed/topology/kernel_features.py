@@ -1,6 +1,7 @@
-"""What the parts of a topology need of a kernel's configuration: one row each. Pure.
+"""The kernel options that each part of a topology needs: one row per part. Pure.
 
-Only what is needed for certain: options that an older kernel calls otherwise, or that another option can stand for, are named as choices.
+Only options that are certainly needed are listed. An option that has another name in older kernels, or that another
+option can replace, is listed as a choice.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from testbed.topology.graph import NamespaceOf, PartitionOf, build_graph
 from testbed.topology.model import GuestModel
 from testbed.topology.storage import Dm, Filesystem, Loop, Md, Swap
 
-# Each: choices, of which one is enough.
+# A list of choices; of each choice, one option is enough.
 Options = tuple[tuple[str, ...], ...]
 
 DISKS: Mapping[str, Options] = {
@@ -41,13 +42,13 @@ CONTROLLERS: Mapping[str, Options] = {
     "memory": (("MEMCG",),),
     "pids": (("CGROUP_PIDS",),),
 }
-# By the fields of `Cgroup`, beside their controller's (block/Kconfig, init/Kconfig).
+# By field of `Cgroup`, in addition to the options of its controller (block/Kconfig, init/Kconfig).
 CGROUP_KEYS: Mapping[str, Options] = {
     "memory_swap_max": (("SWAP",),),
     "cpu_max": (("CFS_BANDWIDTH",),),
     "cpu_weight": (("FAIR_GROUP_SCHED", "GROUP_SCHED_WEIGHT"),),
     "io_max": (("BLK_DEV_THROTTLING",),),
-    # BFQ's own file is io.bfq.weight.
+    # BFQ has a file of its own, io.bfq.weight.
     "io_weight": (("BLK_CGROUP_IOCOST",),),
     "io_latency": (("BLK_CGROUP_IOLATENCY",),),
     "io_cost_model": (("BLK_CGROUP_IOCOST",),),
@@ -57,7 +58,7 @@ MACHINE: Mapping[str, Options] = {"memory": (("VIRTIO_BALLOON",),), "cpus": (("H
 
 
 def needed_features(guest: GuestModel) -> Iterator[tuple[KeyPath, Options]]:
-    """Every part of a guest that needs something of its kernel: the place in the guest's part of the file, and what."""
+    """List the parts of a guest that need kernel options: the place below the guest's keys, and the options."""
     for node in build_graph(guest).nodes.values():
         match node.model:
             case Disk() as disk:
@@ -87,14 +88,17 @@ def needed_features(guest: GuestModel) -> Iterator[tuple[KeyPath, Options]]:
                 ("cgroups", path, field.replace("_", ".")),
                 (*CONTROLLERS[field.partition("_")[0]], *CGROUP_KEYS.get(field, ())),
             )
-    for number, act in enumerate(guest.timeline):
-        yield ("timeline", number), MACHINE.get(act.verb, ())
+    for number, entry in enumerate(guest.timeline):
+        yield ("timeline", number), MACHINE.get(entry.verb, ())
 
 
 def lacking_features(
     guest: GuestModel, config: Mapping[str, Option], *, has_modules: bool
 ) -> Iterator[tuple[KeyPath, str]]:
-    """What a configuration lacks of it, as the options are written there. `has_modules`: the kernel comes with its modules."""
+    """List the options that a guest needs and a configuration lacks, as they are written there.
+
+    `has_modules`: the kernel comes with its modules, so that `m` is enough.
+    """
     enough = ("y", "m") if has_modules else ("y",)
     for where, options in needed_features(guest):
         missing = [

@@ -1,4 +1,4 @@
-"""Topology files to `Topology` values: the file that one extends, the points of a matrix, and every mistake at once with its place."""
+"""Loads topology files: follows `extends`, expands the matrix, and reports all mistakes at once with their places."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ KernelCheck = Callable[[Topology], Iterable[Mistake]]
 def load(
     path: Path, point: str | None = None, *, limits: HostLimits | None = None, check_kernels: KernelCheck | None = None
 ) -> Topology:
-    """The topology in a file, or the one at a point of its matrix.
+    """Load the topology in a file, or the one at a point of its matrix.
 
-    :raise TopologyError: the file cannot be read, or says something wrong; holds every mistake. Also for a matrix without `point`.
+    :raise TopologyError: the file cannot be read, or has mistakes, all of which the error lists; or it has a matrix of
+        several points and `point` is None.
     """
     return select_point(load_points(path, limits=limits, check_kernels=check_kernels), str(path), point)
 
@@ -35,7 +36,7 @@ def load(
 def load_points(
     path: Path, *, limits: HostLimits | None = None, check_kernels: KernelCheck | None = None
 ) -> dict[str, Topology]:
-    """Every point of a file's matrix by its name; without a matrix one, whose name is empty.
+    """Load all points of a file's matrix, by name; a file without a matrix has one point, whose name is empty.
 
     `limits`: what the host offers, where the guests are to run on it. `check_kernels`: lists what their kernels do not support.
 
@@ -45,17 +46,17 @@ def load_points(
 
 
 def parse_points(text: str, file: str, folder: Path, *, limits: HostLimits | None = None) -> dict[str, Topology]:
-    """The same of a text that stands in no file of its own; `file` is how messages call it, and what it names is relative to `folder`.
+    """Load all points of a text that is in no file of its own.
+
+    `file`: its name in messages; `folder`: the folder that paths in it are relative to.
 
     :raise TopologyError: as above.
     """
     return _points(text, file, folder / "inline.yaml", limits)
 
 
-def _located(topology: Topology, folder: Path) -> Topology:
-    """The topology with the images of its disks as paths from the root. The file names them relative to its `folder`; the supervisor of a
-    guest that stays works elsewhere.
-    """
+def _with_absolute_images(topology: Topology, folder: Path) -> Topology:
+    """Make the paths of disk images absolute: they are relative to `folder`, and a supervisor has another one."""
     folder = folder.absolute()
 
     def disks(guest: GuestModel) -> dict[str, Any]:
@@ -70,28 +71,28 @@ def _located(topology: Topology, folder: Path) -> Topology:
     return topology.model_copy(update={"guests": guests})
 
 
-def _judged(topology: Topology, reader: Reader) -> Topology:
-    """The topology with each guest's `qemu-args` trusted or not, as all that was read for it is."""
-    judged = {
+def _with_trust(topology: Topology, reader: Reader) -> Topology:
+    """Mark the `qemu-args` of each guest as trusted if all files are that were read for the topology."""
+    marked = {
         name: guest.model_copy(update={"qemu_args": trust.with_trust(guest.qemu_args, reader.sources)})
         for name, guest in topology.guests.items()
         if guest.qemu_args
     }
-    return topology.model_copy(update={"guests": {**topology.guests, **judged}}) if judged else topology
+    return topology.model_copy(update={"guests": {**topology.guests, **marked}}) if marked else topology
 
 
 def parse(text: str, file: str) -> Topology:
-    """The topology in a text without a file: it extends nothing. `file` is how messages call it.
+    """Parse the topology in a text, which cannot extend a file. `file`: its name in messages.
 
-    :raise TopologyError: with every mistake.
+    :raise TopologyError: the text has mistakes; lists them all.
     """
     return select_point(_points(text, file, None), file, None)
 
 
 def select_point(found: dict[str, Topology], file: str, point: str | None) -> Topology:
-    """The topology of a file that has one, or the one at a point of its matrix.
+    """Return the only topology, or the one at a point of the matrix.
 
-    :raise TopologyError: there is no such point, or several and none is named.
+    :raise TopologyError: there is no such point; or there are several, and `point` is None.
     """
     if point is None and len(found) == 1:
         return next(iter(found.values()))
@@ -128,8 +129,13 @@ def points_from_mapping(
     limits: HostLimits | None = None,
     check_kernels: KernelCheck | None = None,
 ) -> dict[str, Topology]:
-    """The topologies in a part of the file `path`, as `reader` has read it; without a path it extends nothing. Raises as `load_points`."""
-    whole = _extended(dict(plain), reader, path)
+    """Build the topologies from a mapping that `reader` has read from the file `path`, or from a part of it.
+
+    Without a path the mapping cannot extend a file.
+
+    :raise TopologyError: as `load_points`.
+    """
+    whole = _merge_base(dict(plain), reader, path)
     found = _expand(whole, reader, lambda topology: _mistakes(topology, limits, check_kernels), path)
     if reader.problems:
         raise TopologyError(
@@ -144,20 +150,20 @@ def points_from_mapping(
 
 
 def merge_extended(plain: dict[str, Any], reader: Reader, path: Path) -> dict[str, Any]:
-    """A topology's mapping on top of the one of the file that it extends, which `path` is relative to.
+    """Merge the mapping of a topology into that of the file which it extends, relative to `path`.
 
-    :raise TopologyError: that one cannot be read.
+    :raise TopologyError: the extended file cannot be read.
     """
-    found = _extended(dict(plain), reader, path)
+    found = _merge_base(dict(plain), reader, path)
     if reader.problems:
         raise TopologyError(tuple(reader.problems))
     return found
 
 
-def _extended(plain: dict[str, Any], reader: Reader, path: Path | None, depth: int = 1) -> dict[str, Any]:
-    """The mapping on top of the one of the file that it extends.
+def _merge_base(plain: dict[str, Any], reader: Reader, path: Path | None, depth: int = 1) -> dict[str, Any]:
+    """Merge a mapping into that of the file which it extends.
 
-    :raise TopologyError: there is none.
+    :raise TopologyError: the extended file cannot be read, or is no valid name.
     """
     base = plain.pop("extends", None)
     if base is None:
@@ -170,34 +176,34 @@ def _extended(plain: dict[str, Any], reader: Reader, path: Path | None, depth: i
         )
     below = Reader(str(path.parent / base), reader.sources)
     try:
-        lower = _extended(
+        lower = _merge_base(
             read_mapping(read_referenced_file(path.parent / base), below), below, path.parent / base, depth + 1
         )
     except TopologyError as error:
-        # What it would have said is missing here, too, and that is no mistake of its own.
+        # Its keys are missing here, too; that must not be reported as more mistakes.
         refused = reader.fatal_error(("extends",), f"expected a topology, got {base}, in which something is wrong")
         raise TopologyError((*refused.problems, *error.problems)) from error
     reader.problems += below.problems
     reader.positions = {**below.positions, **reader.positions}
     reader.key_positions = {**below.key_positions, **reader.key_positions}
-    return _on_top(lower, plain)
+    return _merge(lower, plain)
 
 
-def _on_top(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    """Mappings are merged, everything else is replaced, and null takes a key away."""
+def _merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """Merge two mappings: mappings in them are merged, other values replaced, and null removes a key."""
     merged = dict(lower)
     for key, value in upper.items():
         if value is None:
             merged.pop(key, None)
         elif isinstance(value, dict) and isinstance(lower.get(key), dict):
-            merged[key] = _on_top(lower[key], value)
+            merged[key] = _merge(lower[key], value)
         else:
             merged[key] = value
     return merged
 
 
 def _mistakes(topology: Topology, limits: HostLimits | None, check_kernels: KernelCheck | None) -> Iterator[Mistake]:
-    """What of a topology does not fit together, to this host, or to its kernels."""
+    """List the parts of a topology that do not fit each other, the host, or the kernels."""
     yield from topology_mistakes(topology)
     if limits is not None:
         yield from host_mistakes(topology, limits)
@@ -205,13 +211,15 @@ def _mistakes(topology: Topology, limits: HostLimits | None, check_kernels: Kern
         yield from check_kernels(topology)
 
 
-def _expand(plain: dict[str, Any], reader: Reader, find: KernelCheck, path: Path | None) -> dict[str, Topology]:
+def _expand(
+    plain: dict[str, Any], reader: Reader, list_mistakes: KernelCheck, path: Path | None
+) -> dict[str, Topology]:
     axes = plain.pop("matrix", None)
-    chosen: dict[str, dict[str, Any]] = {"": {}}
+    points: dict[str, dict[str, Any]] = {"": {}}
     known: tuple[str, ...] = ()
     if axes is not None:
         try:
-            wanted = Matrix.model_validate(axes)
+            declared = Matrix.model_validate(axes)
         except ValidationError as invalid:
             for error in invalid.errors():
                 where = ("matrix", *messages.error_place(error, axes))
@@ -219,52 +227,59 @@ def _expand(plain: dict[str, Any], reader: Reader, find: KernelCheck, path: Path
                     where, messages.format_error(error, where, {"matrix": axes}), reader.key_positions.get(where)
                 )
             return {}
-        known = tuple(wanted.axes)
-        wrong = list(matrix.matrix_mistakes(wanted))
-        for where, said in wrong:
-            reader.add_problem(("matrix", *where), said)
+        known = tuple(declared.axes)
+        wrong = list(matrix.matrix_mistakes(declared))
+        for where, message in wrong:
+            reader.add_problem(("matrix", *where), message)
         if wrong:
             return {}
-        chosen = matrix.matrix_points(wanted)
-        if not chosen:
+        points = matrix.matrix_points(declared)
+        if not points:
             reader.add_problem(("matrix",), "expected a point at least, all are excluded")
     missing = [(where, axis) for where, axis in matrix.placeholders(plain) if axis not in known]
     for where, axis in missing:
         reader.add_problem(where, f"expected an axis of the matrix, got ${{{axis}}}{did_you_mean(axis, known)}")
-    # The rest is looked at without the parts that they stand in.
-    for where, _ in sorted(missing, key=lambda one: [str(part).zfill(9) for part in one[0]], reverse=True):
+    # The rest is checked without the entries that they are in.
+    for where, _ in sorted(missing, key=lambda item: [str(part).zfill(9) for part in item[0]], reverse=True):
         remove_at(plain, where[:4])
-    return _validated(plain, chosen, reader, find, path)
+    return _validated(plain, points, reader, list_mistakes, path)
 
 
 def _validated(
-    plain: dict[str, Any], chosen: dict[str, dict[str, Any]], reader: Reader, find: KernelCheck, path: Path | None
+    plain: dict[str, Any],
+    points: dict[str, dict[str, Any]],
+    reader: Reader,
+    list_mistakes: KernelCheck,
+    path: Path | None,
 ) -> dict[str, Topology]:
-    """A topology for each point; a mistake that several points have is said once. `find`: mistakes that the shape of one does not show."""
-    found: dict[str, Topology] = {}
-    at: dict[tuple[KeyPath, str, bool], list[str]] = {}
+    """Build a topology for each point; a mistake of several points is reported once.
+
+    `list_mistakes`: finds the mistakes in a topology whose models are valid.
+    """
+    topologies: dict[str, Topology] = {}
+    occurrences: dict[tuple[KeyPath, str, bool], list[str]] = {}
     fill = matrix.make_filler(plain)
-    for name, point in chosen.items():
+    for name, point in points.items():
         filled = fill(point) if fill is not None else plain
         checked = TolerantValidation(Topology, filled, Document)
         for failure in checked.failures:
-            at.setdefault((failure.where, failure.message, failure.at_key), []).append(name)
+            occurrences.setdefault((failure.where, failure.message, failure.at_key), []).append(name)
         topology = checked.value
         if topology is None:
             continue
         if path is not None:
-            topology = _located(topology, path.parent)
-        topology = _judged(topology, reader)
-        found[name] = topology
-        for where, said in find(topology):
-            # What a part that was left out is missed for is no mistake of its own.
-            if not any(f"{gone!r}" in said for gone in checked.lost):
-                at.setdefault((checked.original(where), said, False), []).append(name)
-    spoken = {problem.path for problem in reader.problems}
-    for (where, said, at_key), names in at.items():
-        if reader.path(where) in spoken:
+            topology = _with_absolute_images(topology, path.parent)
+        topology = _with_trust(topology, reader)
+        topologies[name] = topology
+        for where, message in list_mistakes(topology):
+            # A reference to an entry that was left out is no mistake.
+            if not any(f"{lost!r}" in message for lost in checked.lost):
+                occurrences.setdefault((checked.original(where), message, False), []).append(name)
+    reported = {problem.path for problem in reader.problems}
+    for (where, message, at_key), names in occurrences.items():
+        if reader.path(where) in reported:
             continue
-        if len(names) < len(chosen):
-            said += f" (at {names[0]}{f' and {len(names) - 1} more points' if len(names) > 1 else ''})"
-        reader.add_problem(where, said, reader.key_positions.get(where) if at_key else None)
-    return found
+        if len(names) < len(points):
+            message += f" (at {names[0]}{f' and {len(names) - 1} more points' if len(names) > 1 else ''})"
+        reader.add_problem(where, message, reader.key_positions.get(where) if at_key else None)
+    return topologies

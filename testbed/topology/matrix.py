@@ -1,4 +1,4 @@
-"""A matrix to its points: which values each axis has there, and the file with them in place. Pure."""
+"""Expands a matrix into its points: the value of each axis, and the file with these values filled in. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PLACEHOLDER = re.compile(r"\$\$\{|\$\{([a-z][a-z0-9-]*)\}")
 
 
 def matrix_points(matrix: Matrix) -> dict[str, dict[str, Scalar]]:
-    """Each point's values by its name, such as `disk=nvme,filesystem=ext4`, in the axes' order, the included ones last."""
+    """Return the values of each point by its name, such as `disk=nvme,filesystem=ext4`; included points come last."""
     found: dict[str, dict[str, Scalar]] = {}
     for values in itertools.product(*matrix.axes.values()):
         point = dict(zip(matrix.axes, values, strict=True))
@@ -33,15 +33,15 @@ _NOTHING = object()
 
 
 def _name(point: Mapping[str, Scalar]) -> str:
-    return ",".join(f"{axis}={_written(value)}" for axis, value in point.items())
+    return ",".join(f"{axis}={_format(value)}" for axis, value in point.items())
 
 
-def _written(value: Scalar) -> str:
+def _format(value: Scalar) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def matrix_mistakes(matrix: Matrix) -> Iterator[tuple[KeyPath, str]]:
-    """What a matrix says of axes that it does not have, and how many points are too many."""
+    """List mistakes in a matrix: unknown axes and values, repeated values, and too many points."""
     count = 1
     for axis, values in matrix.axes.items():
         count *= len(values)
@@ -57,11 +57,11 @@ def matrix_mistakes(matrix: Matrix) -> Iterator[tuple[KeyPath, str]]:
                 if axis not in matrix.axes
             )
             if section == "exclude":
-                # One that is of no point would exclude nothing, without a word.
+                # A value that no point has would silently exclude nothing.
                 yield from (
                     (
                         (section, number, axis),
-                        f"expected one of {', '.join(map(_written, matrix.axes[axis]))}, got {_written(value)}",
+                        f"expected one of {', '.join(map(_format, matrix.axes[axis]))}, got {_format(value)}",
                     )
                     for axis, value in entry.items()
                     if axis in matrix.axes and value not in matrix.axes[axis]
@@ -72,7 +72,7 @@ def matrix_mistakes(matrix: Matrix) -> Iterator[tuple[KeyPath, str]]:
 
 
 def placeholders(plain: Any, where: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    """Every axis that is named in a file, with its place."""
+    """List the places in a file that name an axis, each with the axis."""
     if isinstance(plain, dict):
         for key, value in plain.items():
             yield from placeholders(value, (*where, key))
@@ -87,7 +87,10 @@ Filler = Callable[[Mapping[str, Scalar]], Any]
 
 
 def make_filler(plain: Any) -> Filler | None:
-    """What makes the file at a point; None where nothing in it depends on the point. Such parts are shared by all points."""
+    """Return a function that fills in the values of a point, or None if nothing in `plain` depends on the point.
+
+    All points share the parts that depend on none.
+    """
     if isinstance(plain, dict):
         changing = {key: made for key, value in plain.items() if (made := make_filler(value)) is not None}
         return (lambda point: plain | {key: made(point) for key, made in changing.items()}) if changing else None

@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in words: what was expected, what was got, and which known word is near."""
+"""Turns pydantic's errors into messages: what was expected, what was got, and a similar known word."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from testbed.topology.model import Document
 
 _NAME = "a name of lower-case letters, digits and dashes, at most 16"
 _MOST_SHOWN = 200
-# What a pattern asks for, by how it begins.
+# What a pattern expects, by its first characters.
 _PATTERNS = {
     "^[a-z][a-z0-9-]{0,15}$": _NAME,
     "^[a-z][a-z0-9-]{0,19}$": "the name of a device",
@@ -31,7 +31,7 @@ _PATTERNS = {
 
 
 def format_error(error: ErrorDetails, where: KeyPath, plain: Any, document: type[BaseModel] = Document) -> str:
-    """The words for one error at a place of a file that says `plain`, and is a `document`."""
+    """Return the message of an error at a place in a file. `plain`: its content; `document`: the model of the file."""
     got = error.get("input")
     match error["type"]:
         case "extra_forbidden":
@@ -68,13 +68,16 @@ def format_error(error: ErrorDetails, where: KeyPath, plain: Any, document: type
 
 
 def _shown(got: Any) -> str:
-    """What was got; a person needs no more than the beginning of what is long."""
-    said = repr(got)
-    return said if len(said) <= _MOST_SHOWN else f"{said[:_MOST_SHOWN]}..."
+    """Show the value that was got, or the beginning of a long one."""
+    text = repr(got)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def error_place(error: ErrorDetails, plain: Any) -> KeyPath:
-    """Where an error is in a file that says `plain`: without pydantic's own marks for keys, kinds of a union and tags."""
+    """Find the place of an error in a file with the content `plain`.
+
+    Pydantic's location also has parts that are in no file, for keys, members of a union and tags.
+    """
     found: list[str | int] = []
     for part in error["loc"]:
         known: Any = range(len(plain)) if isinstance(plain, list) else plain if isinstance(plain, dict) else ()
@@ -89,7 +92,7 @@ def error_place(error: ErrorDetails, plain: Any) -> KeyPath:
 
 
 def known_keys(where: KeyPath, plain: Any, document: type[BaseModel]) -> list[str]:
-    """Keys that are known in the mapping at a place."""
+    """List the keys that the mapping at a place may have."""
     model: Any = document
     at: Any = plain
     for part in where:
@@ -103,7 +106,7 @@ def _is_model(of: Any) -> bool:
 
 
 def _inside(of: Any, part: str | int, plain: Any) -> Any:
-    """The type of a part of a type; `plain` is what stands there, which chooses among several."""
+    """Return the type of a part of a type; of a union, the member that fits the value `plain`."""
     if _is_model(of):
         found = next(
             (field.annotation for name, field in of.model_fields.items() if part == (field.alias or name)), None

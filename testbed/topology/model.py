@@ -1,4 +1,7 @@
-"""What a topology file says, as frozen values. Keys are QEMU's and the kernel's own words; the JSON Schema comes from these classes."""
+"""The models of a topology file, and its JSON Schema, which is made from them.
+
+Keys have the names that QEMU and the kernel use.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,9 @@ EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
 class GuestModel(Model):
     """One virtual machine.
 
-    `append`: words added to the kernel's command line. `environment`: variables of every command in the guest. `qemu-args`: words added to
-    QEMU's command line, which nobody checks. `sample`: how often to write down what its disks have counted.
+    `append`: arguments added to the kernel's command line. `environment`: variables of every command in the guest.
+    `qemu-args`: arguments added to QEMU's command line, unchecked. `sample`: interval at which the counters of its
+    disks are recorded.
     """
 
     kernel: str | None = None
@@ -49,20 +53,20 @@ class GuestModel(Model):
 
     @property
     def boots_cold(self) -> bool:
-        """Whether it cannot be a clone: a disk must be there when it boots, or its timeline takes memory from it."""
-        # A balloon punches holes in the file that a clone's memory is mapped from, and that is the template's.
-        return any(disk.cold for disk in self.disks.values()) or any(act.verb == "memory" for act in self.timeline)
+        """Return whether it cannot be a clone: it boots with a disk, or its timeline takes memory from it."""
+        # A balloon punches holes in the file that a clone's memory is mapped from, which belongs to the template.
+        return any(disk.cold for disk in self.disks.values()) or any(entry.verb == "memory" for entry in self.timeline)
 
 
 class Topology(Model):
-    """A whole file, or one point of its matrix."""
+    """A whole topology file, or one point of its matrix."""
 
     version: Version
     guests: Annotated[dict[Name, GuestModel], Field(min_length=1)]
 
     @property
     def links(self) -> dict[str, tuple[Link, ...]]:
-        """Each guest's ends of the private networks."""
+        """The ends of the private networks, by guest."""
         return build_links({name: guest.networks for name, guest in self.guests.items()})
 
 
@@ -71,9 +75,9 @@ AxisName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 
 
 class Matrix(Model):
-    """Several topologies in one file: `${AXIS}` stands for one of the axis' values in each point.
+    """Several topologies in one file: in each point, `${AXIS}` stands for one of the values of the axis.
 
-    `exclude` drops the points that have all of an entry's values; `include` adds points, whose axes are all named.
+    `exclude` removes the points that have all values of an entry; `include` adds points, and names every axis.
     """
 
     axes: Annotated[dict[AxisName, Annotated[TupleOf[Scalar], Field(min_length=1)]], Field(min_length=1)]
@@ -82,31 +86,31 @@ class Matrix(Model):
 
 
 class Document(Topology):
-    """A file as it is written: a topology, perhaps on top of another file, perhaps with a matrix."""
+    """A topology file as it is written, which may extend another file and may have a matrix."""
 
     extends: str | None = None
     matrix: Matrix | None = None
-    guests: dict[Name, GuestModel] = Field(default_factory=dict)  # they may all be in the file that this one extends
+    guests: dict[Name, GuestModel] = Field(default_factory=dict)  # all may be in the extended file
 
 
 _PLACEHOLDER = {"type": "string", "pattern": r"\$\{[a-z][a-z0-9-]*\}", "description": "an axis of the matrix"}
 
 
 def json_schema() -> str:
-    """The schema as it is published in `topologies/schema.json`."""
+    """Return the JSON Schema of topology files, for editors, as `topologies/schema.json` has it."""
     schema = Document.model_json_schema(by_alias=True)
     for name, definition in schema["$defs"].items():
         if name != "Matrix":
             definition["properties"] = {
-                key: _or_placeholder(of) for key, of in definition.get("properties", {}).items()
+                key: _or_placeholder(schema) for key, schema in definition.get("properties", {}).items()
             }
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return json.dumps(schema, indent=2, sort_keys=True) + "\n"
 
 
-def _or_placeholder(of: dict[str, Any]) -> dict[str, Any]:
-    """A property's schema, for which a placeholder may stand; mappings and lists hold theirs further in."""
-    if of.get("type") in ("object", "array") or "$ref" in of:
-        return of
-    outer: dict[str, Any] = {key: of[key] for key in ("default", "description", "title") if key in of}
-    return {**outer, "anyOf": [{key: value for key, value in of.items() if key not in outer}, _PLACEHOLDER]}
+def _or_placeholder(schema: dict[str, Any]) -> dict[str, Any]:
+    """Allow a placeholder instead of a property's value; in mappings and lists their own properties allow it."""
+    if schema.get("type") in ("object", "array") or "$ref" in schema:
+        return schema
+    outer: dict[str, Any] = {key: schema[key] for key in ("default", "description", "title") if key in schema}
+    return {**outer, "anyOf": [{key: value for key, value in schema.items() if key not in outer}, _PLACEHOLDER]}

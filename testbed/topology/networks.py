@@ -1,4 +1,4 @@
-"""Private networks between the guests of a file: who is on which, and under what address. Pure."""
+"""Private networks between the guests of a topology: their members and addresses. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 
 from testbed.topology.base import Model
 
-# What every guest has: its own, and QEMU's user network, through which the host reaches it.
+# Interfaces of every guest: loopback, and QEMU's user network, through which the host reaches the guest.
 _TAKEN_NAMES = ("lo", "eth0")
 _HOST_NETWORK = ipaddress.IPv4Network("10.0.2.0/24")
 
@@ -32,15 +32,20 @@ Address = Annotated[str, AfterValidator(_address)]
 
 
 class Nic(Model):
-    """A guest's interface on a network of the file, called in the guest as the network; without `address`: 10.77.NETWORK.GUEST/24, both
-    counted from 1."""
+    """A guest's interface on a private network; in the guest, the interface has the network's name.
+
+    `address`: by default 10.77.NETWORK.GUEST/24, where both are numbers in the order of the file, from 1.
+    """
 
     address: Address | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """One guest's end of a network. `address`: with the network's length. `peers`: the other guests, and their addresses without it."""
+    """One guest's end of a network.
+
+    `address`: with the prefix length. `peers`: the names of the other guests, and their addresses without it.
+    """
 
     network: str
     mac: str
@@ -49,11 +54,11 @@ class Link:
 
 
 Nics = Mapping[str, Mapping[str, Nic]]
-"""By guest and network, both in the file's order."""
+"""By guest and network, both in the order of the file."""
 
 
 def build_links(nics: Nics) -> dict[str, tuple[Link, ...]]:
-    """Every guest's ends, by its name."""
+    """Return the ends of all networks, by guest."""
     networks = list(dict.fromkeys(network for own in nics.values() for network in own))
     addresses: dict[str, dict[str, str]] = {network: {} for network in networks}
     macs: dict[tuple[str, str], str] = {}
@@ -81,7 +86,7 @@ def build_links(nics: Nics) -> dict[str, tuple[Link, ...]]:
 
 
 def network_mistakes(nics: Nics) -> Iterator[tuple[tuple[str, ...], str]]:
-    """What is wrong about them together: (place below `guests`, message)."""
+    """Check the networks of all guests together; places are relative to `guests`."""
     ends = build_links(nics)
     members: dict[str, list[tuple[str, Link]]] = {}
     for guest, own in ends.items():

@@ -1,7 +1,7 @@
-"""What stands on the disks: filesystems, files, loop devices, swap, device-mapper and md.
+"""The storage stack on the disks: filesystems, files, loop devices, swap, device-mapper and md.
 
-Names of devices (disks, namespaces, loops, dm and md devices, and `NAME-p1` for partitions) are one set; filesystems have names of their
-own, by default that of their device.
+All devices (disks, namespaces, loops, dm and md devices, partitions as `NAME-p1`) share one set of names. Filesystems
+have a separate set; by default a filesystem has the name of its device.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ DeviceOrFile = Annotated[str, Field(pattern=rf"^{_NAME}(/{_FILE})?$")]
 class Filesystem(Model):
     """A filesystem on a device, mounted at /mnt/NAME; tmpfs has no device.
 
-    `make`: make it first, or mount what an image holds. `mkfs` and `mount` are options as words."""
+    `make`: run mkfs first; false mounts the filesystem of an image. `mkfs` and `mount`: lists of options.
+    """
 
     type: FilesystemType
     device: DeviceName | None = None
@@ -36,7 +37,7 @@ class Filesystem(Model):
 
 
 class File(Model):
-    """A file on a filesystem: a hole, allocated by fallocate, or written in full with zeroes."""
+    """A file on a filesystem: sparse, allocated with fallocate, or completely written with zeroes."""
 
     path: FilePath
     size: Size
@@ -46,8 +47,8 @@ class File(Model):
 class Loop(Model):
     """A loop device on a file or on another device.
 
-    `backing` is `NAME/FILE` on the filesystem NAME, or the name of a device. Where no filesystem NAME is declared, `filesystem` is made on
-    the device NAME (for tmpfs a new one); where no file is declared there, one of `size` is made.
+    `backing` is `NAME/FILE` on the filesystem NAME, or the name of a device. If no filesystem NAME is declared,
+    `filesystem` is made on the device NAME (a new one for tmpfs); if no such file is declared, one of `size` is made.
     """
 
     backing: DeviceOrFile
@@ -65,17 +66,17 @@ class Loop(Model):
 
     @property
     def holder(self) -> str:
-        """Name of the filesystem that holds the backing file, or of the device."""
+        """Name of the filesystem with the backing file, or of the backing device."""
         return self.backing.partition("/")[0]
 
     @property
     def file(self) -> str:
-        """Name of the backing file there; empty on a device."""
+        """Name of the backing file on the filesystem; empty on a device."""
         return self.backing.partition("/")[2]
 
 
 class Swap(Model):
-    """Swap on a device or on a file, which is made with `size` if none is declared there."""
+    """Swap on a device or on a file; if the file is not declared, one of `size` is made."""
 
     on: DeviceOrFile
     size: Size | None = None
@@ -83,14 +84,14 @@ class Swap(Model):
 
 
 class Dm(Model):
-    """A device-mapper device: `linear` joins devices, `crypt` is one behind dm-crypt with a key of its own."""
+    """A device-mapper device: `linear` joins devices, `crypt` encrypts one device with a key of its own."""
 
     type: Literal["linear", "crypt"]
     on: Annotated[TupleOf[DeviceName], Field(min_length=1, max_length=16)]
 
 
 class Md(Model):
-    """An md array without metadata."""
+    """A software RAID array (md) without metadata."""
 
     level: Literal["raid0", "raid1"]
     on: Annotated[TupleOf[DeviceName], Field(min_length=2, max_length=16)]

@@ -1,4 +1,4 @@
-"""What happens to a guest's hardware while it runs, as a topology file says it."""
+"""The timeline of a topology file: changes to a guest's hardware while it runs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ Counter = Annotated[str, Field(pattern=r"^[a-z]+(\.[a-z]+)+( [a-z_]+)?$")]
 
 
 class When(Model):
-    """An event: the guest reaches a `mark`, a line of its `console` matches a regular expression, or a `counter` of a `cgroup` gets `above`
-    or `below` a value; it is a file of one number, or a file and a key in it (`memory.stat file`).
+    """An event that starts an entry of the timeline.
+
+    The guest reaches a `mark`; or a line of its `console` matches a regular expression; or a `counter` of a `cgroup`
+    gets `above` or `below` a value. A counter is a file with one number, or a file and a key in it
+    (`memory.stat file`).
     """
 
     mark: PrintableText | None = None
@@ -27,6 +30,7 @@ class When(Model):
     below: Size | None = None
 
     def mistakes(self) -> Iterator[str]:
+        """List what is wrong with the combination of keys."""
         kinds = [key for key in ("mark", "console", "counter") if getattr(self, key) is not None]
         if len(kinds) != 1:
             yield f"expected one of mark, console and counter, got {' and '.join(kinds) or 'none'}"
@@ -42,10 +46,10 @@ class When(Model):
 
 
 class TimelineEntry(Model):
-    """One thing that happens: `do`, in the words of the command line, `at` a time after the beginning, or after an event (`when`).
+    """One change of the hardware: `do`, a command as on the command line, `at` a time after the start, or `when`.
 
-    `every`: again and again, `times` times or as long as the guest runs. `ramp`: in so many `steps` over that time, in which FROM..TO
-    within `do` goes from one value to the other.
+    `every`: repeat it at this interval, `times` times or until the guest ends. `ramp`: spread it over this time in
+    `steps` steps, during which FROM..TO in `do` goes from one value to the other.
     """
 
     do: PrintableText
@@ -58,5 +62,5 @@ class TimelineEntry(Model):
 
     @property
     def verb(self) -> str:
-        """The first word of what it does."""
+        """The first word of `do`."""
         return next(iter(self.do.split()), "")

@@ -1,4 +1,4 @@
-"""Validates a file's mapping so that one mistake hides no other: misspelt keys are read as what they are near to, wrong parts left out."""
+"""Validates a mapping so that one mistake hides no other: corrects misspelt keys, and leaves wrong parts out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from testbed.topology import messages
 from testbed.topology.base import KeyPath
 
 M = TypeVar("M", bound=BaseModel)
-# Of misspelt keys below each other, and of parts that only become wrong when others are left out.
+# Rounds for misspelt keys below each other, and for parts that become wrong when others are left out.
 _MOST_ROUNDS = 16
 _ENTRY = 4  # guests.NAME.SECTION.ENTRY is left out as a whole
 _TAG = re.compile(r"'([^']*)'")
@@ -24,7 +24,7 @@ _TAG = re.compile(r"'([^']*)'")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A mistake, and its place in the file; `at_key`: the key itself is wrong."""
+    """A mistake and its place in the file. `at_key`: the key itself is wrong, rather than its value."""
 
     where: KeyPath
     message: str
@@ -32,10 +32,10 @@ class Failure:
 
 
 class TolerantValidation(Generic[M]):
-    """What a mapping says, without what is wrong.
+    """The result of validating a mapping: the model without the wrong parts, and all mistakes.
 
-    `value`: None where nothing of it is left. `whole`: nothing was left out, only read as what it is near to; `lost`: names of entries that
-    were left out.
+    `value`: None if nothing is left. `whole`: nothing was left out, at most keys were corrected. `lost`: the names of
+    entries that were left out.
     """
 
     def __init__(self, model: type[M], plain: Any, document: type[BaseModel]) -> None:
@@ -44,11 +44,10 @@ class TolerantValidation(Generic[M]):
         self.whole = True
         self.lost: set[str] = set()
         self._plain, self._document = plain, document
-        # Each turns a place after a change of the mapping into the place before it.
+        # Each function maps a place after a change of the mapping to the place before it.
         self._changes: list[Callable[[KeyPath], KeyPath]] = []
-        fresh: list[KeyPath] = [
-            ()
-        ]  # what nobody has looked into yet; mistakes elsewhere are known, or come of what was left out
+        # Places that were not validated before. Mistakes elsewhere are known, or follow from what was left out.
+        fresh: list[KeyPath] = [()]
         for number in range(_MOST_ROUNDS):
             try:
                 self.value = model.model_validate(self._plain)
@@ -68,7 +67,7 @@ class TolerantValidation(Generic[M]):
                 self._leave_out(errors)
 
     def original(self, where: KeyPath) -> KeyPath:
-        """Where something stands in the file that is at this place of `value`."""
+        """Return the place in the file of a place in `value`."""
         for change in reversed(self._changes):
             where = change(where)
         return where
@@ -78,7 +77,7 @@ class TolerantValidation(Generic[M]):
         self.failures.append(Failure(self.original(where), said, error["type"] == "extra_forbidden"))
 
     def _nearest(self, errors: Sequence[tuple[ErrorDetails, KeyPath]]) -> dict[KeyPath, KeyPath]:
-        """For each unknown key that is near to one that is not there, or holds a mapping as well: the place of that one."""
+        """Map each misspelt key to the place of a similar known key that is missing, or that is a mapping as well."""
         found: dict[KeyPath, KeyPath] = {}
         for error, where in errors:
             if error["type"] == "extra_forbidden":
@@ -95,7 +94,7 @@ class TolerantValidation(Generic[M]):
         return found
 
     def _corrected(self, nearest: dict[KeyPath, KeyPath]) -> list[KeyPath]:
-        """Give misspelt keys, or what is in their mappings, the names that they are near to; returns the places that are new there."""
+        """Rename misspelt keys, or move the content of their mappings; return the new places."""
         fresh: list[KeyPath] = []
         for where, right in nearest.items():
             mapping = _at(self._plain, where[:-1])
@@ -112,7 +111,7 @@ class TolerantValidation(Generic[M]):
         return fresh
 
     def _retagged(self, errors: Sequence[tuple[ErrorDetails, KeyPath]]) -> list[KeyPath]:
-        """Give mappings whose `type` is misspelt the type that it is near to; returns their places."""
+        """Correct misspelt values of `type`; return the places of their mappings."""
         found: list[KeyPath] = []
         for error, where in errors:
             if error["type"] == "union_tag_invalid":
@@ -126,7 +125,7 @@ class TolerantValidation(Generic[M]):
 
     def _leave_out(self, errors: Sequence[tuple[ErrorDetails, KeyPath]]) -> None:
         self.whole = False
-        # Of lists the last first, so that the others keep their numbers.
+        # The last item of a list first, so that the others keep their index.
         entries = {where if error["type"] == "extra_forbidden" else where[:_ENTRY] for error, where in errors}
         for entry in sorted(entries, key=lambda where: [str(part).zfill(9) for part in where], reverse=True):
             if len(entry) == _ENTRY:
@@ -136,7 +135,7 @@ class TolerantValidation(Generic[M]):
 
 
 def remove_at(plain: Any, where: KeyPath) -> Callable[[KeyPath], KeyPath] | None:
-    """Take something out of a mapping. Returns what turns a place afterwards into the one before, where the numbers of a list change."""
+    """Remove the value at a place. If that shifts the items of a list, return a function that maps new places to old."""
     if where == ("version",):
         plain["version"] = 1
         return None
@@ -150,7 +149,7 @@ def remove_at(plain: Any, where: KeyPath) -> Callable[[KeyPath], KeyPath] | None
 
 
 def _at(plain: Any, where: KeyPath) -> Any:
-    """What stands at a place, None where nothing does."""
+    """Return the value at a place, or None."""
     for part in where:
         if isinstance(plain, dict):
             plain = plain.get(part)
@@ -166,7 +165,7 @@ def _moved(after: KeyPath, before: KeyPath) -> Callable[[KeyPath], KeyPath]:
 
 
 def _counted(above: KeyPath, gone: int) -> Callable[[KeyPath], KeyPath]:
-    """Of a list that lost an item: numbers from there on were larger by one."""
+    """Map places after an item of a list was removed: an index from there on was larger by one."""
 
     def before(where: KeyPath) -> KeyPath:
         number = where[len(above)] if where[: len(above)] == above and len(where) > len(above) else None

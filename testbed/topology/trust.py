@@ -1,7 +1,7 @@
-"""Whose `qemu-args` reach QEMU: those of files that the caller has trusted by their content, and no others.
+"""Decides which `qemu-args` reach QEMU: only those from files whose content the user has trusted.
 
-The list of trusted files' SHA-256 is a file of the caller's own, which `testbed trust` writes; the environment may name more. What a
-file `extends` or takes in is a file to be trusted, too: a value knows all texts that it was read from.
+`testbed trust` writes the SHA-256 of trusted files into a file of the user; the environment can name more. Files that
+a file extends or includes must be trusted, too: a value knows all files that it was read from.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from testbed.errors import HostError, UsageError
 from testbed.host import paths
 from testbed.text import printable
 
-# Holds SHA-256 hashes of files, with commas or spaces between, and never a word for all files.
+# SHA-256 hashes of files, separated by commas or spaces. There is deliberately no value that means all files.
 VARIABLE = "TESTBED_TRUST_QEMU_ARGS"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 1 << 20
 
-# The texts that a value was read from: the name of each one's file by its SHA-256, first the file that was asked for. Not by name: a file
-# that is read twice may have changed in between.
+# The files that a value was read from: their names by the SHA-256 of their text, the file that was asked for first.
+# Not by name, because a file that is read twice may have changed in between.
 Sources = Mapping[str, str]
 
 
 class QemuArgs(tuple[str, ...]):
-    """Words for QEMU's command line, from `sources`, all of which the caller trusts or not (`trusted`)."""
+    """Arguments for QEMU, and the files that they are from. `trusted`: the user trusts all of these files."""
 
     sources: Sources
     trusted: bool
 
 
 def content_hash(text: str) -> str:
-    """SHA-256 of a text, hex; of one that was read from a file, that of the file."""
+    """Return the SHA-256 of a text in hex; for the text of a file, it is that of the file."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -44,84 +44,87 @@ def is_hash(text: str) -> bool:
     return _HASH.fullmatch(text) is not None
 
 
-def with_trust(words: Iterable[str], sources: Sources) -> QemuArgs:
-    """Words that were read from `sources`, trusted where all of these are; those from nowhere never are.
+def with_trust(arguments: Iterable[str], sources: Sources) -> QemuArgs:
+    """Mark arguments as trusted if all files that they were read from are; without sources they never are.
 
-    :raise HostError: the list of trusted files is somebody else's, or damaged.
+    :raise HostError: the list of trusted files belongs to another user, or is damaged.
     """
-    known = {*_named(), *list_trusted()}
-    return _words(words, sources, trusted=bool(sources) and known.issuperset(sources))
+    known = {*_hashes_in_environment(), *list_trusted()}
+    return _make(arguments, sources, trusted=bool(sources) and known.issuperset(sources))
 
 
-def trusted_args(words: Iterable[str]) -> QemuArgs:
-    """Words of an order of our own, whose maker has checked them."""
-    return _words(words, {}, trusted=True)
+def trusted_args(arguments: Iterable[str]) -> QemuArgs:
+    """Mark the arguments of a launch spec of our own as trusted; they were checked when it was made."""
+    return _make(arguments, {}, trusted=True)
 
 
-def _words(words: Iterable[str], sources: Sources, *, trusted: bool) -> QemuArgs:
-    found = QemuArgs(words)
-    found.sources, found.trusted = dict(sources), trusted
-    return found
+def _make(arguments: Iterable[str], sources: Sources, *, trusted: bool) -> QemuArgs:
+    made = QemuArgs(arguments)
+    made.sources, made.trusted = dict(sources), trusted
+    return made
 
 
-def are_trusted(words: tuple[str, ...]) -> bool:
-    """Whether QEMU may get them; those that no reader of files has judged are not trusted."""
-    return not words or (isinstance(words, QemuArgs) and words.trusted)
+def are_trusted(arguments: tuple[str, ...]) -> bool:
+    """Return whether QEMU may get them. A plain tuple, whose sources nobody has checked, is not trusted."""
+    return not arguments or (isinstance(arguments, QemuArgs) and arguments.trusted)
 
 
-def sources_of(words: tuple[str, ...]) -> Sources:
-    """Where words are from; nothing, where that is not known."""
-    return words.sources if isinstance(words, QemuArgs) else {}
+def sources_of(arguments: tuple[str, ...]) -> Sources:
+    """Return the files that arguments are from; empty if that is not known."""
+    return arguments.sources if isinstance(arguments, QemuArgs) else {}
 
 
-def check_trusted(words: tuple[str, ...]) -> None:
-    """:raise UsageError: QEMU must not get them; says what to do."""
-    if are_trusted(words):
+def check_trusted(arguments: tuple[str, ...]) -> None:
+    """Refuse arguments that are not trusted.
+
+    :raise UsageError: QEMU must not get them; the message says how to trust them.
+    """
+    if are_trusted(arguments):
         return
-    origin = sources_of(words)
+    origin = sources_of(arguments)
     first = next(iter(origin.values()), None)
     if first is None:
         advice = "they are from no file: write them into a topology file, and trust that with `testbed trust FILE`"
     else:
         named = [first] if Path(first).is_file() else origin
         advice = f"if you have read {', '.join(origin.values())} and trust it: testbed trust {shlex.join(named)}"
-    if said := os.environ.get(VARIABLE):
-        wrong = [one for one in _split(said) if not is_hash(one)]
+    if value := os.environ.get(VARIABLE):
+        wrong = [word for word in _split(value) if not is_hash(word)]
         advice += f"; {VARIABLE}={wrong[0]} trusts nothing, it takes SHA-256 hashes of files" if wrong else ""
     raise UsageError(
-        f"qemu-args: they can do to this machine what QEMU can, and nobody checks them: {shlex.join(words)}; expected them from a file "
-        f"that you trust; {advice}"
+        f"qemu-args: they can do to this machine what QEMU can, and nobody checks them: {shlex.join(arguments)}; "
+        f"expected them from a file that you trust; {advice}"
     )
 
 
-def _split(said: str) -> list[str]:
-    return [one for one in re.split(r"[\s,]+", said) if one]
+def _split(value: str) -> list[str]:
+    return [word for word in re.split(r"[\s,]+", value) if word]
 
 
-def _named() -> list[str]:
-    return [one for one in _split(os.environ.get(VARIABLE, "")) if is_hash(one)]
+def _hashes_in_environment() -> list[str]:
+    return [word for word in _split(os.environ.get(VARIABLE, "")) if is_hash(word)]
 
 
 def variable_with(*hashes: str) -> str:
-    """What the variable says with more hashes."""
-    return ",".join((*_named(), *hashes))
+    """Return the value of the variable with these hashes added."""
+    return ",".join((*_hashes_in_environment(), *hashes))
 
 
-# The list ---------------------------------------------------------------------------------------------------------------------------
+# The list -------------------------------------------------------------------------------------------------------------
 
 
 def trust_file() -> Path:
-    """Where the list is: a hash and a file's name, as `sha256sum` writes them, in each line.
+    """Return the path of the list. Each line has a hash and the name of a file, as `sha256sum` writes them.
 
-    :raise HostError: the user has no home.
+    :raise HostError: the user has no home directory.
     """
     return paths.config_folder() / "trusted"
 
 
 def list_trusted() -> dict[str, str]:
-    """The trusted hashes, each with the name of the file that had it.
+    """Read the trusted hashes, each with the name that its file had.
 
-    :raise HostError: the list is somebody else's, or damaged.
+    :raise HostError: the list belongs to another user, or is damaged.
     """
     try:
         path = trust_file()
@@ -131,8 +134,8 @@ def list_trusted() -> dict[str, str]:
     except OSError as error:
         raise HostError(f"{path}: cannot be read: {error.strerror}") from error
     with os.fdopen(descriptor, "rb") as opened:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise HostError(
                 f"{path}: expected a file of uid {os.geteuid()} that nobody else may write; remove it, or mend its mode"
             )
@@ -145,20 +148,20 @@ def list_trusted() -> dict[str, str]:
 
 
 def trust_sources(sources: Sources) -> None:
-    """Add files to the list.
+    """Add files to the list of trusted files.
 
-    :raise HostError: it cannot be written.
+    :raise HostError: the list cannot be written.
     """
     _write({**list_trusted(), **sources})
 
 
 def forget_hashes(hashes: Iterable[str]) -> None:
-    """Take files from the list.
+    """Remove files from the list of trusted files.
 
-    :raise HostError: it cannot be written.
+    :raise HostError: the list cannot be written.
     """
-    gone = set(hashes)
-    _write({one: name for one, name in list_trusted().items() if one not in gone})
+    removed = set(hashes)
+    _write({sha256: name for sha256, name in list_trusted().items() if sha256 not in removed})
 
 
 def _write(names: Mapping[str, str]) -> None:

@@ -1,7 +1,8 @@
-"""What of a topology reaches the guests of scenarios, and what does not.
+"""Finds the parts of a topology that scenarios do not use.
 
-Scenarios build their own stacks, for only results of one stack can be compared: of a file they take the machine, its disks and its
-timeline. A part that they leave unused is an error before any guest starts, so that no report shows a stack that never stood.
+Scenarios build stacks of their own, because only results of the same stack can be compared; from a file they take the
+machine, its disks and its timeline. An unused part is an error before any guest starts, so that no report shows a
+stack that was never built.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from testbed.topology.load import points_from_mapping, select_point
 from testbed.topology.model import GuestModel
 from testbed.topology.yaml_reader import Reader, read_file, read_mapping
 
-# Fields that reach a scenario's guest. Every other field of the models is unused, one that is added later as well, until it is listed here.
+# Fields that reach a scenario's guest. All other fields of the models are unused, including new ones.
 _GUEST = frozenset(
     {
         "image",
@@ -76,8 +77,10 @@ _WHY = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScenarioTopology:
-    """The guest of a file as scenarios have it. `kernel`: the one that the file names, for verbs that run on it; `unused`: the places of
-    the file that were left out, with `--ignore-stack`.
+    """The guest of a file as scenarios use it.
+
+    `kernel`: the kernel that the file names, for commands that run on it. `unused`: the places in the file that were
+    dropped because of `--ignore-stack`.
     """
 
     guest: GuestModel
@@ -86,7 +89,7 @@ class ScenarioTopology:
 
 
 def unused_parts(guest: GuestModel) -> Iterator[tuple[KeyPath, str]]:
-    """The places in a guest that scenarios do not use, and why."""
+    """List the places in a guest that scenarios do not use, each with the reason."""
     yield from _unused(guest, _GUEST)
     for name, disk in guest.disks.items():
         for where, why in _unused(disk, _DISK):
@@ -100,7 +103,7 @@ def _unused(model: Model, used: Iterable[str]) -> Iterator[tuple[KeyPath, str]]:
 
 
 def without_unused(guest: GuestModel) -> GuestModel:
-    """The guest without them."""
+    """Return the guest without its unused parts."""
     disks: dict[str, Disk] = {name: _without(disk, _DISK) for name, disk in guest.disks.items()}
     found: GuestModel = _without(guest, _GUEST).model_copy(update={"disks": disks})
     return found
@@ -116,10 +119,11 @@ def _without(model: Any, used: Iterable[str]) -> Any:
 
 
 def load_for_scenarios(path: Path, *, limits: HostLimits | None, kernel: bool, ignore: bool) -> ScenarioTopology:
-    """The only guest of a file, as scenarios use it. `kernel`: the verb runs on the kernel that the file names; `ignore`: leave out what
-    is unused.
+    """Load the only guest of a file, as scenarios use it.
 
-    :raise TopologyError: the file is wrong, or has parts that are unused, each with its place. :raise UsageError: it has several guests.
+    `kernel`: the command runs on the kernel that the file names. `ignore`: drop unused parts instead of refusing them.
+
+    :raise TopologyError: the file has mistakes or unused parts; lists them all. :raise UsageError: several guests.
     """
     reader = Reader(str(path))
     topology = select_point(
@@ -136,7 +140,9 @@ def load_for_scenarios(path: Path, *, limits: HostLimits | None, kernel: bool, i
             place, f"not used: {why}; leave it out, or add --ignore-stack", reader.key_positions.get(place)
         )
     if reader.problems and not ignore:
-        raise TopologyError(tuple(sorted(reader.problems, key=lambda one: (one.file, one.line, one.column))))
+        raise TopologyError(
+            tuple(sorted(reader.problems, key=lambda problem: (problem.file, problem.line, problem.column)))
+        )
     return ScenarioTopology(
         guest=without_unused(guest), kernel=own, unused=tuple(problem.path for problem in reader.problems)
     )

@@ -1,7 +1,7 @@
-"""YAML text to plain values that know where they stood.
+"""Reads YAML into plain values, and remembers the line and column of each.
 
-Scalars are read as YAML 1.2 reads them. Where YAML 1.1, which most libraries speak, would read a bare word otherwise (`on` as true,
-`1:30` as 90), the file is refused: two readers must not see two topologies.
+Scalars are parsed as in YAML 1.2. A bare word that YAML 1.1, which most libraries implement, parses differently (`on`
+as true, `1:30` as 90) is refused, so that no two readers see different topologies.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from testbed.topology.base import KeyPath
 _MAX_BYTES = 1 << 20
 _MAX_NODES = 200_000
 _MOST_BRACKETS = 64
-# What pipes have said: they say it once, and a file is read more often.
-_said: dict[Path, bytes] = {}
+# The content of pipes, which can be read only once, while a file is read several times.
+_pipes: dict[Path, bytes] = {}
 _YAML_1_1 = (
     (
         re.compile(r"[yYnN]|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF|True|TRUE|False|FALSE"),
@@ -56,7 +56,7 @@ _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in a file; line and column count from 1."""
+    """A position in a file; line and column count from 1."""
 
     file: str
     line: int
@@ -64,15 +64,15 @@ class Position:
 
 
 class Reader:
-    """Turns YAML nodes into plain values, and remembers where each key and value stood."""
+    """Turns YAML nodes into plain values, and remembers the position of each key and value."""
 
     def __init__(self, file: str, sources: dict[str, str] | None = None) -> None:
         self.file = file
-        # The file of every text that goes into the value, by its SHA-256 (`trust.Sources`); shared by all readers of it.
+        # The files that go into the value, by SHA-256 (`trust.Sources`); shared by the readers of extended files.
         self.sources = {} if sources is None else sources
         self.positions: dict[KeyPath, Position] = {}
         self.key_positions: dict[KeyPath, Position] = {}
-        self.blocks: set[KeyPath] = set()  # texts whose lines stand below their mark, as they are
+        self.blocks: set[KeyPath] = set()  # block scalars (|), whose lines are below their position, unchanged
         self.problems: list[Problem] = []
         self._nodes = 0
         self._above: KeyPath = ()
@@ -84,16 +84,16 @@ class Reader:
         )
 
     def fatal_error(self, where: KeyPath, message: str) -> TopologyError:
-        """The error of one mistake with which nothing else can be said, after those that were found before."""
+        """Return an error with the problems found so far and this last one, after which reading cannot go on."""
         self.add_problem(where, message)
         return TopologyError(tuple(self.problems))
 
     def path(self, where: KeyPath) -> str:
-        """A place as messages write it."""
+        """Format a place for messages, relative to the whole file."""
         return format_path((*self._above, *where))
 
     def subreader(self, where: KeyPath) -> Reader:
-        """One for the part of the file at a place, whose messages name places in the whole file."""
+        """Return a reader for the part of the file at a place; its messages name places in the whole file."""
         part = Reader(self.file, self.sources)
         part._above = (*self._above, *where)
         part._nodes = self._nodes
@@ -110,14 +110,14 @@ class Reader:
             where = where[:-1]
         return self.positions.get(where) or Position(self.file, 1, 1)
 
-    def _mark(self, mark: yaml.Mark) -> Position:
+    def _position(self, mark: yaml.Mark) -> Position:
         return Position(self.file, mark.line + 1, mark.column + 1)
 
     def value(self, node: yaml.Node, where: KeyPath) -> Any:
         self._nodes += 1
         if self._nodes > _MAX_NODES:
             raise yaml.YAMLError(f"more than {_MAX_NODES} values (aliases count each time)")
-        self.positions[where] = self._mark(node.start_mark)
+        self.positions[where] = self._position(node.start_mark)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, where)
         if isinstance(node, yaml.SequenceNode):
@@ -128,50 +128,53 @@ class Reader:
 
     def _mapping(self, node: yaml.MappingNode, where: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        merged: dict[str, Any] = {}  # so that nothing of it is missed as well
+        merged: dict[str, Any] = {}  # so that its keys are not reported as missing, too
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 self.add_problem(
-                    where, "expected a word as key, got a mapping or a list", self._mark(key_node.start_mark)
+                    where, "expected a word as key, got a mapping or a list", self._position(key_node.start_mark)
                 )
                 continue
             key = key_node.value
             if key == "<<" and key_node.tag == _PLAIN:
-                said = "expected each key by itself, got <<, which merges mappings in YAML 1.1 alone; write the keys out, or use `extends`"
-                self.add_problem((*where, key), said, self._mark(key_node.start_mark))
+                message = (
+                    "expected each key by itself, got <<, which merges mappings in YAML 1.1 alone; "
+                    "write the keys out, or use `extends`"
+                )
+                self.add_problem((*where, key), message, self._position(key_node.start_mark))
                 merged |= self._merged(value_node, where)
                 continue
             self._key(key_node, (*where, key))
             if key in result:
-                self.add_problem((*where, key), "the key stands here twice", self._mark(key_node.start_mark))
+                self.add_problem((*where, key), "the key stands here twice", self._position(key_node.start_mark))
                 continue
-            self.key_positions[(*where, key)] = self._mark(key_node.start_mark)
+            self.key_positions[(*where, key)] = self._position(key_node.start_mark)
             result[key] = self.value(value_node, (*where, key))
             if isinstance(value_node, yaml.MappingNode | yaml.SequenceNode):
-                self.positions[(*where, key)] = self._mark(key_node.start_mark)
+                self.positions[(*where, key)] = self._position(key_node.start_mark)
         return merged | result
 
     def _merged(self, node: yaml.Node, where: KeyPath) -> dict[str, Any]:
-        """What a merge key would bring: of a mapping, or of several."""
-        found = self.value(node, where)
-        several = found if isinstance(found, list) else [found]
-        return {key: value for one in reversed(several) if isinstance(one, dict) for key, value in one.items()}
+        """Return the content of a merge key, which has one mapping or a list of them."""
+        content = self.value(node, where)
+        mappings = content if isinstance(content, list) else [content]
+        return {key: value for part in reversed(mappings) if isinstance(part, dict) for key, value in part.items()}
 
     def _key(self, node: yaml.ScalarNode, where: KeyPath) -> None:
-        """Whether every reader takes a key for the same text, but for `y` and `n`, which are good names, and `on`, a key of ours."""
+        """Refuse a key that readers of YAML parse differently, except the names `y` and `n` and our own key `on`."""
         if node.tag != _PLAIN or node.value in ("y", "Y", "n", "N", "on"):
             return
         advice = next((advice for pattern, advice in _YAML_1_1 if pattern.fullmatch(node.value)), None)
         if advice is None and node.value in ("true", "false", "null", "~", ""):
             advice = "it is no text; quote it"
         if advice is not None:
-            said = f"expected a key that every reader of YAML reads alike, got {node.value} ({advice})"
-            self.add_problem(where, said, self._mark(node.start_mark))
+            message = f"expected a key that every reader of YAML reads alike, got {node.value} ({advice})"
+            self.add_problem(where, message, self._position(node.start_mark))
 
     def _scalar(self, node: yaml.Node, where: KeyPath) -> Any:
         text: str = node.value
         if _NO_TEXT.search(text):
-            # Escapes of a quoted text make them; no name of a file, no word of a command line holds one.
+            # Only escapes in quoted text can make them. No file name and no argument can have them.
             self.add_problem(where, f"expected text without NUL and without halves of characters, got {text!r}")
             return _NO_TEXT.sub("", text)
         if node.tag not in ("tag:yaml.org,2002:str", _PLAIN):
@@ -192,7 +195,10 @@ class Reader:
 
 
 class _Loader(yaml.SafeLoader):
-    """Leaves every plain scalar to `_Reader`: no implicit types. Bounds nested brackets: PyYAML looks at all for each token."""
+    """Gives plain scalars no implicit types, which `Reader` does, and limits the depth of nested brackets.
+
+    PyYAML checks all open brackets for each token.
+    """
 
     def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
         if self.flow_level >= _MOST_BRACKETS:
@@ -206,18 +212,19 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_file(path: Path) -> str:
-    """The text of a file that the caller has named.
+    """Read a file that the user has named.
 
-    :raise TopologyError: it cannot be read, is too large, or no text.
+    :raise TopologyError: the file cannot be read, is too large, or is no text.
     """
     return _text(path, lambda: _bytes_of(path))
 
 
 def read_referenced_file(path: Path, within: Path | None = None) -> str:
-    """The text of a file that another one names, which may be a stranger's: of a pipe or a device nothing is read. `within`: the folder
-    that it lies in, links followed, or it is not read.
+    """Read a file that another file names, which may be from somebody else; pipes and devices are not read.
 
-    :raise TopologyError: as above.
+    `within`: the folder that must contain the file, after following links.
+
+    :raise TopologyError: as `read_file`.
     """
     return _text(path, lambda: _bytes_named(path, within))
 
@@ -236,13 +243,13 @@ def _text(path: Path, read: Callable[[], bytes]) -> str:
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8")
         utf16 = ", got UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise single_error(str(path), *_place(before), f"expected UTF-8 text{utf16}") from error
+        raise single_error(str(path), *_end_of(before), f"expected UTF-8 text{utf16}") from error
 
 
 def _bytes_named(path: Path, within: Path | None) -> bytes:
-    """One more than may be, at most.
+    """Read at most one byte more than allowed.
 
-    :raise OSError: it cannot be read. :raise TopologyError: it is no regular file, or lies elsewhere.
+    :raise OSError: the file cannot be read. :raise TopologyError: it is no regular file, or is outside of `within`.
     """
     no_file = single_error(str(path), 1, 1, "cannot be read: expected a file, got something else")
     if not stat.S_ISREG(path.stat().st_mode):  # some devices do something when they are opened
@@ -255,29 +262,29 @@ def _bytes_named(path: Path, within: Path | None) -> bytes:
             raise single_error(
                 str(path), 1, 1, f"cannot be read: expected a file in {within.resolve()}, got one that lies elsewhere"
             )
-        return file.read(_MAX_BYTES + 1) or b""  # nothing, where it would wait for more (/proc/kmsg)
+        return file.read(_MAX_BYTES + 1) or b""  # read() returns None if it would block (/proc/kmsg)
 
 
 def _bytes_of(path: Path) -> bytes:
-    """One more than may be, at most: some files have no end.
+    """Read at most one byte more than allowed, because some files have no end.
 
-    :raise OSError: it cannot be read. :raise TopologyError: it may never say anything.
+    :raise OSError: the file cannot be read. :raise TopologyError: it is a named pipe, which might block for ever.
     """
-    if path in _said:
-        return _said[path]
-    if stat.S_ISFIFO(path.lstat().st_mode):  # that of a shell's <(...) is behind a link
+    if path in _pipes:
+        return _pipes[path]
+    if stat.S_ISFIFO(path.lstat().st_mode):  # the pipe of a shell's <(...) is behind a link
         raise single_error(str(path), 1, 1, "cannot be read: expected a file, got a named pipe")
     with path.open("rb") as file:
         data = file.read(_MAX_BYTES + 1)
         if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
-            _said[path] = data
+            _pipes[path] = data
     return data
 
 
 def read_mapping(text: str, reader: Reader) -> dict[str, Any]:
-    """The mapping in a text; what is wrong with single values goes to `reader.problems`.
+    """Read the mapping in a text; mistakes in single values are added to `reader.problems`.
 
-    :raise TopologyError: it is no mapping in YAML.
+    :raise TopologyError: the text is no YAML, or no mapping.
     """
     reader.sources[trust.content_hash(text)] = reader.file
     try:
@@ -290,8 +297,8 @@ def read_mapping(text: str, reader: Reader) -> dict[str, Any]:
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         raise single_error(reader.file, line, column, f"not YAML: {_advised(error)}") from error
     except yaml.reader.ReaderError as error:
-        said = f"not YAML: the character U+{ord(text[error.position]):04X} must not stand in it"
-        raise single_error(reader.file, *_place(text[: error.position]), said) from error
+        message = f"not YAML: the character U+{ord(text[error.position]):04X} must not stand in it"
+        raise single_error(reader.file, *_end_of(text[: error.position]), message) from error
     except yaml.YAMLError as error:
         raise single_error(reader.file, 1, 1, f"not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
@@ -304,7 +311,7 @@ def read_mapping(text: str, reader: Reader) -> dict[str, Any]:
 
 
 def _advised(error: yaml.MarkedYAMLError) -> str:
-    """What is wrong, in words that say what to do where YAML's own do not."""
+    """Return YAML's own message, or a more helpful one."""
     problem = str(error.problem or error.context)
     if "'\\t'" in problem:
         return "a tab cannot indent, or stand before a value; use spaces"
@@ -313,18 +320,18 @@ def _advised(error: yaml.MarkedYAMLError) -> str:
     return problem
 
 
-def _place(before: str) -> tuple[int, int]:
-    """Line and column of what stands after a text."""
+def _end_of(before: str) -> tuple[int, int]:
+    """Return line and column after a text."""
     return before.count("\n") + 1, len(before) - before.rfind("\n")
 
 
 def single_error(file: str, line: int, column: int, message: str) -> TopologyError:
-    """The error of one mistake."""
+    """Return the error of a single mistake."""
     return TopologyError((Problem(file=file, line=line, column=column, path="", message=message),))
 
 
 def reads_as_text(text: str) -> bool:
-    """Whether a bare word is text to every reader of YAML; else it must be quoted."""
+    """Return whether every reader of YAML parses a bare word as text; otherwise it must be quoted."""
     other = (
         any(pattern.fullmatch(text) for pattern, _ in _YAML_1_1) or _INTEGER.fullmatch(text) or _FLOAT.fullmatch(text)
     )
@@ -332,5 +339,5 @@ def reads_as_text(text: str) -> bool:
 
 
 def format_path(where: KeyPath) -> str:
-    """A place as messages write it."""
+    """Format a place for messages."""
     return ".".join(str(part) for part in where)

@@ -111,7 +111,7 @@ def test_each_kernel_of_a_bug_file_is_checked(tmp_path: Path) -> None:
         f"topology: {{guests: {{g0: {guest}}}}}\n"
     )
     with pytest.raises(TopologyError) as caught:
-        load_bug(file, limits=host_limits(HOST_BYTES), check_kernels=KernelAbilities(TABLE, tmp_path).of_all)
+        load_bug(file, limits=host_limits(HOST_BYTES), check_kernels=KernelAbilities(TABLE, tmp_path).guest_mistakes)
     (problem,) = caught.value.problems
     assert problem.path == "topology.guests.g0.cgroups.a.io.latency" and problem.line == 6
     assert "the configuration of debian-6.1 (6.1.0-x) lacks CONFIG_BLK_CGROUP_IOLATENCY" in problem.message
