@@ -127,7 +127,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_trusted(folder: Path, monke
     """A stranger's that extends itself, and is the caller's own when it is read again."""
     trust_command([str(folder / "base.yaml")])
     texts = iter(["version: 1\nextends: base.yaml\nguests: {g0: {memory: 512M}}\n", FILES["base.yaml"]])
-    monkeypatch.setattr(sys.modules["testbed.topology.load"], "text_of", lambda _: next(texts))
+    monkeypatch.setattr(sys.modules["testbed.topology.load"], "read_file", lambda _: next(texts))
     assert not trusted(folder / "base.yaml")
 
 
