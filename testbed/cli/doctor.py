@@ -133,7 +133,7 @@ async def _build_jail() -> list[Complaint]:
         return []
     return [
         Complaint(
-            what="kernels are not built in an enclosure, so that what a source or a patch has make do, "
+            what="kernels are not built in a jail, so that what a source or a patch has make do, "
             f"it does as you: {why}",
             mend="root that may mount, a user who may make user namespaces, "
             f"or {build_jail.TRUST}=1 where you trust a source",

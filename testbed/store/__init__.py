@@ -1,1 +1,1 @@
-"""What is made once and kept: kernels, images, initramfs archives, templates. Each store turns a recipe into a folder."""
+"""Things that are made once and cached: kernels, images, initramfs archives, templates, snapshots."""

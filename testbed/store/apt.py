@@ -1,6 +1,7 @@
-"""Debian packages without root and without touching the host's apt: a private state, cache and sources list under the testbed's cache.
+"""Fetches Debian packages without root, with a private apt state, cache and sources list below the testbed's cache.
 
-apt itself verifies the suites' signatures and the packages' checksums; the host's apt configuration (proxies and such) stays in force.
+apt itself verifies the signatures of suites and the checksums of packages; the host's apt configuration (proxies and
+the like) stays in force.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from testbed.store.mirror import Mirror
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """One version of a package, as the suite's signed index describes it."""
+    """One version of a package, as the signed index of its suite describes it."""
 
     name: str
     version: str
@@ -26,13 +27,13 @@ class Package:
 
 
 class PrivateApt:
-    """An apt of our own over some suites; `folder` holds its state and can be thrown away."""
+    """A private apt for some suites; `folder` holds its state and may be removed afterwards."""
 
     def __init__(self, folder: Path, mirror: Mirror, suites: tuple[str, ...]) -> None:
         self._suites = suites
         self._mirror = mirror
         self._folder = folder
-        # apt and what verifies signatures for it leave files there when they are ended.
+        # apt and its signature checkers leave temporary files when they are killed: they go into this folder.
         self._environment = {"TMPDIR": str(folder)}
         self._options = (
             f"-oDir::State={folder}/state",
@@ -50,9 +51,9 @@ class PrivateApt:
         )
 
     async def update(self, task: Task) -> None:
-        """Fetch the suites' indices.
+        """Fetch the indices of the suites.
 
-        :raise HostError: the mirror cannot be reached, has left a suite behind, or a signature is wrong.
+        :raise HostError: the mirror cannot be reached, no longer has a suite, or a signature is wrong.
         """
         for folder in ("state/lists/partial", "cache/archives/partial"):
             (self._folder / folder).mkdir(parents=True, exist_ok=True)
@@ -66,14 +67,15 @@ class PrivateApt:
             env=self._environment,
         )
         if done.status != 0:
-            said = "\n    ".join(line for line in done.stderr.splitlines() if line.startswith(("E:", "W:")))
+            errors = "\n    ".join(line for line in done.stderr.splitlines() if line.startswith(("E:", "W:")))
             raise HostError(
-                f"the Debian mirror does not serve {', '.join(self._suites)} with a good signature:\n    {said}\n  "
-                "If the suite has left this mirror, name another with TESTBED_DEBIAN_MIRROR, or give FILE.deb or BZIMAGE:MODULES"
+                f"the Debian mirror does not serve {', '.join(self._suites)} with a good signature:\n    {errors}\n  "
+                "If the suite has left this mirror, name another with TESTBED_DEBIAN_MIRROR, or give FILE.deb or "
+                "BZIMAGE:MODULES"
             )
 
     async def show(self, name: str) -> Package:
-        """The newest version of a package.
+        """Return the newest version of a package.
 
         :raise HostError: no suite has it.
         """
@@ -91,7 +93,7 @@ class PrivateApt:
         )
 
     async def download(self, packages: tuple[Package, ...], folder: Path, task: Task) -> tuple[Path, ...]:
-        """The packages' .deb files, in `folder`; apt has compared them with the signed index.
+        """Download the .deb files of packages into `folder`; apt compares them with the signed index.
 
         :raise HostError: a download fails or its checksum is wrong.
         """
@@ -103,6 +105,6 @@ class PrivateApt:
 
 
 def _names(depends: str) -> tuple[str, ...]:
-    """Names of the first alternatives in a Depends field."""
+    """Return the names in a Depends field, of alternatives the first."""
     first = (clause.split("|")[0].strip() for clause in depends.split(","))
     return tuple(re.split(r"[\s(:]", clause, maxsplit=1)[0] for clause in first if clause)

@@ -1,4 +1,4 @@
-"""Archives (tar) that somebody else made, read with suspicion."""
+"""Unpacks tar archives that a guest made: nothing outside the target folder, and within limits of size and number."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from testbed.errors import HostError
 from testbed.host import paths
 
 _MOST_AT_ONCE = 16 << 20
-# Of a header's blocks that follow each other, as those of a sparse file's map do, which is kept in memory.
+# The blocks of one header that tarfile reads one after the other and keeps in memory, as for the map of a sparse file.
 _MOST_IN_A_ROW = 1 << 20
-# Headers before an entry that are about it: a long name, a long link, pax's own of this entry and of all that follow. Each is a call of
-# tarfile's within the one before.
+# Headers that come before an entry and describe it: a long name, a long link, pax headers of this entry and of all that
+# follow. tarfile reads each in a call nested in the one before.
 _MOST_HEADERS = 8
 _MOST_ENTRIES = 100_000
 _MOST_FILE_BYTES = 16 << 30
 _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-# What of a pax header is used here (pax(1), and GNU tar's own for sparse files); the rest would be kept with each entry.
+# Keywords of a pax header that are used here (pax(1), and GNU tar's for sparse files); the rest would be kept with each
+# entry.
 _USED = {
     b"path",
     b"linkpath",
@@ -32,12 +33,13 @@ _USED = {
 # GNU tar wrote these for a short time; their reader takes quadratic time.
 _SPARSE_0_0 = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
 _MOST_PAX_VALUE_BYTES = 4096  # PATH_MAX of Linux; a map of a sparse file may have more
-# tarfile searches a pax header for this record, before 3.11.10 in quadratic time (CVE-2024-6232): it finds it at once.
+# tarfile searches a pax header for this record, before 3.11.10 in quadratic time (CVE-2024-6232). It is put first, so
+# that the search ends at once.
 _CHARSET = b"38 hdrcharset=ISO-IR 10646 2000 UTF-8\n"
 
 
-class _Pieces:
-    """A file that tarfile reads in pieces: what it keeps in memory, such as a name, may be as long as the file."""
+class _BoundedFile:
+    """The archive's file as tarfile reads it; limits what tarfile keeps in memory, such as a very long name."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -58,14 +60,14 @@ class _Pieces:
         self._in_a_row += size
         data = self._file.read(size)
         if self._is_pax:
-            data = _used(data)
-        # The type of what a header is of; see tar(5).
+            data = _used_records(data)
+        # Byte 156 of a header is the type of its entry; see tar(5).
         self._is_header, self._is_pax = False, self._is_header and data[156:157] in _PAX
         return data
 
     @contextlib.contextmanager
     def header(self) -> Iterator[None]:
-        """Read one header, and all that follow it before their entry."""
+        """Read one header, and the headers that follow it before their entry."""
         if not self._headers:
             self._in_a_row = 0
         if self._headers == _MOST_HEADERS:
@@ -78,10 +80,10 @@ class _Pieces:
             self._headers -= 1
 
 
-def _used(data: bytes) -> bytes:
-    """The records of a pax header that are used here: `LENGTH KEYWORD=VALUE` and a line's end, each.
+def _used_records(data: bytes) -> bytes:
+    """Return the records of a pax header that are used here; each is `LENGTH KEYWORD=VALUE` and a newline.
 
-    :raise tarfile.ReadError: it is damaged, or a value is too long.
+    :raise tarfile.ReadError: the header is damaged, or a value is too long.
     """
     kept = [_CHARSET]
     at = 0
@@ -106,24 +108,23 @@ def _used(data: bytes) -> bytes:
 class _Entry(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
-        """As the base class, with what is read for it bounded."""
-        pieces: Any = tarfile.fileobj
-        with pieces.header():
+        """Read an entry as the base class does, with limits on its headers."""
+        file: Any = tarfile.fileobj
+        with file.header():
             return super().fromtarfile(tarfile)
 
 
 class _Archive(tarfile.TarFile):
-    """Keeps no entry that it has given out."""
+    """A tar archive that does not keep the entries that it has returned."""
 
-    members: list[tarfile.TarInfo]  # which typeshed leaves out
+    members: list[tarfile.TarInfo]  # typeshed does not declare it
 
     def next(self) -> tarfile.TarInfo | None:
-        """:raise tarfile.TarError: it is damaged, or too much."""
+        """:raise tarfile.TarError: the archive is damaged, or exceeds a limit."""
         try:
             found = super().next()
-        except (
-            IndexError
-        ) as error:  # Python 3.11's tarfile asks for the first byte of a number which the archive ends before
+        except IndexError as error:
+            # Python 3.11's tarfile reads the first byte of a number, also where the archive ends before it.
             raise tarfile.ReadError("expected a whole header, the archive ends within it") from error
         self.members.clear()
         if found is not None and found.size < 0:
@@ -137,36 +138,36 @@ class _Archive(tarfile.TarFile):
 
 @contextlib.contextmanager
 def open_archive(path: Path) -> Iterator[tarfile.TarFile]:
-    """An archive as it is, not a compressed one, for one way through.
+    """Open an uncompressed archive, to be read once from its beginning to its end.
 
-    :raise tarfile.TarError: it is none. :raise OSError: it cannot be read.
+    :raise tarfile.TarError: it is no tar archive. :raise OSError: it cannot be read.
     """
-    pieces: Any  # it has all of a file that is called
+    bounded: Any  # it has those methods of a file that tarfile calls
     with path.open("rb") as file:
-        pieces = _Pieces(file)
-        with _Archive(fileobj=pieces, tarinfo=_Entry) as archive:
+        bounded = _BoundedFile(file)
+        with _Archive(fileobj=bounded, tarinfo=_Entry) as archive:
             yield archive
 
 
 def unpack(path: Path, folder: Path) -> tuple[str, ...]:
-    """Its files, with their holes, folders and links, into a folder that is made where it is not there, and nowhere else. Returns what is
-    left out, in words: links that lead out of it, devices, pipes.
+    """Unpack files with their holes, folders and links into `folder`, which is created if needed, and nowhere else.
 
-    Symbolic links have led out of folders whatever was checked before (CVE-2025-4517): they are made last, when nothing is written any
-    longer, and only where every folder on their way is one of the archive's.
+    Symbolic links have led out of folders in spite of every check (CVE-2025-4517): they are made last, when no file is
+    written any more, and only where every folder on their way comes from the archive.
 
-    :raise HostError: the archive says something of elsewhere, or is too much, or it cannot be written.
+    :return: a description of each entry that is left out: links that lead out of the folder, devices, pipes.
+    :raise HostError: an entry lies outside the folder, the archive exceeds a limit, or a file cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open_archive(path) as archive:
-            return _Target(folder.resolve()).take(archive)
+            return _Target(folder.resolve()).unpack(archive)
     except (OSError, ValueError, tarfile.TarError) as error:
         raise HostError(f"{folder}: what the guest gave cannot be unpacked: {error}") from error
 
 
 def unpack_file(path: Path, target: Path) -> None:
-    """The only file of an archive, with its holes, to `target`. Raises as `unpack`."""
+    """Unpack the only file of an archive, with its holes, to `target`. Raises as `unpack`."""
     try:
         with open_archive(path) as archive:
             entry = archive.next()
@@ -178,7 +179,7 @@ def unpack_file(path: Path, target: Path) -> None:
 
 
 class _Target:
-    """A folder that an archive is unpacked into: what of it is there already, and what was left out."""
+    """A folder that an archive is unpacked into, with what is unpacked so far and what is left out."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -187,7 +188,7 @@ class _Target:
         self._links: dict[PurePosixPath, str] = {}
         self._left_out: list[str] = []
 
-    def take(self, archive: tarfile.TarFile) -> tuple[str, ...]:
+    def unpack(self, archive: tarfile.TarFile) -> tuple[str, ...]:
         for number, entry in enumerate(archive):
             name = PurePosixPath(entry.name)
             if name.is_absolute() or ".." in name.parts or number >= _MOST_ENTRIES:
@@ -230,7 +231,7 @@ class _Target:
         if (
             name.parent not in self._folders
             or target.parent.resolve() != self._root / name.parent
-            or not self._stays(name, to)
+            or not self._stays_inside(name, to)
         ):
             self._left_out.append(f"{name} (a link to {to!r}, out of what is copied)")
             return
@@ -238,8 +239,8 @@ class _Target:
             target.unlink()
         target.symlink_to(to)
 
-    def _stays(self, name: PurePosixPath, to: str) -> bool:
-        """Whether a link leads to a place in the folder, by folders of the archive alone: none of them is a link."""
+    def _stays_inside(self, name: PurePosixPath, to: str) -> bool:
+        """Tell whether a link leads to a place in the folder, through folders of the archive and no other link."""
         at = list(name.parent.parts)
         steps = [part for part in to.split("/") if part not in ("", ".")]
         for step in steps:
@@ -253,7 +254,8 @@ def _write(archive: tarfile.TarFile, entry: tarfile.TarInfo, target: Path) -> No
     if entry.size > _MOST_FILE_BYTES:
         raise tarfile.TarError(f"{entry.name}: expected a file of at most {_MOST_FILE_BYTES} bytes, got {entry.size}")
     with contextlib.suppress(FileNotFoundError):
-        if target.lstat().st_nlink > 1 and target.is_file():  # of an earlier copy, where another name was the same file
+        # A hard link of an earlier copy: writing to it would change the file under its other name as well.
+        if target.lstat().st_nlink > 1 and target.is_file():
             target.unlink()
     source = archive.extractfile(entry)
     assert source is not None  # it is a file
@@ -270,13 +272,13 @@ def _write(archive: tarfile.TarFile, entry: tarfile.TarInfo, target: Path) -> No
 
 
 def _data(entry: tarfile.TarInfo) -> list[tuple[int, int]]:
-    """Where a sparse file has data: offsets and sizes, in bytes.
+    """Return where a sparse file has data, as offsets and sizes in bytes.
 
-    :raise tarfile.TarError: they are not in order, or not in the file.
+    :raise tarfile.TarError: the places are not in order, or lie outside the file.
     """
-    places: Any = entry.sparse  # typeshed has it as bytes; unused ones have no size
-    found: list[tuple[int, int]] = [(offset, size) for offset, size in places if size]
-    edges = [0, *itertools.chain.from_iterable((offset, offset + size) for offset, size in found), entry.size]
+    places: Any = entry.sparse  # typeshed declares it as bytes; unused places have no size
+    used: list[tuple[int, int]] = [(offset, size) for offset, size in places if size]
+    edges = [0, *itertools.chain.from_iterable((offset, offset + size) for offset, size in used), entry.size]
     if any(before > after for before, after in itertools.pairwise(edges)):
         raise tarfile.TarError(f"{entry.name}: expected the places of its data in order, within {entry.size} bytes")
-    return found
+    return used

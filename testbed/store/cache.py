@@ -1,4 +1,4 @@
-"""Folders that are made once, under a key of what they are made from: atomic, locked, and never half-finished."""
+"""Makes each cached folder once, under a key of its inputs: atomically, under a lock, and never half-finished."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from testbed.store import unshare
 from testbed.text import parse_json
 
 META = "meta.json"
-# The room of kernel sources.
+# The folder of the cache that holds kernel sources.
 SOURCES = "sources"
-# UNFINISHED + NAME + "-" + anything: being made by whoever holds NAME.lock beside it.
+# UNFINISHED + NAME + "-" + random: a folder that the holder of NAME.lock beside it is making.
 UNFINISHED = ".unfinished-"
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What was recorded when a folder was made.
+    """Read what was recorded when a folder was made.
 
-    :raise HostError: it is missing or damaged; says how to make the folder again.
+    :raise HostError: the record is missing or damaged; the message says how to make the folder again.
     """
     try:
         meta = parse_json((folder / META).read_text(encoding="utf-8"))
@@ -47,23 +47,24 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def locked(path: Path, progress: Progress, what: str) -> AsyncIterator[None]:
-    """Hold a lock file against every other process of this user; the lock goes with the process, however it ends. While another holds it,
-    that one is named.
+    """Hold a lock file that excludes every other process of this user; the kernel frees it when this process ends.
+
+    While another process holds the lock, a note names that process.
 
     :raise HostError: the file cannot be written.
     """
     paths.make_folder(path.parent)
     lock = lock_file(path)
-    said = ""
+    reported = ""
     while True:
         try:
             lock.acquire(blocking=False)
             break
         except filelock.Timeout:
-            if (waiting := f"{what}: waiting for {other_users.lock_holder(path)}, which holds {path}") != said:
+            if (waiting := f"{what}: waiting for {other_users.lock_holder(path)}, which holds {path}") != reported:
                 progress.note(waiting)
                 eventlog.log_event(waiting)
-                said = waiting
+                reported = waiting
             await asyncio.sleep(0.2)
         except OSError as error:
             raise HostError(f"{path}: cannot be locked: {error.strerror}") from error
@@ -81,13 +82,13 @@ async def make_once(
     *,
     many_files: bool = False,
 ) -> Path:
-    """`folder`, made by `make` if it is not there: `make` fills an unfinished folder and returns what to record of it.
+    """Return `folder`, and make it first if it is not there: `make` fills an unfinished folder and returns its record.
 
-    `many_files`: so many that they are made durable by one sync(2) and not one by one.
+    `many_files`: one sync(2) makes them durable, instead of an fsync(2) for each.
 
-    A folder under its final name is complete; one that a killed run left behind is swept away by the next.
+    A folder under its final name is complete; the unfinished one of a killed run is removed by the next run.
 
-    :raise HostError: no room, no permission; or what `make` raises.
+    :raise HostError: no space, no permission; or what `make` raises.
     """
     if (folder / META).is_file():
         mark_used(folder)
@@ -118,18 +119,18 @@ async def make_once(
 
 
 def build_lock(source: Path) -> Path:
-    """Whoever builds from the source in this folder holds it: builds change its tree."""
+    """Return the lock to hold while building from a source: builds change its tree."""
     return source.with_name(f"{source.name}.build.lock")
 
 
 def mark_used(folder: Path) -> None:
-    """Remember that a folder was of use now, for whoever must choose what to remove."""
+    """Record that a folder is used now; garbage collection removes the least recently used ones first."""
     with contextlib.suppress(OSError):
         os.utime(folder / META)
 
 
 def sweep(root: Path) -> tuple[Path, ...]:
-    """Remove what killed runs have left half-finished anywhere in the cache; returns it. What is being made now is left alone."""
+    """Remove and return the unfinished folders of killed runs anywhere in the cache; folders being made are kept."""
     gone = []
     for leftover in root.glob(f"*/{UNFINISHED}*"):
         name, _, _ = leftover.name.removeprefix(UNFINISHED).rpartition("-")
@@ -147,7 +148,7 @@ def sweep(root: Path) -> tuple[Path, ...]:
 
 
 def _sync_tree(folder: Path) -> None:
-    """A power cut after the rename must not leave a complete name on incomplete files."""
+    """Write a folder to the disk, so that a power cut after the rename leaves no complete name on incomplete files."""
     for path in (*folder.rglob("*"), folder):
         if path.is_symlink():
             continue

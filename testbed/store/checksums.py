@@ -1,7 +1,7 @@
-"""Files in the cache that boot guests: their hashes are recorded when they are made, and checked before they are used.
+"""Verifies the cached files that boot guests: hashes are recorded when a file is made, and compared before it is used.
 
-Hashing a guest image takes a second. A file whose times and inode are those that were seen when it was last hashed is not hashed again: a
-program can set the time of a change (mtime) back, but not the time at which the inode was last touched (ctime).
+Hashing a guest image takes a second. A file is not hashed again while its inode and times are the ones of its last
+hashing: a program can set the modification time back (mtime), but not the time of the last inode change (ctime).
 """
 
 from __future__ import annotations
@@ -16,34 +16,37 @@ from testbed.errors import HostError
 from testbed.hashing import file_sha256
 from testbed.text import parse_json
 
-_SEALS = "seals.json"
+_RECORD = "seals.json"
 
 
 def verify(folder: Path, files: tuple[str, ...], known: dict[str, str] | None = None) -> None:
-    """Compare files of a folder with what was recorded of them; records those that are new. `known`: hashes by name, from elsewhere.
+    """Compare files of a folder with their recorded hashes; record the hashes of new files.
 
-    :raise HostError: one is another than it was, or is gone; says how to make it again.
+    `known`: expected hashes of files without a record, by name.
+
+    :raise HostError: a file has changed or is gone; the message says how to make it again.
     """
-    path = folder / _SEALS
-    seals, changed = _read(path), False
+    path = folder / _RECORD
+    records, changed = _read(path), False
     for name in files:
         file = folder / name
         try:
             stamp = _stamp(file)
         except OSError as error:
             raise HostError(f"{file}: cannot be read: {error.strerror}; {_mend(folder)}") from error
-        seal = seals.get(name)
-        if seal is not None and seal["stamp"] == stamp:
+        record = records.get(name)
+        if record is not None and record["stamp"] == stamp:
             continue
         digest = file_sha256(file)
-        expected = seal["sha256"] if seal is not None else (known or {}).get(name, digest)
+        expected = record["sha256"] if record is not None else (known or {}).get(name, digest)
         if digest != expected:
             raise HostError(
-                f"{file}: expected the file that was made here (SHA-256 {expected}), got another ({digest}); {_mend(folder)}"
+                f"{file}: expected the file that was made here (SHA-256 {expected}), got another ({digest}); "
+                f"{_mend(folder)}"
             )
-        seals[name], changed = {"sha256": digest, "stamp": stamp}, True
+        records[name], changed = {"sha256": digest, "stamp": stamp}, True
     if changed:
-        _write(path, seals)
+        _write(path, records)
 
 
 def _mend(folder: Path) -> str:
@@ -58,15 +61,17 @@ def _stamp(file: Path) -> list[int]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = parse_json(path.read_text(encoding="utf-8"))
-        return {name: {"sha256": str(seal["sha256"]), "stamp": list(seal["stamp"])} for name, seal in found.items()}
+        return {
+            name: {"sha256": str(record["sha256"]), "stamp": list(record["stamp"])} for name, record in found.items()
+        }
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise HostError(f"{path}: expected the hashes of its files, got {error!r}; {_mend(path.parent)}") from error
 
 
-def _write(path: Path, seals: dict[str, Any]) -> None:
-    new = path.with_suffix(f".{os.getpid()}")  # the next process of this number writes over what a killed one leaves
-    with contextlib.suppress(OSError):  # a cache that cannot be written to is hashed again each time
-        new.write_text(json.dumps(seals), encoding="utf-8")
+def _write(path: Path, records: dict[str, Any]) -> None:
+    new = path.with_suffix(f".{os.getpid()}")  # a later process with the same pid overwrites what a killed one leaves
+    with contextlib.suppress(OSError):  # in a cache that cannot be written to, files are hashed again each time
+        new.write_text(json.dumps(records), encoding="utf-8")
         new.replace(path)

@@ -1,7 +1,8 @@
-"""Decompresses users' files, which may be hostile: known by their magic numbers, in pieces, and never more than a limit.
+"""Decompresses files of users, which may be hostile: in chunks, and never more than a limit.
 
-What Python's own library has is done here; zstd, lz4 and lzop are programs of this machine, which read the file themselves and write into a
-pipe. A decompressor may use as much memory as its format's usual dictionaries need, and no more.
+Magic numbers tell the format. Python's own library does what it can; zstd, lz4 and lzop are programs of the host, which
+read the file themselves and write into a pipe. A decompressor may use as much memory as the usual dictionaries of its
+format need, and no more.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from testbed.host import process
 from testbed.units import format_size
 
 _PIECE_BYTES = 1 << 20
-# `xz -9e` needs 65 MiB; a kernel of 128 MiB dictionaries (scripts/xz_wrap.sh since 6.8) needs 129 MiB.
+# `xz -9e` needs 65 MiB; a kernel with dictionaries of 128 MiB (scripts/xz_wrap.sh since 6.8) needs 129 MiB.
 _MOST_MEMORY_BYTES = 256 << 20
 
 
 class Refused(ValueError):
-    """A file is damaged, cut off, or too large when it is unpacked; the message begins with its name."""
+    """A file is damaged, cut off, or too large when decompressed; the message begins with the name of the file."""
 
 
 class _Decompressor(Protocol):
-    """As of bz2 and lzma."""
+    """The interface of the decompressors of bz2 and lzma."""
 
     @property
     def eof(self) -> bool: ...
@@ -41,7 +42,7 @@ class _Decompressor(Protocol):
 
 
 class _Gzip:
-    """zlib's decompressor, as those of bz2 and lzma are."""
+    """zlib's decompressor behind the interface of those of bz2 and lzma."""
 
     def __init__(self) -> None:
         self._zlib = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
@@ -66,8 +67,8 @@ def _lzma() -> lzma.LZMADecompressor:
     return lzma.LZMADecompressor(memlimit=_MOST_MEMORY_BYTES)
 
 
-# Format, magic number, and what decompresses it; lz4 and lzop, in packages of these names, may be missing: they are no row of
-# `process.PACKAGES`, all of which `doctor` asks for. The kernel's `lz4 -l` is the legacy frame, its lzo is a file of lzop.
+# Format, magic number, and what decompresses it. lz4 and lzop, in packages of these names, may be missing: they are not
+# in `process.PACKAGES`, which `doctor` requires. The kernel's `lz4 -l` is the legacy frame; its lzo is an lzop file.
 _FORMATS: tuple[tuple[str, bytes, Callable[[], _Decompressor] | tuple[str, ...]], ...] = (
     ("gzip", b"\x1f\x8b", _Gzip),
     ("bzip2", b"BZh", bz2.BZ2Decompressor),
@@ -82,12 +83,12 @@ HEAD_BYTES = 9
 
 
 def compression_form(head: bytes) -> str | None:
-    """How a file is compressed that begins with `head`, of `HEAD_BYTES` or more; None where it is not."""
+    """Return the compression format of a file that begins with `head` (at least `HEAD_BYTES`); None if uncompressed."""
     return next((name for name, magic, _ in _FORMATS if head.startswith(magic)), None)
 
 
 def form_of_file(path: Path) -> str | None:
-    """How a file is compressed, None where it is not.
+    """Return the compression format of a file, None if it is not compressed.
 
     :raise OSError: it cannot be read.
     """
@@ -96,42 +97,45 @@ def form_of_file(path: Path) -> str | None:
 
 
 def decompress_pieces(file: BinaryIO, name: str, limit_bytes: int) -> Iterator[bytes]:
-    """What is in a compressed file, from its place to its end; of one that is not compressed its own bytes. `file` is a real file.
+    """Yield the content of a compressed file from its position to its end; of an uncompressed file its own bytes.
 
-    :raise Refused: it is damaged, or has more than `limit_bytes`. :raise ToolMissing: the program that unpacks it is not installed.
+    `file` is a real file, with a descriptor.
+
+    :raise Refused: it is damaged, or has more than `limit_bytes`.
+    :raise ToolMissing: the program that decompresses it is not installed.
     """
     start = file.tell()
     head = file.read(HEAD_BYTES)
     file.seek(start)
-    with_what = next((way for _, magic, way in _FORMATS if head.startswith(magic)), None)
-    if with_what is None:
-        found = iter(lambda: file.read(_PIECE_BYTES), b"")
-    elif isinstance(with_what, tuple):
-        found = _through(with_what, file, name)
+    decompressor = next((way for _, magic, way in _FORMATS if head.startswith(magic)), None)
+    if decompressor is None:
+        chunks = iter(lambda: file.read(_PIECE_BYTES), b"")
+    elif isinstance(decompressor, tuple):
+        chunks = _run_program(decompressor, file, name)
     else:
-        found = _unpacked(with_what, file, name)
-    yield from _within(found, name, limit_bytes)
+        chunks = _decompress(decompressor, file, name)
+    yield from _limited(chunks, name, limit_bytes)
 
 
 def output_of(argv: tuple[str, ...], name: str, limit_bytes: int) -> Iterator[bytes]:
-    """What a program writes that unpacks the file `name` itself.
+    """Yield what a program writes that unpacks the file `name` itself.
 
     :raise Refused: it fails, or writes more than `limit_bytes`. :raise ToolMissing: it is not installed.
     """
-    yield from _within(_through(argv, None, name), name, limit_bytes)
+    yield from _limited(_run_program(argv, None, name), name, limit_bytes)
 
 
-def _within(found: Iterator[bytes], name: str, limit_bytes: int) -> Iterator[bytes]:
+def _limited(chunks: Iterator[bytes], name: str, limit_bytes: int) -> Iterator[bytes]:
     total = 0
-    for piece in found:
-        total += len(piece)
+    for chunk in chunks:
+        total += len(chunk)
         if total > limit_bytes:
             raise Refused(f"{name}: expected at most {format_size(limit_bytes)} when it is unpacked, got more")
-        yield piece
+        yield chunk
 
 
-def _unpacked(new: Callable[[], _Decompressor], file: BinaryIO, name: str) -> Iterator[bytes]:
-    """All streams of a file, one after the other; what follows them and is none is left out, as gzip does."""
+def _decompress(new: Callable[[], _Decompressor], file: BinaryIO, name: str) -> Iterator[bytes]:
+    """Decompress all streams of a file, one after the other; ignore what follows them, as gzip does."""
     data, decompressor = file.read(_PIECE_BYTES), new()
     head = data[:2]
     try:
@@ -151,13 +155,13 @@ def _unpacked(new: Callable[[], _Decompressor], file: BinaryIO, name: str) -> It
         raise Refused(f"{name}: cannot be unpacked: {error}") from error
 
 
-def _through(argv: tuple[str, ...], file: BinaryIO | None, name: str) -> Iterator[bytes]:
+def _run_program(argv: tuple[str, ...], file: BinaryIO | None, name: str) -> Iterator[bytes]:
     if file is not None:
-        os.lseek(file.fileno(), file.tell(), os.SEEK_SET)  # what Python has read ahead, the program is to read itself
+        os.lseek(file.fileno(), file.tell(), os.SEEK_SET)  # Python has read ahead; the program reads that itself
     words, source = [str(process.find(argv[0])), *argv[1:]], file or subprocess.DEVNULL
     with (
         tempfile.TemporaryFile() as errors,
-        subprocess.Popen(words, stdin=source, stdout=subprocess.PIPE, stderr=errors) as child,  # noqa: S603 - the words are ours
+        subprocess.Popen(words, stdin=source, stdout=subprocess.PIPE, stderr=errors) as child,  # noqa: S603 - our argv
     ):
         output = child.stdout
         assert output is not None
@@ -165,29 +169,29 @@ def _through(argv: tuple[str, ...], file: BinaryIO | None, name: str) -> Iterato
             yield from iter(lambda: output.read(_PIECE_BYTES), b"")
             if child.wait() != 0:
                 errors.seek(0)
-                said = (
+                reason = (
                     errors.read(1000).decode(errors="replace").strip()
                     or f"{argv[0]} ended with status {child.returncode}"
                 )
-                raise Refused(f"{name}: cannot be unpacked: {said}")
+                raise Refused(f"{name}: cannot be unpacked: {reason}")
         finally:
             child.kill()
 
 
 def read_decompressed(path: Path, limit_bytes: int) -> bytes:
-    """What is in a file, unpacked.
+    """Return the decompressed content of a file.
 
-    :raise Refused: as `pieces` says. :raise OSError: it cannot be read.
+    :raise Refused: as `decompress_pieces`. :raise OSError: it cannot be read.
     """
     with path.open("rb") as file:
         return b"".join(decompress_pieces(file, str(path), limit_bytes))
 
 
 def write_decompressed(path: Path, target: Path, limit_bytes: int) -> None:
-    """What is in a file, unpacked into another.
+    """Write the decompressed content of a file into another file.
 
-    :raise Refused: as `pieces` says. :raise OSError: one cannot be read, or the other not written.
+    :raise Refused: as `decompress_pieces`. :raise OSError: the one cannot be read, or the other not written.
     """
-    with path.open("rb") as file, target.open("wb") as made:
-        for piece in decompress_pieces(file, str(path), limit_bytes):
-            made.write(piece)
+    with path.open("rb") as file, target.open("wb") as decompressed:
+        for chunk in decompress_pieces(file, str(path), limit_bytes):
+            decompressed.write(chunk)

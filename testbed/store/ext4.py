@@ -1,4 +1,4 @@
-"""ext4 images of a folder, without mounting anything and without root."""
+"""Makes ext4 images of folders, without mounting anything and without root."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from testbed.host import process
 from testbed.units import MIB
 
-# Without a journal, a read-only mount writes nothing, so any number of guests can share the file. Fixed UUID and hash seed: the same
-# folder gives the same image. Inode tables written here, so that no guest starts a thread (ext4lazyinit) to do it.
+# Without a journal, a read-only mount writes nothing, so that any number of guests can share the file. Fixed UUID and
+# hash seed: the same folder gives the same image. Inode tables are written here, so that no guest starts a thread
+# (ext4lazyinit) to do it.
 OPTIONS = (
     "-q",
     "-F",
@@ -26,11 +27,11 @@ OPTIONS = (
 
 
 async def make_ext4(folder: Path, image: Path) -> None:
-    """`image`, just large enough for the files of `folder`.
+    """Make an `image` that is just large enough for the files of `folder`.
 
-    :raise HostError: no room, or mke2fs fails.
+    :raise HostError: no space, or mke2fs fails.
     """
     files = [path.lstat() for path in folder.rglob("*")]
-    # A block's rounding and an inode for each file, and a tenth for the filesystem's own tables.
-    size_bytes = sum(found.st_size + 4096 + 256 for found in files) * 11 // 10 + 16 * MIB
+    # For each file a rounding to blocks and an inode, and a tenth more for the filesystem's own tables.
+    size_bytes = sum(status.st_size + 4096 + 256 for status in files) * 11 // 10 + 16 * MIB
     await process.run(["mke2fs", *OPTIONS, "-d", folder, image, f"{size_bytes // 1024}k"], timeout_s=300)

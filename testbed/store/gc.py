@@ -1,4 +1,4 @@
-"""What of the cache may go: folders that were long of no use, and the least recently used while all together are too large."""
+"""Garbage-collects the cache: entries unused for long, then the least recently used while the cache is too large."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from testbed.store import cache, image, snapshot_files
 from testbed.store.kernels import kernel_files
 from testbed.store.kernels.table import shipped_table
 
-# Everything else in the cache is small, or of `tb`, which marks a virtual environment as whole, and whenever it is of use, by this file.
+# A file of this name marks a virtual environment of `tb` as complete; its time is that of the last use. Everything else
+# in the cache is small.
 _COMPLETE = "complete"
 ROOMS = ("images", "kernels", "initramfs", "templates", cache.SOURCES)
-# A guest may be starting from what was of use just now.
+# An entry that was used less than this ago is kept: a guest may be starting from it.
 _FRESH_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A folder that was made once and would be made again. `used`: when it was last of use, in seconds since 1970."""
+    """A folder of the cache that can be made again. `used`: when it was last used, in seconds since 1970."""
 
     folder: Path
     size_bytes: int
@@ -40,7 +41,7 @@ class Piece:
 
 
 def list_environments(root: Path) -> tuple[Piece, ...]:
-    """The virtual environments that `tb` has made, but for the one that runs this."""
+    """List the virtual environments that `tb` has made, except the one that runs this."""
     found = []
     for mark in root.glob(f"*-*/{_COMPLETE}"):
         with contextlib.suppress(OSError):
@@ -52,7 +53,7 @@ def list_environments(root: Path) -> tuple[Piece, ...]:
 
 
 def list_pieces(root: Path) -> tuple[Piece, ...]:
-    """All of a cache, the least recently used first."""
+    """List all entries of a cache, the least recently used first."""
     found = []
     for folder in (folder for name in ROOMS for folder in (root / name).glob("*")):
         with contextlib.suppress(OSError):
@@ -69,9 +70,9 @@ def select_unused(
     limit_bytes: int | None,
     needed: Collection[Path] = (),
 ) -> tuple[Piece, ...]:
-    """Which may go: those of no use for `unused_s`, and the least recently used while all are larger than the limit.
+    """Select entries to remove: those unused for `unused_s`, and the least recently used while all exceed the limit.
 
-    Never one that is `needed`, nor one that was of use within the last hour. Pure.
+    An entry that is `needed`, or that was used within the last hour, is never selected. Pure.
     """
     there = sorted(pieces, key=lambda piece: piece.used)
     free = [piece for piece in there if piece.folder not in needed and now - piece.used > _FRESH_S]
@@ -85,21 +86,21 @@ def select_unused(
 
 
 def select_needed(folders: Folders) -> set[Path]:
-    """The images and kernels of guests that stay, and of snapshots, which only go on from what they were made of."""
+    """List the images and kernels of supervised guests and of snapshots, which can be restored only with their own."""
     kernels = {vm.record.kernel for vm in registry.list_vms(folders)}
-    kernels |= {str(one.order["kernel"]) for one in snapshot_files.list_snapshots(folders.state)}
+    kernels |= {str(snapshot.order["kernel"]) for snapshot in snapshot_files.list_snapshots(folders.state)}
     if not kernels:
         return set()
     known, images = shipped_table(), paths.shipped("images")
     found = {image.image_folder(name, images, folders.cache) for name in paths.image_names(images)}
     for spec in kernels:
-        with contextlib.suppress(TestbedError):  # a file that is gone
+        with contextlib.suppress(TestbedError):  # a kernel whose file is gone
             found.add(kernel_files.kernel_folder(known.resolve(spec), folders.cache))
     return found
 
 
 def keep_within(folders: Folders, limit_bytes: int, own: Collection[Path]) -> None:
-    """Keep the cache as small as that, as far as that takes nothing that anybody needs. `own`: what is needed here besides."""
+    """Remove entries until the cache is within the limit, except those that are needed. `own`: more that is needed."""
     pieces = list_pieces(folders.cache)
     for piece in select_unused(
         pieces, time.time(), unused_s=None, limit_bytes=limit_bytes, needed={*own, *select_needed(folders)}
@@ -108,7 +109,7 @@ def keep_within(folders: Folders, limit_bytes: int, own: Collection[Path]) -> No
 
 
 def remove(folder: Path) -> bool:
-    """Remove a folder of the cache, unless it is being made or built from just now; whether it is gone."""
+    """Remove a folder of the cache, unless it is being made or built from now; tell whether it is gone."""
     locks = [folder.with_name(f"{folder.name}.lock")]
     if folder.parent.name == cache.SOURCES:
         locks.append(cache.build_lock(folder))
@@ -116,7 +117,7 @@ def remove(folder: Path) -> bool:
         try:
             for lock in locks:
                 held.enter_context(lock_file(lock).acquire(blocking=False))
-            # What is half removed must not look whole.
+            # First the files that mark it as complete, so that a half-removed folder is not taken for a whole one.
             for mark in (cache.META, _COMPLETE):
                 (folder / mark).unlink(missing_ok=True)
             untrusted_files.remove_folder(folder)

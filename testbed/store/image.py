@@ -1,4 +1,4 @@
-"""The guest image: a recipe in `images/` to a read-only ext4 file, by mmdebstrap, as root or as a plain user."""
+"""Builds the guest image: from a recipe in `images/` to a read-only ext4 file, by mmdebstrap, with or without root."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from testbed.units import MIB, parse_size
 
 _LAYOUT = 1
 _GUEST_FILES = ("testbed-init", "testbed-agent")
-# What mmdebstrap says (its lines "I: ...") as it goes, what that means, and how much of the time has then passed, of 45 s on two cores.
+# What mmdebstrap prints in its lines "I: ...", what that step does, and which part of the time, of 45 s on two cores,
+# has then passed.
 _STAGES = (
     ("running apt-get update", "package index", 0.02),
     ("downloading packages", "downloading packages", 0.10),
@@ -37,7 +38,7 @@ _STAGES = (
 
 
 class Recipe(BaseModel):
-    """An image recipe: `size` is the file system's, its free space is what a guest may write to its root."""
+    """An image recipe. `size`: of the filesystem; a guest can fill the free space in it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     version: int
@@ -48,7 +49,7 @@ class Recipe(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """An image in the cache; `sha256` is the root file system's."""
+    """An image in the cache; `sha256` is the one of its root filesystem."""
 
     name: str
     sha256: str
@@ -75,7 +76,7 @@ def _recipe(name: str, images: Path) -> Recipe:
 
 
 def image_folder(name: str, images: Path, root: Path) -> Path:
-    """Where the image is or will be: keyed by its recipe and by the files that go into it.
+    """Return where the image is or will be: the key covers its recipe and the files that go into it.
 
     :raise UsageError: no such recipe.
     """
@@ -85,7 +86,7 @@ def image_folder(name: str, images: Path, root: Path) -> Path:
 
 
 async def build_image(name: str, images: Path, root: Path, progress: Progress) -> Image:
-    """The image, built if the cache does not have it.
+    """Return the image, and build it first if the cache does not have it.
 
     :raise UsageError: no such recipe.
     :raise HostError: the mirror, the disk or a tool fails; the image is not the one that was built.
@@ -104,20 +105,22 @@ async def build_image(name: str, images: Path, root: Path, progress: Progress) -
 
 async def _make(recipe: Recipe, guest_files: Path, folder: Path, task: Task) -> dict[str, Any]:
     mirror = await find_mirror()
-    if said := await unshare.why_unavailable():
-        raise HostError(f"mmdebstrap cannot have namespaces of its own: {said}; `testbed doctor` says what that needs")
+    if reason := await unshare.why_unavailable():
+        raise HostError(
+            f"mmdebstrap cannot have namespaces of its own: {reason}; `testbed doctor` says what that needs"
+        )
     suites = (recipe.suite, f"{recipe.suite}-security")
     work = folder / "work"
     work.mkdir()
-    work.chmod(0o755)  # apt's own user looks into the tree
+    work.chmod(0o755)  # apt's own user must read the tree
     for file in _GUEST_FILES:
         shutil.copy(guest_files / file, work / file)
     (work / "sources.list").write_text(mirror.sources(suites), encoding="utf-8")
 
     def on_line(line: str) -> None:
         if line.startswith("I: "):
-            for said, meaning, fraction in _STAGES:
-                if said in line:
+            for printed, meaning, fraction in _STAGES:
+                if printed in line:
                     task.update(fraction=fraction, detail=meaning)
 
     words = [*unshare.command_prefix(work), str(process.find("mmdebstrap")), *_options(recipe)]
@@ -134,7 +137,7 @@ async def _make(recipe: Recipe, guest_files: Path, folder: Path, task: Task) -> 
 
 
 def _options(recipe: Recipe) -> Iterator[str]:
-    """mmdebstrap's options. Its hooks run where files of the new tree ($1) have their real owners."""
+    """List mmdebstrap's options. Its hooks run where the files of the new tree ($1) have their real owners."""
     here = unshare.HERE
     yield from ("--mode=root", "--variant=minbase", "--architectures=amd64", f"--include={','.join(recipe.packages)}")
     yield from (
@@ -144,14 +147,15 @@ def _options(recipe: Recipe) -> Iterator[str]:
     )
     for hook in (
         f'install -m 755 {here}/testbed-init {here}/testbed-agent "$1/usr/sbin/"',
-        # The shell of every command that is run over SSH; starting bash takes half again as long under emulation.
+        # The shell that runs every command over SSH; under emulation bash takes half again as long to start.
         'chroot "$1" usermod --shell /bin/sh root',
-        # Keys come with each guest's identity and are kept in memory; the modules disk is mounted on /lib/modules.
+        # Keys come with each guest's identity and stay in memory; the modules disk is mounted on /lib/modules.
         'rm -rf "$1/root/.ssh" && ln -s /run/ssh "$1/root/.ssh" && mkdir -p "$1/lib/modules"',
         'rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/etc/resolv.conf && echo testbed >"$1/etc/hostname"',
         f'cp "$1/bin/busybox" {here}/busybox',
-        # A bind mount shows the tree without what is mounted in it: /proc and /sys.
-        f'mount --bind "$1" "$1/mnt" && mke2fs {" ".join(OPTIONS)} -d "$1/mnt" {here}/root.ext4 {recipe.size // MIB}M >&2',
+        # A bind mount shows the tree without the file systems that are mounted in it: /proc and /sys.
+        f'mount --bind "$1" "$1/mnt" && '
+        f'mke2fs {" ".join(OPTIONS)} -d "$1/mnt" {here}/root.ext4 {recipe.size // MIB}M >&2',
         'umount "$1/mnt"',
     ):
         yield f"--customize-hook={hook}"

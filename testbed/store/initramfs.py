@@ -1,7 +1,7 @@
-"""Packs the initramfs of a guest: one init script, a static busybox, and the few modules that reach the root disk.
+"""Packs the initramfs of a guest: an init script, a static busybox, and the few modules that reach the root disk.
 
-The archive is cpio "newc" (Documentation/driver-api/early-userspace/buffer-format.rst in the kernel tree), uncompressed: it is small, and
-inflating it under emulation costs more than reading it.
+The archive is cpio "newc" (Documentation/driver-api/early-userspace/buffer-format.rst in the kernel tree),
+uncompressed: it is small, and inflating it under emulation costs more than reading it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def file(path: str, content: bytes, mode: int = 0o644) -> Entry:
 
 
 def cpio(entries: Iterable[Entry]) -> bytes:
-    """The archive's bytes: the same entries always give the same bytes (no times, no owners)."""
+    """Return the bytes of the archive: the same entries always give the same bytes (no times, no owners)."""
     parts: list[bytes] = []
     trailer = Entry(path="TRAILER!!!", mode=0)
     for number, entry in enumerate([*entries, trailer], start=1):
@@ -49,9 +49,10 @@ def _padded(data: bytes) -> bytes:
 
 
 def module_order(modules_dep: str, wanted: Iterable[str]) -> tuple[str, ...]:
-    """Paths of `wanted` modules and all that they need, in loading order; a wanted name that `modules_dep` does not know is built in.
+    """Return the paths of `wanted` modules and of all that they need, in loading order.
 
-    `modules_dep`: text of depmod's `modules.dep`, one `path: dependency dependency ...` a line, nearest dependency first.
+    A wanted name that is not in `modules_dep` is a built-in one. `modules_dep`: the text of depmod's `modules.dep`, one
+    `path: dependency dependency ...` per line, the nearest dependency first.
     """
     dependencies = dict(_parse_modules_dep(modules_dep))
     by_name = {module_name(path): path for path in dependencies}
@@ -71,12 +72,12 @@ def _parse_modules_dep(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def module_name(path: str) -> str:
-    """`kernel/drivers/block/virtio_blk.ko.xz` and `virtio-blk` are both `virtio_blk`."""
+    """Return the name of a module: `virtio_blk` for `kernel/drivers/block/virtio_blk.ko.xz` and for `virtio-blk`."""
     return path.rsplit("/", 1)[-1].split(".ko", 1)[0].replace("-", "_")
 
 
 def build(init: bytes, busybox: bytes, modules: Mapping[str, bytes], *, with_modules_disk: bool) -> bytes:
-    """The initramfs: `modules` maps a file name to its bytes, in loading order."""
+    """Return the initramfs; `modules` maps a file name to its bytes, in loading order."""
     folders = ("bin", "dev", "modules", "proc", "root", "sys")
     return cpio(
         [

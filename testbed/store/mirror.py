@@ -1,4 +1,4 @@
-"""Where Debian packages come from: the host's own apt configuration, or `TESTBED_DEBIAN_MIRROR`."""
+"""Finds the Debian mirror to use: `TESTBED_DEBIAN_MIRROR`, or the one in the host's own apt configuration."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Mirror:
         return self.security if suite.endswith("-security") else self.main
 
     def sources(self, suites: tuple[str, ...]) -> str:
-        """A sources.list that takes `suites` from here, and accepts only what the Debian archive's keys signed."""
+        """Return a sources.list of this mirror that accepts only what the keys of the Debian archive signed."""
         return "".join(f"deb [arch=amd64 signed-by={KEYRING}] {self.url(suite)} {suite} main\n" for suite in suites)
 
 
 async def find_mirror() -> Mirror:
-    """The mirror to use.
+    """Return the mirror to use.
 
     :raise HostError: neither the environment nor apt's configuration names one.
     """
@@ -48,9 +48,9 @@ async def find_mirror() -> Mirror:
 
 
 def choose(index_targets: str, codename: str) -> Mirror:
-    """The mirror in the lines `RELEASE COMPONENT URI` that apt prints of its configuration.
+    """Choose the mirror among the lines `RELEASE COMPONENT URI` that apt prints of its configuration.
 
-    :raise HostError: no line has the host's own release.
+    :raise HostError: no line is for the host's own release.
     """
     urls: dict[str, str] = {}
     for line in index_targets.splitlines():

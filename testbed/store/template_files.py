@@ -1,4 +1,4 @@
-"""Templates in the cache: where a machine's saved state is, and what was recorded of it."""
+"""Templates in the cache: finds and checks the saved state of a machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from testbed.store import cache
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """A saved machine. `host_key`: private ed25519 key of its SSH server, which every clone has. `boot_s`: how long its cold boot took."""
+    """A saved machine that guests are cloned from.
+
+    `host_key`: private ed25519 key of its SSH server, which every clone has; `boot_s`: how long its cold boot took.
+    """
 
     folder: Path
     host_key: bytes
@@ -25,7 +28,7 @@ class Template:
 
     @property
     def complete(self) -> bool:
-        """Whether its files are there still."""
+        """Whether its files still exist."""
         return self.memory.exists() and self.state.exists()
 
     @property
@@ -43,7 +46,7 @@ def template_folder(root: Path, key: str) -> Path:
 
 
 def read_template(folder: Path, memory_bytes: int) -> Template:
-    """The template in a folder.
+    """Read the template in a folder.
 
     :raise TemplateError: it is incomplete or damaged.
     """
@@ -63,22 +66,21 @@ def read_template(folder: Path, memory_bytes: int) -> Template:
         if got != expected:
             raise TemplateError(f"{path}: expected {expected} bytes, got {got}")
     if touched_at_ns(template.memory) != touched_ns:
-        raise TemplateError(
-            f"{template.memory}: expected the file as it was saved, got one that somebody has changed since"
-        )
+        raise TemplateError(f"{template.memory}: expected the file as it was saved, got one that was changed since")
     if file_sha256(template.state) != digest:
         raise TemplateError(f"{template.state}: its checksum is not the one that was recorded")
     return template
 
 
 def touched_at_ns(memory: Path) -> int:
-    """What changes whenever somebody writes to a file of guest memory, which is too large to be hashed for each clone (`ctime`).
+    """Return the ctime of a file of guest memory: it changes with every write; hashing the file for each clone is slow.
 
-    A clone's QEMU may write to it, though it has no reason to: what a guest that broke out has written is in no later guest.
+    A clone's QEMU can write to the file, although it has no reason to. A guest that broke out of QEMU and wrote there
+    thus changes no later guest.
     """
     return memory.stat().st_ctime_ns
 
 
 def remove_template(folder: Path) -> None:
-    """Forget a template; guests that run from it keep what they have mapped."""
+    """Remove a template; guests that run from it keep what they have mapped."""
     shutil.rmtree(folder, ignore_errors=True)

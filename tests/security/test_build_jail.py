@@ -215,18 +215,18 @@ def test_modules_of_a_build_are_a_folder_of_its_own(tmp_path: Path, monkeypatch:
         build(tmp_path / "cache", BuildSpec(source=str(tree), fragments=(tmp_path / "mine.config",)))
 
 
-def test_where_the_machine_allows_no_enclosure_a_strangers_source_needs_the_callers_word(
+def test_where_the_machine_allows_no_jail_a_strangers_source_needs_the_callers_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enclosed(monkeypatch, None, "unshare: no such luck")
     tree = evil_tree(tmp_path / "linux", 'echo ran >"$1/ran"')
-    with pytest.raises(HostError, match=r"in an enclosure.*unshare: no such luck.*TESTBED_TRUST_SOURCES=1"):
+    with pytest.raises(HostError, match=r"in a jail.*unshare: no such luck.*TESTBED_TRUST_SOURCES=1"):
         build(tmp_path / "cache", BuildSpec(source=str(tree)))
     assert not list(tmp_path.rglob("ran"))
     monkeypatch.setenv(build_jail.TRUST, "1")
     notes = Notes()
     built = build(tmp_path / "cache", BuildSpec(source=str(tree)), progress=notes)
-    assert [said for said in notes.said if "not built in an enclosure" in said and "no such luck" in said]
+    assert [said for said in notes.said if "not built in a jail" in said and "no such luck" in said]
     assert cache.read_meta(built.folder)["enclosed"] is False
     # What was built so is taken over by one that is enclosed.
     enclosed(monkeypatch, WAYS[0])
@@ -258,19 +258,19 @@ def test_debians_own_source_needs_no_word_and_a_patch_of_it_does(
 async def test_a_root_that_cannot_become_the_account_is_enclosed_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     give = build_jail.give_ownership
 
-    def refused(enclosure: BuildJail | None, folder: Path) -> None:
-        if enclosure == AS_ACCOUNT:
+    def refused(jail: BuildJail | None, folder: Path) -> None:
+        if jail == AS_ACCOUNT:
             raise HostError("no such uid here")
-        give(enclosure, folder)
+        give(jail, folder)
 
     monkeypatch.setattr(build_jail, "give_ownership", refused)
     assert await build_jail.find_build_jail() == (AS_ROOT if os.geteuid() == 0 else AS_USER, "")
 
 
-async def test_the_reason_why_there_is_no_enclosure_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_reason_why_there_is_no_jail_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     way, _ = await build_jail.find_build_jail()
     assert way in WAYS
-    monkeypatch.setattr(build_jail, "_words", lambda *_: ("sh", "-c", "echo no such luck >&2; exit 1"))
+    monkeypatch.setattr(build_jail, "_prefix", lambda *_: ("sh", "-c", "echo no such luck >&2; exit 1"))
     assert await build_jail.find_build_jail() == (None, "no such luck")
 
 
@@ -292,9 +292,11 @@ async def test_a_compiler_outside_of_the_system_is_seen_where_it_is_named_and_it
     (home / "lib/text").write_text("mine")
     (home / "secret").write_text("the caller's")
     seen = build_jail.installations((str(own), str(lone), "make"))
-    done = await build_jail.run_in_jail(way, [own], folder=Path("/"), read=seen, check=False)
+    done = await build_jail.run_in_jail(way, [own], folder=Path("/"), mounts=build_jail.Mounts(read=seen), check=False)
     assert done.stdout == "mine" and done.status == 1
-    assert (await build_jail.run_in_jail(way, [lone], folder=Path("/"), read=seen)).stdout == "lone\n"
+    assert (
+        await build_jail.run_in_jail(way, [lone], folder=Path("/"), mounts=build_jail.Mounts(read=seen))
+    ).stdout == "lone\n"
     assert build_jail.installations(("make", "nowhere")) == ()
 
 
@@ -318,7 +320,7 @@ async def test_more_paths_are_given_by_the_users_word(tmp_path: Path, monkeypatc
     monkeypatch.setenv(build_jail.MORE_PATHS, str(tmp_path / "more"))
     assert (await build_jail.run_in_jail(WAYS[0], ["cat", tmp_path / "more"], folder=Path("/"))).stdout == "more"
     monkeypatch.setenv(build_jail.MORE_PATHS, "more")
-    with pytest.raises(UsageError, match="TESTBED_BUILD_PATHS: expected paths from the root"):
+    with pytest.raises(UsageError, match="TESTBED_BUILD_PATHS: expected absolute paths"):
         await build_jail.run_in_jail(WAYS[0], ["true"], folder=Path("/"))
 
 
@@ -333,7 +335,9 @@ async def test_it_ends_with_its_status_and_by_a_signal_of_ours_with_all_that_it_
     stays = f"(trap '' TERM; sleep {MARK}) & while :; do sleep 0.1; done"
     script = f"trap 'echo ended >{tmp_path}/out/ended; exit 2' TERM; echo up >{tmp_path}/out/up; {stays}"
     running = asyncio.create_task(
-        build_jail.run_in_jail(way, ["sh", "-c", script], folder=tmp_path / "out", write=(tmp_path / "out",))
+        build_jail.run_in_jail(
+            way, ["sh", "-c", script], folder=tmp_path / "out", mounts=build_jail.Mounts(write=(tmp_path / "out",))
+        )
     )
     while not (tmp_path / "out/up").exists():
         assert not running.done()
@@ -355,7 +359,7 @@ out = Path(sys.argv[1])
 way = test_build_jail.WAYS[int(sys.argv[2])]
 build_jail.give_ownership(way, out)
 script = f"(trap '' TERM; exec sleep 3602) & echo up >{out}/new; mv {out}/new {out}/up; wait"
-asyncio.run(build_jail.run_in_jail(way, ["sh", "-c", script], folder=out, write=(out,)))
+asyncio.run(build_jail.run_in_jail(way, ["sh", "-c", script], folder=out, mounts=build_jail.Mounts(write=(out,))))
 """
 
 

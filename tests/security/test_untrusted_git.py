@@ -211,7 +211,7 @@ def test_what_is_not_committed_is_counted_and_where_that_is_not_known_it_is_said
     assert "2 changed files are left out" in notes_of(tmp_path / "cache", tree)
     (tree / ".git/index").unlink()
     os.mkfifo(tree / ".git/index")
-    assert "whether there is any is not known" in notes_of(tmp_path / "cache", tree)
+    assert "whether there are any is not known" in notes_of(tmp_path / "cache", tree)
 
 
 def test_a_checkout_that_was_broken_off_leaves_nothing_of_its_commit(tmp_path: Path, tree: Path) -> None:

@@ -40,7 +40,8 @@ STRANGERS: dict[str, tuple[str, str]] = {
     "pytest_plugin/requirements": ("_VERSION _numbers", "a name that the caller chose, at the begin of a line"),
     "bugs/script_files": ("_LANGUAGES _USES _SETTERS _BARE _SETS _COUNTED script _unmade _set", _CUT),
     "store/kernels/config_fragments": ("_SET _UNSET", _ANCHORED),
-    "store/kernels/kconfig": ("_SOURCE _TOKEN _TEXT _COMMENT _with_value", "statements have at most 20,000 characters"),
+    "store/kernels/kconfig": ("_SOURCE _TEXT _COMMENT _with_value", "statements have at most 20,000 characters"),
+    "store/kernels/kconfig_conditions": ("_TOKEN", "statements have at most 20,000 characters"),
     "store/kernels/mailbox": (
         "_MESSAGE _MADE_BY_GIT _DIFF _BRACKETS version_of numbers_of _tag messages _newer",
         "subjects are cut to 1,000 characters; of a mailbox lines",

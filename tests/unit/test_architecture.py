@@ -49,6 +49,7 @@ PURE = set(
         "store/kernels/config_fragments",
         "store/kernels/config_needs",
         "store/kernels/kconfig",
+        "store/kernels/kconfig_conditions",
         "store/kernels/mailbox",
         "store/kernels/make_args",
         "store/kernels/make_output",

@@ -33,12 +33,10 @@ LONG_FUNCTIONS: set[str] = {
     "testbed/bugs/bundle.py:pack",
     "testbed/bugs/repro.py:try_kernel",
     "testbed/report/results.py:document",
-    "testbed/store/kernels/kconfig.py:_read_file",
     "testbed/vms/hold.py:hold",
 }
 MANY_PARAMETERS: set[str] = {
     "testbed/report/results.py:document",
-    "testbed/store/kernels/build_jail.py:run_in_jail",
     "testbed/vms/launcher.py:start_vms",
 }
 

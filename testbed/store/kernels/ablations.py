@@ -1,6 +1,6 @@
-"""Ablations: small edits of a source that has the series, each of which takes one thing away. A kernel built so lacks exactly that.
+"""Ablations: small edits of a source with the series, each of which removes one thing from it.
 
-An edit holds only where its text stands exactly once; where its place has moved it is refused, and never put somewhere else.
+An edit is applied only if its text is there exactly once; where the source has changed at this place, it is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _OR_OF_MM = "\tif (!memcg || !css_tryget_online(&memcg->css))\n\t\tmemcg = get_m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
-    """In `file`, `find` becomes `put`."""
+    """Replaces `find` by `put` in `file`."""
 
     file: str
     find: str
@@ -25,7 +25,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ablation:
-    """`patches`: of the series, whose work it undoes; `what`: is lost. `ways`: its edits, for each shape that the source has had."""
+    """Undoes work of some `patches` of the series. `what`: is lost; `ways`: the edits, for each form of the source."""
 
     name: str
     patches: tuple[int, ...]
@@ -37,7 +37,7 @@ def _in_loop(*pairs: tuple[str, str]) -> tuple[Edit, ...]:
     return tuple(Edit(file=_LOOP, find=find, put=put) for find, put in pairs)
 
 
-# The shapes are those of Debian's 6.1 and 6.12.
+# The forms are those of Debian's 6.1 and 6.12.
 _ALL = (
     Ablation(
         name="root-worker",
@@ -162,7 +162,8 @@ _ALL = (
             (
                 Edit(
                     file="mm/memcontrol.c",
-                    find="memcg = active_memcg();\n\t\tif (unlikely(memcg)) {\n\t\t\t/* remote memcg must hold a ref */",
+                    find="memcg = active_memcg();\n\t\tif (unlikely(memcg)) {\n"
+                    "\t\t\t/* remote memcg must hold a ref */",
                     put="memcg = NULL;\n\t\tif (unlikely(memcg)) {\n\t\t\t/* remote memcg must hold a ref */",
                 ),
             ),
@@ -249,9 +250,11 @@ ABLATIONS: dict[str, Ablation] = {ablation.name: ablation for ablation in _ALL}
 
 
 def apply_ablation(ablation: Ablation, read: Callable[[str], str | None]) -> dict[str, str]:
-    """The files that an ablation changes, with their new text. `read`: the text of a file of the source, None where there is none.
+    """Return the files that an ablation changes, with their new text.
 
-    :raise BuildError: the source has none of the shapes that its edits know.
+    `read` returns the text of a file of the source, None if there is no such file.
+
+    :raise BuildError: the edits fit none of the known forms of the source.
     """
     refusals = []
     for way in ablation.ways:

@@ -1,4 +1,4 @@
-"""Checks, before any boot, that a user's kernel, its configuration and its modules belong together and can boot a guest."""
+"""Checks, before any boot, that a user's kernel, configuration and modules belong together and can boot a guest."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from testbed.store.kernels.config_fragments import Option
 from testbed.store.kernels.kernel_image import Header
 from testbed.units import format_size
 
-# The first lines of every configuration that the kernel's tools have written.
+# The first lines of every configuration that the kernel's tools write.
 _TITLE = re.compile(r"\A(?:#.*\n){0,3}# Linux/\S+ (?P<version>\S+) Kernel Configuration")
 _TREE = ("arch", "x86", "boot", "bzImage")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """What was found of a kernel. `config`: its text, or None; `notes`: what could not be asked, and what it lacks and some guests need."""
+    """What the check found. `config`: the configuration's text, or None; `notes`: what could not be checked, and what
+    the kernel lacks that some guests need.
+    """
 
     config: str | None
     notes: tuple[str, ...]
@@ -27,7 +29,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Inside:
-    """What a bzImage has built in; None where it cannot be found in it."""
+    """What is built into a bzImage; None if it is not found."""
 
     config: str | None = None
     vermagic: str | None = None
@@ -35,18 +37,20 @@ class _Inside:
 
 
 def config_files(bzimage: Path, modules: Path | None) -> tuple[Path, ...]:
-    """Where the configuration of a kernel lies, the surest first: beside it, as distributions have it, or at the top of the tree that it
-    was built in, unless it was changed since. What is a link to elsewhere is none of them: see `linked_configs`.
+    """Return the files that may hold the configuration of a kernel, the most certain first.
 
-    :raise UsageError: it is no bzImage.
+    They are beside the kernel, as distributions have them, or at the top of the tree that it was built in, unless
+    changed since. A link to elsewhere is left out; see `linked_configs`.
+
+    :raise UsageError: the kernel is not a bzImage.
     """
     return tuple(path for path in _places(bzimage, modules) if _stays(path, bzimage, modules))
 
 
 def linked_configs(bzimage: Path, modules: Path | None) -> tuple[str, ...]:
-    """Notes of what is called as a kernel's configuration is, and is a link to elsewhere, which could be any file of this machine.
+    """Return notes about configuration files that are links to elsewhere: these could lead to any file of this machine.
 
-    :raise UsageError: it is no bzImage.
+    :raise UsageError: the kernel is not a bzImage.
     """
     left_out = (path for path in _places(bzimage, modules) if not _stays(path, bzimage, modules))
     return tuple(
@@ -55,7 +59,7 @@ def linked_configs(bzimage: Path, modules: Path | None) -> tuple[str, ...]:
 
 
 def _stays(path: Path, bzimage: Path, modules: Path | None) -> bool:
-    """Whether a file lies in the folder that it is named in, or with the kernel or its modules, which may be links themselves."""
+    """Whether a file is really in its folder, or with the kernel or its modules, which may be links themselves."""
     real = path.resolve()
     around = [bzimage.parent.resolve(), bzimage.resolve().parent, *([modules.resolve()] if modules else [])]
     return real == path.parent.resolve() / path.name or any(real.is_relative_to(folder) for folder in around)
@@ -87,9 +91,9 @@ def _is_file(path: Path) -> bool:
 
 
 def examine(name: str, plain: Path, configs: tuple[Path, ...], modules: Path | None) -> Fit:
-    """Ask a kernel, in the file `plain`, whether it can boot a guest. `name`: as its user calls it.
+    """Check that the kernel in the file `plain` can boot a guest. `name`: what the user calls it.
 
-    :raise UsageError: it cannot, or its modules are another kernel's; says why.
+    :raise UsageError: it cannot, or its modules belong to another kernel; the message says why.
     """
     header = kernel_image.header(plain, name)
     inside = _look_inside(name, plain, header)
@@ -102,8 +106,8 @@ def examine(name: str, plain: Path, configs: tuple[Path, ...], modules: Path | N
         notes += passed_over
     if text is None:
         notes.append(
-            f"{name}: its configuration is not known: none is built in (IKCONFIG), none that is surely its own lies beside it; "
-            "what guests need of it cannot be asked before they boot"
+            f"{name}: its configuration is not known: none is built in (IKCONFIG), and none beside it is certain to be "
+            "its own; what guests need of it cannot be checked before they boot"
         )
         return Fit(config=None, notes=tuple(notes))
     config = _parsed(text, where)
@@ -129,18 +133,20 @@ def examine(name: str, plain: Path, configs: tuple[Path, ...], modules: Path | N
 
 
 def known_config(bzimage: Path, modules: Path | None) -> str | None:
-    """The configuration of a kernel that somebody gives, where it is known before the kernel is unpacked into the cache, else None."""
+    """Return a user's kernel's configuration if it can be read before the kernel is unpacked into the cache, else
+    None.
+    """
     try:
         header = kernel_image.header(bzimage)
         return _look_inside(str(bzimage), bzimage, header).config or _read(config_files(bzimage, modules), header)[0]
-    except UsageError:  # it is no bzImage as it is: compressed once more, perhaps
+    except UsageError:  # not a bzImage as it is; perhaps a compressed one
         return None
 
 
 def check_for_scenarios(name: str, config: Path | None) -> None:
-    """Where a kernel's configuration is known, that it has what every scenario needs.
+    """Check that a kernel has what every scenario needs, if its configuration is known.
 
-    :raise UsageError: it has not, and each of them would skip.
+    :raise UsageError: it lacks something, so that each scenario would skip.
     """
     if config is not None:
         lacks = config_needs.unmet_requirements(
@@ -148,7 +154,7 @@ def check_for_scenarios(name: str, config: Path | None) -> None:
         )
         if lacks:
             raise UsageError(
-                f"kernel {name}: no scenario can say anything of it; its configuration lacks\n  " + "\n  ".join(lacks)
+                f"kernel {name}: no scenario can test it; its configuration lacks\n  " + "\n  ".join(lacks)
             )
 
 
@@ -157,11 +163,11 @@ def _look_inside(name: str, plain: Path, header: Header) -> _Inside:
         with kernel_image.vmlinux(plain, name) as image:
             return _Inside(config=kernel_image.config(image), vermagic=kernel_image.vermagic(image, header.release))
     except (kernel_image.UnknownImage, ToolMissing) as why:
-        return _Inside(notes=(f"what is built into a kernel cannot be looked at: {why}",))
+        return _Inside(notes=(f"what is built into a kernel cannot be read: {why}",))
 
 
 def _read(configs: tuple[Path, ...], header: Header) -> tuple[str | None, str, list[str]]:
-    """The first of these files that is the kernel's configuration: its text, its name, and notes of those that are not."""
+    """Find the first file that is the kernel's configuration: returns its text, its name, and notes on other files."""
     notes = []
     for path in configs:
         try:
@@ -170,7 +176,7 @@ def _read(configs: tuple[Path, ...], header: Header) -> tuple[str | None, str, l
             notes.append(f"{path}: cannot be read as a configuration: {error}")
             continue
         title = _TITLE.match(text)
-        # Of a link the name says nothing of what it leads to.
+        # The name of a link does not tell what it leads to.
         named = path.name == f"config-{header.release}" and not path.is_symlink()
         if named or (title and (path.parent.name == header.release or _is_of(title["version"], header))):
             return text, str(path), notes
@@ -180,7 +186,7 @@ def _read(configs: tuple[Path, ...], header: Header) -> tuple[str | None, str, l
 
 
 def _text(path: Path) -> str:
-    """:raise OSError: it cannot be read. :raise ValueError: it is too large, or no text."""
+    """:raise OSError: it cannot be read. :raise ValueError: it is too large, or not UTF-8."""
     with path.open("rb") as file:
         data = file.read(kernel_image.MOST_CONFIG_BYTES + 1)
     if len(data) > kernel_image.MOST_CONFIG_BYTES:
@@ -189,7 +195,7 @@ def _text(path: Path) -> str:
 
 
 def _is_of(version: str, header: Header) -> bool:
-    """Whether a kernel is of this version: its release begins with it, or, as of Debian's, its banner ends with it."""
+    """Whether a kernel is of this version: its release begins with it, or its banner ends with it, as Debian's does."""
     return (
         re.search(rf"(?:^|\s){re.escape(version)}(?![\w.])", f"{header.release} {header.banner.partition('#')[2]}")
         is not None
@@ -204,7 +210,7 @@ def _parsed(text: str, where: str) -> dict[str, Option]:
 
 
 def _modules(name: str, folder: Path, header: Header, vermagic: str | None) -> dict[str, Path]:
-    """:raise UsageError: they are none, or another kernel's."""
+    """:raise UsageError: there are no modules, or they belong to another kernel."""
     above = (
         folder / header.release,
         folder / "lib/modules" / header.release,
@@ -215,9 +221,9 @@ def _modules(name: str, folder: Path, header: Header, vermagic: str | None) -> d
             f"{folder}: expected the folder of the modules of Linux {header.release} itself, which is {better}"
         )
     there = module_tree.modules(folder)
-    if not there and not (folder / "modules.builtin").is_file():  # of a kernel that has all of them built in
+    if not there and not (folder / "modules.builtin").is_file():  # a kernel may have all its modules built in
         raise UsageError(
-            f"{folder}: expected the modules of Linux {header.release} (lib/modules/{header.release}), found none in it; "
+            f"{folder}: expected the modules of Linux {header.release} (lib/modules/{header.release}), found none; "
             "a kernel that needs none is given alone"
         )
     for magic, module in module_tree.vermagics(there, tuple(config_needs.MODULES.values())).items():
@@ -225,7 +231,7 @@ def _modules(name: str, folder: Path, header: Header, vermagic: str | None) -> d
         got = magic if vermagic else magic.split(" ")[0]
         if got != expected:
             raise UsageError(
-                f"{name}: Linux {header.release} would load none of the modules in {folder}, which are another kernel's:\n"
+                f"{name}: Linux {header.release} cannot load the modules in {folder}, which belong to another kernel:\n"
                 f"    expected: {expected}\n    got of {module}.ko: {got}"
             )
     return there

@@ -1,7 +1,8 @@
-"""Runs what a kernel's source has build it: Makefiles, Kconfig files and scripts are whatever the author of the source or of a patch wrote.
+"""Runs programs of a kernel's source (Makefiles, Kconfig files, scripts), which its author or that of a patch controls.
 
-It runs in an enclosure (`testbed/store/kernels/build_jail_exec.py`) that shows the system's programs, the tools that the user named and the source, and lets it
-write into the output folders that are given. A machine that allows no enclosure builds what the user trusts, and nothing else.
+They run in a jail (`build_jail_exec.py`) that shows the system's programs, the tools that the user named and the
+source, and allows writing to the given output folders. A machine that cannot jail programs builds only sources that the
+user trusts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from testbed.store.kernels import build_jail_exec
 
 TRUST = "TESTBED_TRUST_SOURCES"
 MORE_PATHS = "TESTBED_BUILD_PATHS"
-# Where the testbed is root: a number that nobody has (systemd's list of uids says that 60578 to 61183 are unused); QEMU's is 61183.
+# Used where the testbed runs as root: an unused number (systemd's list of uids has 60578 to 61183 as unused); QEMU's is
+# 61183.
 _ACCOUNT = Account(uid=61182, gid=61182)
 _PROGRAMS = tuple(
     map(Path, ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store"))
@@ -38,27 +40,38 @@ _SETTINGS = tuple(
         "ssl/openssl.cnf",
     )
 )
-# Where compilers find libraries that are not the system's.
+# Variables that name libraries outside of the system's folders.
 _LIBRARIES = ("LD_LIBRARY_PATH", "PKG_CONFIG_PATH")
-# What belongs to a program in a folder `bin`, and nothing else of what may be somebody's home.
+# What belongs to a program in a folder `bin`; nothing else beside that folder, which may be in a home, is shown.
 _INSTALLED = ("include", "lib", "lib32", "lib64", "libexec", "share/bison")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildJail:
-    """How programs are enclosed here. `account`: whom they run as, None: as the user of the testbed; `users`: in a namespace of users."""
+    """How this machine can jail programs.
+
+    `account`: the account that they run as, None for the user of the testbed; `users`: in a user namespace.
+    """
 
     account: Account | None
     users: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mounts:
+    """Paths that a program in the jail sees, besides the system's programs: to `read`, and to `write`."""
+
+    read: tuple[Path, ...] = ()
+    write: tuple[Path, ...] = ()
+
+
 def is_trusted() -> bool:
-    """Whether the user says that a source may do what the user may."""
+    """Whether the user allows sources to do whatever the user may do."""
     return os.environ.get(TRUST) == "1"
 
 
 async def find_build_jail() -> tuple[BuildJail | None, str]:
-    """How programs can be enclosed on this machine, found by trying, or None with the reason."""
+    """Try how this machine can jail programs; returns None with the reason if it cannot."""
     ways = [BuildJail(account=None, users=True)]
     if os.geteuid() == 0:
         ways = [BuildJail(account=_ACCOUNT, users=False), BuildJail(account=None, users=False), *ways]
@@ -66,7 +79,7 @@ async def find_build_jail() -> tuple[BuildJail | None, str]:
     for way in ways:
         try:
             tried = await run_in_jail(way, ["true"], folder=Path("/"), check=False)
-        except HostError as error:  # as of a root that cannot become that account
+        except HostError as error:  # for example, root that cannot become that account
             reasons.append(str(error))
             continue
         if tried.status == 0:
@@ -76,38 +89,36 @@ async def find_build_jail() -> tuple[BuildJail | None, str]:
 
 
 async def run_in_jail(
-    enclosure: BuildJail | None,
+    jail: BuildJail | None,
     argv: Sequence[str | Path],
     *,
     folder: Path,
-    read: Iterable[Path] = (),
-    write: Iterable[Path] = (),
+    mounts: Mounts = Mounts(),
     env: Mapping[str, str] | None = None,
     timeout_s: float = 60,
     check: bool = True,
     on_line: Callable[[str], None] | None = None,
 ) -> process.Finished:
-    """Run a program that starts in `folder`, and end it with all that it has started; `check` and `timeout_s` are as of `process.run`,
-    `on_line` gets what it prints.
+    """Run a program that starts in `folder`, and end it together with all that it has started.
 
-    `enclosure`: None: it sees and does what we may. `read`, `write`: what it sees besides the system's programs, by its usual path; `env`:
-    its environment, to which come PATH, an empty HOME, and where the user has libraries.
+    `jail`: None to run it with the user's rights; `env`: added to its environment, which has only PATH, an empty HOME
+    and the user's library paths; `on_line` gets each line that it prints; `check` and `timeout_s` as in `process.run`.
 
-    :raise HostError: as `process.run`. :raise UsageError: a path in `MORE_PATHS` is none.
+    :raise HostError: as `process.run`. :raise UsageError: a path in `MORE_PATHS` is not valid.
     """
     words = (str(process.find(str(argv[0]))), *map(str, argv[1:]))
     with tempdirs.temporary() as scratch:
-        if enclosure is None:
-            before: tuple[str, ...] = process.GROUP_LEADER
+        if jail is None:
+            prefix: tuple[str, ...] = process.GROUP_LEADER
             home = str(scratch)
         else:
             (scratch / "tmp").mkdir()
-            give_ownership(enclosure, scratch / "tmp")
-            before, home = _words(enclosure, folder, read, write, scratch / "tmp"), "/tmp"  # noqa: S108 - its own
+            give_ownership(jail, scratch / "tmp")
+            prefix, home = _prefix(jail, folder, mounts, scratch / "tmp"), "/tmp"  # noqa: S108 - the jail's own
         environment = {name: value if name in _LIBRARIES else None for name, value in os.environ.items()}
         environment |= {"HOME": home, "TMPDIR": home, **(env or {})}
         return await process.run(
-            (*before, *words),
+            (*prefix, *words),
             folder=folder,
             env=environment,
             timeout_s=timeout_s,
@@ -116,19 +127,17 @@ async def run_in_jail(
         )
 
 
-def _words(
-    enclosure: BuildJail, folder: Path, read: Iterable[Path], write: Iterable[Path], scratch: Path
-) -> tuple[str, ...]:
+def _prefix(jail: BuildJail, folder: Path, mounts: Mounts, scratch: Path) -> tuple[str, ...]:
     return build_jail_exec.command_prefix(
         sys.executable,
-        account=None if enclosure.account is None else (enclosure.account.uid, enclosure.account.gid),
-        users=enclosure.users,
+        account=None if jail.account is None else (jail.account.uid, jail.account.gid),
+        users=jail.users,
         read=[
             _pair(path)
-            for path in (*_PROGRAMS, *_SETTINGS, *_more_paths(), *read)
+            for path in (*_PROGRAMS, *_SETTINGS, *_more_paths(), *mounts.read)
             if path.exists() and path not in _links()
         ],
-        write=[_pair(path) for path in write],
+        write=[_pair(path) for path in mounts.write],
         links=[(str(path.readlink()), str(path)) for path in _links()],
         scratch=os.path.realpath(scratch),
         folder=str(folder.absolute()),
@@ -136,7 +145,7 @@ def _words(
 
 
 def _links() -> tuple[Path, ...]:
-    """/bin and its like where they are links into /usr."""
+    """Return /bin and the like where they are links into /usr."""
     return tuple(path for path in _PROGRAMS if path.is_symlink())
 
 
@@ -145,18 +154,18 @@ def _pair(path: Path) -> tuple[str, str]:
 
 
 def _more_paths() -> tuple[Path, ...]:
-    """:raise UsageError: one is no path from the root, or not there."""
+    """:raise UsageError: a path is not absolute, or does not exist."""
     found = tuple(Path(one) for one in os.environ.get(MORE_PATHS, "").split(os.pathsep) if one)
     for path in found:
         if not path.is_absolute() or not path.exists():
             raise UsageError(
-                f"{MORE_PATHS}: expected paths from the root, which builds may read, with : between them, got {str(path)!r}"
+                f"{MORE_PATHS}: expected absolute paths that builds may read, with : between them, got {str(path)!r}"
             )
     return found
 
 
 def installations(programs: Iterable[str]) -> tuple[Path, ...]:
-    """What a build must see of the machine so that these programs run: nothing of those of the system, which it sees anyway."""
+    """Return what a build must see so that these programs run, without the system's folders, which it always sees."""
     found: dict[Path, None] = {}
     for program in programs:
         if (where := process.find_path(program)) is not None:
@@ -172,21 +181,21 @@ def _installation(program: Path) -> Iterator[Path]:
         yield program
         return
     yield program.parent
-    # A cross compiler's own: PREFIX/bin/TARGET-gcc has PREFIX/TARGET.
+    # A cross compiler PREFIX/bin/TARGET-gcc also needs PREFIX/TARGET.
     target = program.name.rpartition("-")[0]
     yield from (
         path for name in (*_INSTALLED, *([target] if target else [])) if (path := program.parents[1] / name).is_dir()
     )
 
 
-def give_ownership(enclosure: BuildJail | None, folder: Path) -> None:
-    """Make whom programs run as the owner of a folder and of all that is in it. Blocks.
+def give_ownership(jail: BuildJail | None, folder: Path) -> None:
+    """Make the account that builds run as the owner of a folder and of all that is in it. Blocks.
 
-    :raise HostError: this root cannot.
+    :raise HostError: this root user cannot change owners.
     """
     if os.geteuid() != 0:
         return
-    uid = 0 if enclosure is None or enclosure.account is None else enclosure.account.uid
+    uid = 0 if jail is None or jail.account is None else jail.account.uid
     try:
         for path in (*untrusted_files.walk(folder), folder):
             if path.lstat().st_uid != uid:
@@ -195,8 +204,8 @@ def give_ownership(enclosure: BuildJail | None, folder: Path) -> None:
         raise HostError(f"{folder}: cannot be given to uid {uid}, which builds run as: {error.strerror}") from error
 
 
-def show(folder: Path) -> None:
-    """Let everybody who gets to a source read it, as an account does that builds it. Blocks."""
+def make_readable(folder: Path) -> None:
+    """Let every user read a source, since another account builds it. Blocks."""
     for path in (folder, *untrusted_files.walk(folder)):
         with contextlib.suppress(OSError):
             mode = path.lstat().st_mode

@@ -1,4 +1,4 @@
-"""The names of kernels that were built: a file each, with what was built under it and where that is. Several may share one folder."""
+"""Keeps the names of built kernels, a file for each, with the folder of its kernel. Several names may share one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from testbed.text import parse_json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedBuild:
-    """`folder`: of its files; `origin`: what it was built from; `series`: whether the series is in it."""
+    """`folder`: of its files; `origin`: what it was built from; `series`: whether the patch series is in it."""
 
     folder: Path
     origin: str
@@ -26,7 +26,7 @@ def _file(root: Path, kernel: BuiltKernel) -> Path:
 
 
 def save_name(root: Path, kernel: BuiltKernel, named: NamedBuild) -> None:
-    """Give a kernel its name; one that had it loses it."""
+    """Give a kernel its name; another kernel that has it loses it."""
     path = _file(root, kernel)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
@@ -38,9 +38,9 @@ def save_name(root: Path, kernel: BuiltKernel, named: NamedBuild) -> None:
 
 
 def find_name(root: Path, kernel: BuiltKernel) -> NamedBuild | None:
-    """What a name means, None where it means nothing.
+    """Return the build that has a name, None if there is none.
 
-    :raise HostError: its file is damaged.
+    :raise HostError: the file of the name is damaged.
     """
     path = _file(root, kernel)
     if not path.is_file():
@@ -55,7 +55,7 @@ def find_name(root: Path, kernel: BuiltKernel) -> NamedBuild | None:
 
 
 def list_names(root: Path) -> tuple[BuiltKernel, ...]:
-    """All names whose files are there, in their order."""
+    """List all names whose kernel files exist, sorted."""
     kernels = (BuiltKernel(name=path.name) for path in sorted((root / "built").glob("[!.]*")))
     return tuple(
         kernel for kernel in kernels if (named := find_name(root, kernel)) is not None and named.folder.is_dir()
@@ -63,5 +63,5 @@ def list_names(root: Path) -> tuple[BuiltKernel, ...]:
 
 
 def remove_name(root: Path, kernel: BuiltKernel) -> None:
-    """Take a name away."""
+    """Remove a name."""
     _file(root, kernel).unlink()

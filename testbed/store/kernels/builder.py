@@ -1,4 +1,4 @@
-"""Builds kernels: a source with patches and a configuration goes in, a kernel that every verb knows by its name comes out."""
+"""Builds kernels from a source, patches and a configuration, and saves each under a name that all commands accept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from testbed.store import cache, gc
 from testbed.store.kernels import (
     build_jail,
     build_names,
-    compiler,
     config_fragments,
     kernel_files,
     source_tree,
@@ -24,7 +23,7 @@ from testbed.store.kernels import (
 from testbed.store.kernels.ablations import ABLATIONS, Ablation
 from testbed.store.kernels.build_jail import BuildJail
 from testbed.store.kernels.build_names import NamedBuild
-from testbed.store.kernels.compiler import Compiler
+from testbed.store.kernels.compiler import Compiler, build_key, output_key
 from testbed.store.kernels.config_fragments import Request
 from testbed.store.kernels.git_repository import Commit
 from testbed.store.kernels.kernel_files import KernelFiles
@@ -44,10 +43,11 @@ _MOST_TEXT_BYTES = 1 * MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSpec:
-    """What is to be built. `source`: as a command line names it; `series` are applied, then `reverts` taken away, then `ablations` done.
+    """What to build. `source`: as on the command line; patches of `series` are applied, then those of `reverts`
+    reverted, then `ablations` applied.
 
-    `selection`: what of their files is meant. `config`: the user's own .config, in place of the base fragment; `flavours` and `fragments`
-    come on top. `make_args`: what make is told, besides.
+    `selection`: which patches of the files are meant. `config`: the user's own .config, instead of the base fragment;
+    `flavours` and `fragments` are merged on top. `make_args`: the user's arguments for make.
     """
 
     source: str
@@ -66,8 +66,8 @@ class BuildSpec:
 class Builder:
     """Builds into the cache `root`, with the sources of `table` and the fragments in `shipped`/kconfig.
 
-    Its methods raise `BuildError` where the source, a patch, the configuration or the compiler says no, and `HostError` where this machine
-    lacks something.
+    Its methods raise `BuildError` where the source, a patch, the configuration or the compiler is at fault, and
+    `HostError` where this machine lacks something.
     """
 
     table: KernelTable
@@ -76,37 +76,37 @@ class Builder:
     progress: Progress
 
     def read(self, spec: BuildSpec) -> None:
-        """That its flavours and ablations exist, and its files can be read, whatever its source is.
+        """Check that flavours and ablations exist, and that all files can be read; the source is not looked at.
 
-        :raise UsageError: one does not exist.
+        :raise UsageError: a flavour or an ablation does not exist.
         """
         _parts(spec, self.shipped)
 
     async def check(self, spec: BuildSpec) -> None:
-        """That its words mean something and its patches apply, before anything is built."""
+        """Check that a build can begin: its names are known and its patches apply."""
         async with self._planned(spec):
             pass
 
     async def build(self, spec: BuildSpec, name: str | None = None) -> KernelFiles:
-        """The kernel, built unless the cache has it, under `name` or one made of what it is."""
+        """Build the kernel unless the cache has it, and save it under `name`, or under a name made of its parts."""
         if name is not None:
             built_name(name)
         async with self._planned(spec) as plan:
             await cache.make_once(
                 plan.folder(self.root), lambda unfinished: self._make(plan, unfinished), self.progress, plan.title
             )
-            # By what is in it: another order may have made the same kernel.
-            made = Series(cache.read_meta(plan.folder(self.root))["series"])
-        called = BuiltKernel(name=name or plan.name)
-        series = Series.UNKNOWN if plan.parts.ablations else made
+            # Read from its source: another series may have led to the same kernel.
+            found = Series(cache.read_meta(plan.folder(self.root))["series"])
+        kernel = BuiltKernel(name=name or plan.name)
+        series = Series.UNKNOWN if plan.parts.ablations else found
         build_names.save_name(
-            self.root, called, NamedBuild(folder=plan.folder(self.root), origin=_origin(plan), series=series)
+            self.root, kernel, NamedBuild(folder=plan.folder(self.root), origin=_origin(plan), series=series)
         )
-        return kernel_files.read_built(called, self.root)
+        return kernel_files.read_built(kernel, self.root)
 
     @contextlib.asynccontextmanager
     async def _planned(self, spec: BuildSpec) -> AsyncIterator[_Plan]:
-        """What is to be done; its source is nobody else's meanwhile."""
+        """Plan a build, and lock its source until the block ends."""
         parts = _parts(spec, self.shipped)
         compiler = await find_compiler(spec.make_args)
         source = await sources.prepare(spec.source, self.table, self.root, self.progress)
@@ -116,19 +116,19 @@ class Builder:
                 await _check_out(source, source.commit, tree, self.progress)
             changes = await tree.planned(parts.series, parts.reverts, parts.ablations)
             yield _Plan(spec=spec, parts=parts, compiler=compiler, source=source, tree=tree, changes=changes)
-            # Also now, since a build may take longer than what was of use stays for certain.
+            # Marked again: a build may take longer than a used source is safe from garbage collection.
             cache.mark_used(source.folder)
 
     async def _make(self, plan: _Plan, unfinished: Path) -> dict[str, Any]:
-        enclosure = await self._enclosure(plan)
+        jail = await self._find_jail(plan)
         plan.tree.put(plan.changes)
         job = MakeJob(
             source=plan.source,
-            output=plan.source.folder / f"out-{compiler.output_key(plan.parts.request.text, plan.compiler)}",
+            output=plan.source.folder / f"out-{output_key(plan.parts.request.text, plan.compiler)}",
             compiler=plan.compiler,
             release=f"-tb{plan.key[:8]}",
             jobs=plan.spec.jobs or resources.cores(),
-            enclosure=enclosure,
+            jail=jail,
         )
         with self.progress.task(plan.title) as task:
             made = await job.run(plan.parts.request, task, self.progress.note)
@@ -142,33 +142,31 @@ class Builder:
                 "config_name": _config_name(plan.spec),
                 "compiler": plan.compiler.version,
                 "make_args": list(map(str, plan.compiler.args)),
-                "enclosed": enclosure is not None,
+                "enclosed": jail is not None,
             }
         )
 
-    async def _enclosure(self, plan: _Plan) -> BuildJail | None:
-        """Where programs of the source run; None where this machine allows no enclosure, and they may do what the user may.
+    async def _find_jail(self, plan: _Plan) -> BuildJail | None:
+        """Return the jail for programs of the source; None where this machine has none and the source is trusted.
 
-        :raise HostError: they may not.
+        :raise HostError: this machine has none, and the source is not trusted.
         """
-        found, why = await build_jail.find_build_jail()
-        if found is None:
-            theirs = not plan.source.signed or plan.parts.series or plan.parts.reverts
-            if theirs and not build_jail.is_trusted():
+        jail, why = await build_jail.find_build_jail()
+        if jail is None:
+            untrusted = not plan.source.signed or plan.parts.series or plan.parts.reverts
+            if untrusted and not build_jail.is_trusted():
                 raise HostError(
-                    f"{plan.title}: expected to build it in an enclosure, which this machine does not allow: {why}; without one its source "
-                    "and patches could do whatever you may; `testbed doctor` says what is needed, and where you trust them: "
-                    f"{build_jail.TRUST}=1"
+                    f"{plan.title}: expected to build it in a jail, which this machine does not allow: {why}; without "
+                    "one its source and patches could do whatever you may; `testbed doctor` says what is needed, and "
+                    f"where you trust them: {build_jail.TRUST}=1"
                 )
-            self.progress.note(
-                f"{plan.title}: it is not built in an enclosure, which this machine does not allow: {why}"
-            )
-        return found
+            self.progress.note(f"{plan.title}: it is not built in a jail, which this machine does not allow: {why}")
+        return jail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Parts:
-    """An order's words, read."""
+    """The patches, ablations and configuration that a `BuildSpec` names, read from their files."""
 
     series: tuple[Patch, ...]
     reverts: tuple[Patch, ...]
@@ -188,7 +186,7 @@ class _Plan:
     @property
     def key(self) -> str:
         digests = source_tree.digests(self.changes)
-        return compiler.build_key(self.source.key, digests, self.parts.request.text, self.compiler)
+        return build_key(self.source.key, digests, self.parts.request.text, self.compiler)
 
     @property
     def name(self) -> str:
@@ -214,14 +212,14 @@ def _parts(spec: BuildSpec, shipped: Path) -> _Parts:
 
 
 def list_flavours(shipped: Path) -> tuple[str, ...]:
-    """The names of what may come on top of the base configuration."""
+    """List the names of the fragments that can be merged on top of the base configuration."""
     return tuple(sorted(path.stem for path in (shipped / "kconfig").glob("*.config") if path.stem != "base"))
 
 
 def remove_build(name: str, root: Path) -> None:
-    """Forget a built kernel, and remove its files unless another name has them.
+    """Remove the name of a built kernel, and its files unless another name shares them.
 
-    :raise UsageError: there is none of that name. :raise HostError: its files cannot be removed now.
+    :raise UsageError: there is no kernel of that name. :raise HostError: its files cannot be removed now.
     """
     kernel = BuiltKernel(name=built_name(name.removeprefix(BUILT)))
     named = build_names.find_name(root, kernel)
@@ -231,7 +229,8 @@ def remove_build(name: str, root: Path) -> None:
     shared = any(kernel_files.kernel_folder(other, root) == named.folder for other in build_names.list_names(root))
     if not shared and not gc.remove(named.folder):
         raise HostError(
-            f"kernel {kernel.spec}: its files cannot be removed while another run is at them; `testbed gc` does later: {named.folder}"
+            f"kernel {kernel.spec}: its files cannot be removed while another run uses them; "
+            f"`testbed gc` removes them later: {named.folder}"
         )
 
 
@@ -242,7 +241,7 @@ def _ablation(name: str) -> Ablation:
 
 
 def _request(spec: BuildSpec, shipped: Path) -> Request:
-    """The configuration as it is asked for."""
+    """Return the configuration to ask for."""
     known = list_flavours(shipped)
     for flavour in spec.flavours:
         if flavour not in known:
@@ -262,24 +261,23 @@ def _config_name(spec: BuildSpec) -> str:
 
 
 async def _check_out(source: Source, commit: Commit, tree: Tree, progress: Progress) -> None:
-    there = source.folder / "commit"
-    if not there.exists() or there.read_text(encoding="utf-8") != commit.name:
-        # A checkout that was broken off has left files that its commit has, and this one perhaps not.
-        clean = not there.exists() and any(source.tree.iterdir())
-        there.unlink(missing_ok=True)
+    recorded = source.folder / "commit"
+    if not recorded.exists() or recorded.read_text(encoding="utf-8") != commit.name:
+        # An interrupted checkout has left files of its commit that may not be in this one.
+        clean = not recorded.exists() and any(source.tree.iterdir())
+        recorded.unlink(missing_ok=True)
         tree.put({})
-        (source.folder / "index.lock").unlink(
-            missing_ok=True
-        )  # of a run that was killed: the lock of the source is ours
+        # A lock file of git is left from a killed run, since we hold the lock of the source.
+        (source.folder / "index.lock").unlink(missing_ok=True)
         with progress.task(f"source {source.name}") as task:
             task.update(detail=f"checking out {commit.name[:12]}")
             await sources.check_out(source, commit, clean=clean)
     sources.version(source.tree)
-    there.write_text(commit.name, encoding="utf-8")
+    recorded.write_text(commit.name, encoding="utf-8")
 
 
 def _series(tree: Path) -> Series:
-    """Whether the series is in a tree as it is now."""
+    """Tell whether the series is in a tree in its present state."""
     try:
         loop = untrusted_files.text_of_regular(tree, "drivers/block/loop.c", _MOST_TEXT_BYTES)
     except BuildError:
@@ -288,12 +286,11 @@ def _series(tree: Path) -> Series:
 
 
 def _origin(plan: _Plan) -> str:
-    said = [plan.source.origin]
-    for verb, some in (("with", plan.parts.series), ("without", plan.parts.reverts)):
-        if some:
-            said.append(
-                f"{verb} {len(some)} patch{'es' if len(some) > 1 else ''} ({', '.join(patch.subject for patch in some)})"
-            )
-    said += [f"make {' '.join(map(str, plan.compiler.args))}"] if plan.compiler.args else []
-    said += [f"ablation {ablation.name}: {ablation.what}" for ablation in plan.parts.ablations]
-    return "; ".join(said)
+    parts = [plan.source.origin]
+    for verb, patches in (("with", plan.parts.series), ("without", plan.parts.reverts)):
+        if patches:
+            subjects = ", ".join(patch.subject for patch in patches)
+            parts.append(f"{verb} {len(patches)} patch{'es' if len(patches) > 1 else ''} ({subjects})")
+    parts += [f"make {' '.join(map(str, plan.compiler.args))}"] if plan.compiler.args else []
+    parts += [f"ablation {ablation.name}: {ablation.what}" for ablation in plan.parts.ablations]
+    return "; ".join(parts)

@@ -9,9 +9,9 @@ from testbed.hashing import content_key
 from testbed.store.kernels import make_args
 from testbed.store.kernels.make_args import MakeArg
 
-# Changes when what is made of the same source and configuration changes.
+# Change it when a build of the same source and configuration gives another result.
 _LAYOUT = 1
-# The same key must give the same bytes: scripts/mkcompile_h and friends take these in place of the moment and the machine
+# The same key must give the same bytes: scripts/mkcompile_h and others take these instead of the time and the machine
 # (Documentation/kbuild/reproducible-builds.rst).
 ENVIRONMENT = {
     "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 1970",
@@ -24,9 +24,9 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiler:
-    """What compiles. `version`: as it says itself; `args`: what the user tells make.
+    """The compiler of a build. `version`: as it prints itself; `args`: the user's arguments for make.
 
-    `through_ccache`: what was compiled before is not compiled again; it changes no byte.
+    `through_ccache`: objects are cached; this changes no byte of the result.
     """
 
     version: str
@@ -35,7 +35,7 @@ class Compiler:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What make is told of it."""
+        """The arguments for make that choose the compiler."""
         given, program = {arg.name for arg in self.args}, make_args.tools(self.args)
         cached = (
             [f"{name}=ccache {program[name]}" for name in ("CC", "HOSTCC") if name not in given]
@@ -46,8 +46,8 @@ class Compiler:
 
 
 def build_key(source: str, changes: Mapping[str, str], request: str, compiler: Compiler) -> str:
-    """The key of a kernel: its source, the changed files with their hashes, the configuration as asked for, the compiler and what the user
-    tells make.
+    """Return the key of a kernel: its source, the hashes of changed files, the requested configuration, the compiler
+    and the user's arguments for make.
     """
     return content_key(
         _LAYOUT,
@@ -60,5 +60,5 @@ def build_key(source: str, changes: Mapping[str, str], request: str, compiler: C
 
 
 def output_key(request: str, compiler: Compiler) -> str:
-    """The key of an output folder: builds of one source with one configuration share it, so that make compiles what differs."""
+    """Return the key of an output folder; builds of one source and configuration share it, and compile what differs."""
     return content_key(_LAYOUT, request, compiler.version, compiler.words)

@@ -1,4 +1,4 @@
-"""Kernel configurations as text: fragments, what they ask for, and what of it a finished configuration lacks."""
+"""Parses kernel configuration fragments, merges them, and finds options that a finished configuration has lost."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _UNSET = re.compile(r"# CONFIG_(?P<name>[A-Za-z0-9_]+) is not set")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One line: `value` as the configuration has it (y, m, n, a number, text in quotes), `where` it stands."""
+    """One line: `value` as the configuration has it (y, m, n, a number, quoted text); `where`: its file and line."""
 
     value: str
     where: str
 
 
 def parse(text: str, name: str) -> dict[str, Option]:
-    """The options of a fragment, by their names without `CONFIG_`; the last line of an option counts.
+    """Parse the options of a fragment, by their names without `CONFIG_`; the last line of an option counts.
 
-    :raise BuildError: a line is none of a configuration.
+    :raise BuildError: a line is not one of a configuration.
     """
     found: dict[str, Option] = {}
     for number, raw in enumerate(text.splitlines(), start=1):
@@ -42,12 +42,12 @@ def parse(text: str, name: str) -> dict[str, Option]:
 
 
 def merge(*fragments: Mapping[str, Option]) -> dict[str, Option]:
-    """Several fragments as one: of an option the last counts."""
+    """Merge fragments into one; for each option the last fragment counts."""
     return {name: option for fragment in fragments for name, option in fragment.items()}
 
 
 def format_config(options: Mapping[str, Option]) -> str:
-    """As the kernel's configuration tools read it."""
+    """Format options as the kernel's configuration tools read them."""
     return "".join(
         f"# CONFIG_{name} is not set\n" if option.value == "n" else f"CONFIG_{name}={option.value}\n"
         for name, option in options.items()
@@ -56,10 +56,10 @@ def format_config(options: Mapping[str, Option]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A configuration as it is asked for. `first`: what it begins from, `more`: what comes on top.
+    """A configuration to ask for. `first`: the base, `more`: what is merged on top.
 
-    `plain`: what is not asked for is off, and all of it must survive; else `first` is somebody's whole configuration, with much in it that
-    nobody asked for.
+    `plain`: options that are not asked for are off, and all of it must survive. Otherwise `first` is a whole
+    configuration of the user's, with many options that nobody chose.
     """
 
     first: Mapping[str, Option]
@@ -72,12 +72,12 @@ class Request:
 
     @property
     def required(self) -> dict[str, Option]:
-        """What must survive in any case."""
+        """Options that must survive in any case."""
         return merge(self.first, self.more) if self.plain else dict(self.more)
 
     @property
     def own(self) -> dict[str, Option]:
-        """What must survive where somebody chose it and the source has it."""
+        """Options that must survive if somebody chose them and the source has them."""
         return {} if self.plain else {name: option for name, option in self.first.items() if name not in self.more}
 
 
@@ -91,7 +91,7 @@ class LostOption:
 
 
 def lost_options(wanted: Mapping[str, Option], config: Mapping[str, Option]) -> tuple[LostOption, ...]:
-    """What a finished configuration has otherwise than asked for."""
+    """List the options whose value in a finished configuration is not the one asked for."""
     found = []
     for name, option in wanted.items():
         got = config[name].value if name in config else "n"

@@ -1,4 +1,4 @@
-"""What a kernel's configuration must have for guests and scenarios, each with who needs it."""
+"""Lists the options that a kernel's configuration must have for guests and scenarios, each with what needs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from testbed.store.kernels.config_fragments import Option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirement:
-    """`options`: one of them is enough, built in or as a module. `why`: what does not work without."""
+    """`options`: one of them is enough, built in or as a module. `why`: what needs it."""
 
     options: tuple[str, ...]
     why: str
@@ -21,7 +21,7 @@ def _all(why: str, *options: str, builtin: bool = False) -> tuple[Requirement, .
     return tuple(Requirement(options=(option,), why=why, builtin=builtin) for option in options)
 
 
-# Without these no guest boots.
+# No guest boots without these.
 BOOT = (
     *_all("programs are 64-bit ELF files and scripts", "64BIT", "BINFMT_ELF", "BINFMT_SCRIPT", builtin=True),
     *_all("it starts from an initramfs", "BLK_DEV_INITRD", builtin=True),
@@ -41,15 +41,15 @@ BOOT = (
     *_all("SSH needs a network", "VIRTIO_NET"),
     *_all("programs wait by them", "FUTEX", "EPOLL", "POSIX_TIMERS", "MULTIUSER", builtin=True),
 )
-# Without these none is cloned; with --cold it boots.
+# No guest is cloned without these; it boots with --cold.
 CLONES = _all("templates are warmed up with a disk of each kind", "BLK_DEV_NVME", "BLK_DEV_SD", "SCSI_VIRTIO")
-# Without these no guest gets ready.
+# No guest gets ready without these.
 GUEST = (*BOOT, *CLONES)
-# Without these every scenario skips.
+# Every scenario skips without these.
 EVERY_SCENARIO = _all("every scenario needs it", "MEMCG", "BLK_CGROUP", "CGROUP_WRITEBACK", builtin=True) + _all(
     "every scenario needs it", "BLK_DEV_LOOP"
 )
-# Without these some do.
+# Some scenarios skip without these.
 SOME_SCENARIOS = (
     *_all("io-max and io-pressure need it", "BLK_DEV_THROTTLING"),
     *_all("io-pressure needs it", "PSI"),
@@ -68,7 +68,7 @@ SOME_SCENARIOS = (
 )
 
 
-# The modules of what may be one.
+# The module of each option that may be one.
 MODULES = {
     "VIRTIO_PCI": "virtio_pci",
     "VIRTIO_BLK": "virtio_blk",
@@ -82,7 +82,7 @@ MODULES = {
 
 
 def unmet_requirements(requirements: tuple[Requirement, ...], config: Mapping[str, Option]) -> tuple[str, ...]:
-    """What a configuration lacks of them, in words."""
+    """Describe the requirements that a configuration does not meet."""
     found = []
     for one in requirements:
         enough = ("y",) if one.builtin else ("y", "m")
@@ -94,7 +94,7 @@ def unmet_requirements(requirements: tuple[Requirement, ...], config: Mapping[st
 def without_module(
     requirements: tuple[Requirement, ...], config: Mapping[str, Option], modules: Collection[str]
 ) -> tuple[str, ...]:
-    """What a configuration has as a module that is not among `modules`, in words."""
+    """Describe the required options that are modules, but whose module is not among `modules`."""
     return tuple(
         f"CONFIG_{name}=m without {MODULES[name]}.ko: {one.why}"
         for one in requirements

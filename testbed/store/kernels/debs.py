@@ -1,6 +1,7 @@
-"""A kernel's files in a .deb, read with suspicion: regular files of a few folders, and within limits.
+"""Unpacks a kernel's files from a .deb that may be hostile: regular files of a few folders, and within limits.
 
-Of links only those that lead to a file of the package go along, as another name of that file: what is unpacked has no symbolic link in it.
+A link to a file of the package becomes a hard link; all other links are left out, so that there are no symbolic links
+in what is unpacked.
 """
 
 from __future__ import annotations
@@ -15,23 +16,24 @@ from testbed.host import paths, tempdirs
 from testbed.store import archives, decompression
 from testbed.store.kernels.kernel_image import why_unreadable
 
-# A distribution's kernel and modules unpack to some 0.6 GiB; debug information, ten times as much, is in packages of its own.
+# A distribution's kernel and modules unpack to some 0.6 GiB; debug information is ten times as large, and in packages
+# of its own.
 MOST_BYTES, _MOST_FILES, _MOST_HOPS = 8 << 30, 100_000, 8
-# Of a name, with its folders; those of modules have some 100.
+# The limit of a name with its folders; names of modules have some 100 bytes.
 _MOST_NAME_BYTES, _MOST_DEPTH = 255, 32
 _FOLDERS = ("boot/", "lib/modules/", "usr/lib/modules/")
-# What a file is that is a folder elsewhere in the package, or the other way around.
+# Errors for a path that is a file in one entry of a package and a folder in another.
 _CLASHES = (NotADirectoryError, IsADirectoryError, FileExistsError)
-# Links of every kernel's modules, to its sources.
+# Links to the sources, which every kernel's modules have.
 _SOURCES = ("build", "source")
 
 
 def unpack(deb: Path, tree: Path) -> tuple[str, ...]:
-    """The kernel, the modules and the configuration that are in a package, into the folder `tree`. Returns what of them is left out, in
-    words: links that lead to none of its files, devices, pipes.
+    """Unpack the kernel, the modules and the configuration of a package into the folder `tree`.
 
-    :raise UsageError: it is no package, damaged, too large, or cannot be read. :raise ToolMissing: dpkg-deb is not installed.
-    :raise OSError: they cannot be written.
+    :return: a description of each entry that is left out: links to no file of the package, devices, pipes.
+    :raise UsageError: it is not a package, damaged, too large, or unreadable.
+    :raise ToolMissing: dpkg-deb is not installed. :raise OSError: the files cannot be written.
     """
     try:
         deb.open("rb").close()
@@ -40,32 +42,32 @@ def unpack(deb: Path, tree: Path) -> tuple[str, ...]:
     with tempdirs.temporary() as folder:
         try:
             with (folder / "tar").open("wb") as file:
-                # From the root: one that is called `-x.deb` is no option.
+                # An absolute path, so that a file called `-x.deb` is not taken for an option.
                 for piece in decompression.output_of(
                     ("dpkg-deb", "--fsys-tarfile", str(deb.absolute())), str(deb), MOST_BYTES
                 ):
                     file.write(piece)
         except decompression.Refused as error:
-            raise _none(deb, error) from error
-        return pick(folder / "tar", tree, deb)
+            raise _not_a_kernel_package(deb, error) from error
+        return unpack_tar(folder / "tar", tree, deb)
 
 
-def _none(deb: Path, why: Exception) -> UsageError:
+def _not_a_kernel_package(deb: Path, why: Exception) -> UsageError:
     return UsageError(f"{deb}: expected a Debian package with files of a kernel: {why}")
 
 
-def pick(tar: Path, tree: Path, deb: Path) -> tuple[str, ...]:
-    """As `unpack`, of the tar in a package; `deb` is how messages call that.
+def unpack_tar(tar: Path, tree: Path, deb: Path) -> tuple[str, ...]:
+    """Unpack the tar of a package as `unpack` does; `deb` is the package's name in messages.
 
-    :raise UsageError: it is damaged, or holds what no package of a kernel does. :raise OSError: its files cannot be written.
+    :raise UsageError: it is damaged, or has entries that no kernel package has. :raise OSError: as `unpack`.
     """
     try:
-        return _picked(tar, tree)
+        return _unpack_entries(tar, tree)
     except (ValueError, OverflowError, RecursionError, tarfile.TarError, *_CLASHES) as error:
-        raise _none(deb, error) from error
+        raise _not_a_kernel_package(deb, error) from error
 
 
-def _picked(tar: Path, tree: Path) -> tuple[str, ...]:
+def _unpack_entries(tar: Path, tree: Path) -> tuple[str, ...]:
     files: set[PurePosixPath] = set()
     links: dict[PurePosixPath, str] = {}
     left_out: list[str] = []
@@ -80,7 +82,8 @@ def _picked(tar: Path, tree: Path) -> tuple[str, ...]:
                 continue
             if len(os.fsencode(name)) > _MOST_NAME_BYTES or len(name.parts) > _MOST_DEPTH:
                 raise tarfile.TarError(
-                    f"expected names of at most {_MOST_NAME_BYTES} bytes and {_MOST_DEPTH} folders, got {entry.name[:200]!r}"
+                    f"expected names of at most {_MOST_NAME_BYTES} bytes and {_MOST_DEPTH} folders, "
+                    f"got {entry.name[:200]!r}"
                 )
             if entry.issym() or entry.islnk():
                 links[name] = entry.linkname if entry.issym() else f"/{entry.linkname}"
@@ -104,14 +107,16 @@ def _picked(tar: Path, tree: Path) -> tuple[str, ...]:
 
 
 def _free(path: Path) -> Path:
-    """A path where nothing is yet: what an earlier package, or the same one, has put there goes."""
+    """Make a path free, and create its folder: removes what an earlier entry, or an earlier package, has put there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     return path
 
 
 def _file(name: PurePosixPath, links: dict[PurePosixPath, str], files: set[PurePosixPath]) -> PurePosixPath | None:
-    """The file of a package that a link leads to, perhaps by others, or None. A path from the root is one of the package."""
+    """Return the file of a package that a link leads to, perhaps through others, or None. Absolute paths are in the
+    package.
+    """
     for _ in range(_MOST_HOPS):
         at: list[str] = [] if links[name].startswith("/") else list(name.parent.parts)
         for step in PurePosixPath(links[name]).parts:

@@ -1,4 +1,4 @@
-"""Which files of a folder are kernels: of what `make bindeb-pkg`, `make install` and Debian's archive leave together in one."""
+"""Finds the kernels in a folder that `make bindeb-pkg`, `make install` or a Debian archive has filled."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ from testbed.hashing import file_sha256
 from testbed.store.kernels import kernel_image
 from testbed.store.kernels.versions import sort_by_version
 
-# Packages with a kernel in them; linux-image-amd64 and the like only depend on one. From 7.x on Debian's is in linux-binary-RELEASE.
+# Packages that contain a kernel; linux-image-amd64 and the like only depend on one. Since 7.x Debian's kernel is in
+# linux-binary-RELEASE.
 _IMAGE = re.compile(r"linux-(?:image-unsigned|image|binary)-(?P<release>\d.*?)(?P<debug>-dbg|-dbgsym)?")
 _PACKAGE_OF_LINUX = "linux-"
-# What lies beside a kernel with its name: the build before it, checksums, signatures.
+# Files beside a kernel that share its name: the previous build, checksums, signatures.
 _COMPANION = re.compile(r".*(\.(old|bak|orig|hmac|sig|asc|md5|sha\d+|map|config|txt|log)|~)")
 _IMAGE_NAMES = ("bzImage", "vmlinuz")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundKernel:
-    """`kernels`: as a command line names them, with their modules, by version; a damaged one is among them. `others`: files that are none,
-    each with its reason."""
+    """`kernels`: as a command line names them, with their modules, sorted by version, damaged ones included.
+
+    `others`: files that are not kernels, each with the reason.
+    """
 
     kernels: tuple[str, ...]
     others: tuple[str, ...]
 
 
 def scan_folder(folder: Path) -> FoundKernel:
-    """The kernels of a folder.
+    """Find the kernels of a folder.
 
     :raise UsageError: it cannot be read.
     """
@@ -40,7 +43,7 @@ def scan_folder(folder: Path) -> FoundKernel:
         used: set[Path] = set()
         others: list[tuple[Path, str]] = []
         for path in files:
-            why = _is_none(path) or _same_as(path, hashes)
+            why = _not_a_kernel(path) or _same_as(path, hashes)
             if why:
                 others.append((path, why))
                 continue
@@ -54,8 +57,8 @@ def scan_folder(folder: Path) -> FoundKernel:
     )
 
 
-def _is_none(path: Path) -> str:
-    """Why a file is no kernel, by its name; nothing where it may be one."""
+def _not_a_kernel(path: Path) -> str:
+    """Return why a file is not a kernel, judged by its name; an empty string if it may be one."""
     if path.suffix == ".deb":
         package = _package(path)
         image = _IMAGE.fullmatch(package)
@@ -73,17 +76,19 @@ def _same_as(path: Path, hashes: dict[str, Path]) -> str:
     try:
         other = hashes.setdefault(file_sha256(path), path)
     except OSError:
-        return ""  # one that cannot be read: that is for who tries it
+        return ""  # it is unreadable, which is reported when it is tried
     return "" if other == path else f"the same as {other.name}"
 
 
 def _package(path: Path) -> str:
-    """NAME of NAME_VERSION_ARCHITECTURE.deb."""
+    """Return NAME of NAME_VERSION_ARCHITECTURE.deb."""
     return path.name.removesuffix(".deb").partition("_")[0]
 
 
 def _modules(path: Path) -> tuple[Path, ...]:
-    """What goes with a kernel beside it: packages with its modules and its configuration, or what `make modules_install` has left."""
+    """Return what belongs to a kernel beside it: packages with modules and configuration, or a `modules_install`
+    tree.
+    """
     if path.suffix == ".deb":
         image = _IMAGE.fullmatch(_package(path))
         if image is None:
@@ -96,5 +101,5 @@ def _modules(path: Path) -> tuple[Path, ...]:
     try:
         modules = path.parent / "lib" / "modules" / kernel_image.kernel_release(path)
     except UsageError:
-        return ()  # a damaged one: that is for who tries it
+        return ()  # it is damaged, which is reported when it is tried
     return (modules,) if modules.is_dir() else ()

@@ -1,8 +1,8 @@
-"""Reads git repositories as strangers': nothing that one of them names is run, whoever it belongs to, and nothing is written to it.
+"""Reads git repositories that may be hostile: runs no program that one of them names, and writes nothing to it.
 
-A repository's configuration may name programs (filters, hooks, fsmonitor, what fetches from a remote), and git runs them for whoever asks.
-One command here reads that configuration, and needs none of them: rev-parse, which says which commit is meant. All else is done in a
-repository of our own, with a configuration of our own, which reads the objects of theirs.
+A repository's configuration may name programs (filters, hooks, fsmonitor, fetch helpers), which git runs for everyone
+who uses it. Only one command here, rev-parse, reads that configuration, to resolve a commit; it needs no such program.
+Everything else uses a repository of our own, with its own configuration, that reads the objects of theirs.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from testbed.store.kernels import make_output
 from testbed.units import MIB
 
 _ASK_S, _COMPARE_S, _CHECK_OUT_S = 60, 300, 1800
-# safe.directory: these commands are the ones that run nothing, also of somebody else's repository.
+# safe.directory: these commands run no program, also in a repository that belongs to another user.
 _GIT = (
     *("git", "--no-optional-locks", "--no-replace-objects", "-c", "safe.directory=*"),
     *("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "protocol.allow=never"),
 )
-# Neither the user's settings nor this machine's; and nothing is fetched, whatever is missing (`protocol.NAME.allow` of a repository counts
-# more than `protocol.allow`, and GIT_ALLOW_PROTOCOL more than both; git(1), git-config(1)).
+# No settings of the user or of this machine; and missing objects are never fetched (`protocol.NAME.allow` in a
+# repository overrides `protocol.allow`, and GIT_ALLOW_PROTOCOL overrides both; git(1), git-config(1)).
 _ENVIRONMENT = {
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_GLOBAL": "/dev/null",
@@ -33,7 +33,7 @@ _ENVIRONMENT = {
     "GIT_ALLOW_PROTOCOL": "none",
     "GIT_NO_LAZY_FETCH": "1",
     "GIT_TERMINAL_PROMPT": "0",
-    # Of git before 2.32, which knows no GIT_CONFIG_GLOBAL.
+    # For git before 2.32, which does not know GIT_CONFIG_GLOBAL.
     "HOME": "/nonexistent",
     "XDG_CONFIG_HOME": "/nonexistent",
 }
@@ -55,8 +55,8 @@ _MOST_INDEX_BYTES = 256 * MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """A commit of somebody's repository. `name`: its hash; `folder`: as the user named the tree; `git_folder`: its `.git`; `objects`: the
-    folder of its objects.
+    """A commit of a user's repository. `name`: its hash; `folder`: of the tree as the user named it; `git_folder`: its
+    `.git`; `objects`: the folder of its objects.
     """
 
     folder: Path
@@ -66,33 +66,33 @@ class Commit:
 
 
 async def commit(folder: Path, name: str) -> Commit:
-    """The commit that is called so in the repository in which a folder is.
+    """Resolve a commit in the repository that contains a folder.
 
-    :raise BuildError: there is none.
+    :raise BuildError: there is no such commit.
     """
-    said, lines = f"{name!r} begins as an option does", []
+    reason, lines = f"{name!r} begins as an option does", []
     if not name.startswith("-"):
         words = ("rev-parse", "--absolute-git-dir", "--git-path", "objects", f"{name}^{{commit}}")
-        asked = await process.run([*_GIT, "-C", folder, *words], env=environment(), timeout_s=_ASK_S, check=False)
-        lines = asked.stdout.split("\n")[:-1] if asked.status == 0 else []
-        said = (asked.stderr.strip().splitlines() or ["git gave no reason"])[-1]
+        done = await process.run([*_GIT, "-C", folder, *words], env=environment(), timeout_s=_ASK_S, check=False)
+        lines = done.stdout.split("\n")[:-1] if done.status == 0 else []
+        reason = (done.stderr.strip().splitlines() or ["git gave no reason"])[-1]
     if len(lines) != 3:
-        raise BuildError(f"source {folder}: expected a git tree with the commit {name}: {said}")
+        raise BuildError(f"source {folder}: expected a git tree with the commit {name}: {reason}")
     return Commit(folder=folder, git_folder=Path(lines[0]), objects=(folder / lines[1]).resolve(), name=lines[2])
 
 
 async def count_changed_files(found: Commit) -> int | None:
-    """How many files of the working tree are not as they were committed; None where that is not known.
+    """Count the files of the working tree that differ from the commit; None if that cannot be determined.
 
-    A file that a filter of the repository made counts as changed where git's index does not say that it is the same.
+    A file that a filter of the repository made counts as changed, unless git's index shows that it is the same.
     """
-    folder = found.folder.absolute()  # git gets it in another folder
+    folder = found.folder.absolute()  # git runs in another folder
     top = next((one for one in (folder, *folder.parents) if os.path.lexists(one / ".git")), None)
     if top is None:
-        return 0  # a bare one has no working tree
+        return 0  # a bare repository has no working tree
     try:
         with tempdirs.temporary() as scratch:
-            # With its time, by which git knows what may have changed since.
+            # Copied with its time, by which git knows which files may have changed since.
             untrusted_files.copy_file(found.git_folder, "index", scratch / "index", _MOST_INDEX_BYTES)
             shutil.copystat(found.git_folder / "index", scratch / "index")
             where = _own(scratch / "git", found) | {"GIT_WORK_TREE": str(top), "GIT_INDEX_FILE": str(scratch / "index")}
@@ -114,31 +114,34 @@ async def count_changed_files(found: Commit) -> int | None:
 
 
 async def check_out(found: Commit, own: Path, index: Path, tree: Path, *, clean: bool) -> None:
-    """Bring `tree` to a commit; files that are the same keep their times. `own`: our repository for it; `index`: git's, of `tree`;
-    `clean`: remove what is of no commit.
+    """Bring `tree` to a commit; unchanged files keep their times.
 
-    :raise BuildError: objects of the commit are missing or damaged. :raise HostError: this machine's disk or memory is not enough.
+    `own`: the folder of our repository for it; `index`: git's index of `tree`; `clean`: remove files that are in no
+    commit.
+
+    :raise BuildError: objects of the commit are missing or damaged.
+    :raise HostError: this machine's disk or memory ran out.
     """
     where = _own(own, found) | {"GIT_WORK_TREE": str(tree), "GIT_INDEX_FILE": str(index)}
     for words in (
         ("read-tree", "--no-sparse-checkout", "--reset", "-u", found.name),
         *([("clean", "-ffdxq")] if clean else []),
     ):
-        # What it makes is for everybody to read: an account builds it.
+        # Files become readable for every user, since another account builds them.
         argv = ("sh", "-c", 'umask 022; exec "$@"', "git", *_GIT, *words)
         done = await process.run(argv, env=where, folder=tree, timeout_s=_CHECK_OUT_S, check=False)
         if done.status != 0:
             if (line := make_output.machine_error(done.stderr)) is not None:
                 raise HostError(f"source {found.folder}: its commit cannot be checked out: {line}")
-            said = (done.stderr.strip().splitlines() or ["git gave no reason"])[-1]
+            reason = (done.stderr.strip().splitlines() or ["git gave no reason"])[-1]
             raise BuildError(
-                f"source {found.folder}: expected all objects of the commit {found.name[:12]}: {said}; "
+                f"source {found.folder}: expected all objects of the commit {found.name[:12]}: {reason}; "
                 "those that a partial clone lacks are not fetched: have git check it out there first"
             )
 
 
 def _own(folder: Path, found: Commit) -> dict[str, str | None]:
-    """The environment of git in a repository of ours in `folder`, made anew, that reads the objects of a commit's."""
+    """Make our repository in `folder` anew; returns git's environment for it, with the objects of the commit's."""
     for name in ("refs", "objects"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     sha256 = len(found.name) > 40
@@ -149,8 +152,8 @@ def _own(folder: Path, found: Commit) -> dict[str, str | None]:
 
 
 def environment() -> dict[str, str | None]:
-    """What is different for git that reads what strangers wrote: no settings of anybody, nothing of our environment, which a hook of
-    somebody's may have made, and nothing fetched.
+    """Return changes of the environment for git on untrusted input: no settings, no GIT_ variables, which a hook that
+    runs us may have set, and no fetching.
     """
     none: Mapping[str, str | None] = dict.fromkeys(name for name in os.environ if name.startswith("GIT_"))
     return {**none, **_ENVIRONMENT}

@@ -1,40 +1,41 @@
-"""Why an option did not survive, and whether anybody chose it: the kernel's Kconfig files, read as far as these questions need.
+"""Reads a kernel's Kconfig files to explain why an option was lost, and whether anybody chose it.
 
-What is built is decided by the kernel's own scripts/kconfig.
+It reads only what these two questions need; the kernel's own scripts/kconfig decides what is built.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from testbed.errors import BuildError
 from testbed.store.kernels.config_fragments import LostOption, Option
+from testbed.store.kernels.kconfig_conditions import conjuncts, holds, level_of
 
 _SOURCE = re.compile(r'source\s+"([^"]+)"')
 _TYPES = ("bool", "tristate", "string", "int", "hex")
-_TOKEN = re.compile(r'\$\((?:[^()]|\([^()]*\))*\)|"[^"]*"|\'[^\']*\'|&&|\|\||!=|<=|>=|[!=()<>]|[A-Za-z0-9_.-]+')
-# A prompt's text; and a comment, which begins outside of such texts.
+# The text of a prompt; and a comment, which begins outside of such texts.
 _TEXT = re.compile(r"""^(?:"(?:[^"\\]|\\.)*"|'[^']*')""")
 _COMMENT = re.compile(r"""^((?:[^"'#]|"(?:[^"\\]|\\.)*"|'[^']*')*?)\s#.*$""")
-# The source may be a stranger's. Linux 6.12 has 75,000 statements in 1,600 files, which include each other 6 deep, and 29,000 conditions of
-# menus and the like around its options.
-_MOST_STATEMENTS, _MOST_FILES, _MOST_INCLUDED, _MOST_BRACKETS, _MOST_IN_LINE = 300_000, 10_000, 32, 50, 20_000
+# The source may be untrusted. Linux 6.12 has 75,000 statements in 1,600 files, which include each other 6 deep, and
+# 29,000 conditions of menus and the like around its options.
+_MOST_STATEMENTS, _MOST_FILES, _MOST_INCLUDED, _MOST_IN_LINE = 300_000, 10_000, 32, 20_000
 # Linux 6.1 and 6.12 include no file more than twice.
 _MOST_TIMES = 4
-# It has 210,000 lines in files called Kconfig; of each file no more are looked at than are left of these.
+# Linux 6.12 has 210,000 lines in files called Kconfig. The limit is on the lines of all files together.
 _MOST_LINES = 1_000_000
-# An option of a kernel has a few definitions.
+# How many definitions of one option are looked at; an option of a kernel has a few.
 _MOST_EXPLAINED = 100
-_LEVELS = {"n": 0, "m": 1, "y": 2}
 
 
 @dataclass(slots=True)
 class Definition:
-    """A place where an option is defined. `conditions`: all must hold; `prompt`: whether it may be chosen, and where that holds;
-    `shown`: where the menus around show their prompts.
+    """A place where an option is defined.
+
+    `conditions`: all must hold; `prompt`: the condition of its prompt, None for an option without one; `shown`: the
+    `visible if` conditions of the menus around it.
     """
 
     where: str
@@ -51,99 +52,130 @@ class Kconfig:
 
     definitions: dict[str, list[Definition]] = field(default_factory=dict)
     selectors: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
-    statements: int = 0
-    files: Counter[str] = field(default_factory=Counter)
-    lines: int = 0
 
 
 def read(text_of: Callable[[str], str | None], arch: str = "x86") -> Kconfig:
-    """All that is reachable from the top; `text_of` gives the text of a file of the source.
+    """Read all files that are reachable from the top Kconfig; `text_of` returns the text of a file of the source.
 
-    :raise BuildError: it has no end, or far more than a kernel's.
+    :raise BuildError: the files include each other without end, or are far larger than a kernel's.
     """
-    found = Kconfig()
-    _read_file("Kconfig", text_of, arch, found, [], 0)
-    return found
+    reader = _Reader(text_of, arch)
+    reader.read_file("Kconfig")
+    return reader.kconfig
 
 
 @dataclass(slots=True)
-class _Open:
-    """What is open around a line: a menu, a condition, a choice."""
+class _Block:
+    """A menu, an `if` or a choice that the reader is in."""
 
     kind: str
     conditions: list[str]
     shown: list[str] = field(default_factory=list)
 
 
-def _read_file(
-    path: str, text_of: Callable[[str], str | None], arch: str, found: Kconfig, around: list[_Open], depth: int
-) -> None:
-    if depth > _MOST_INCLUDED:
-        raise BuildError(
-            f"{path}: expected Kconfig files that include each other at most {_MOST_INCLUDED} deep; does one include itself?"
-        )
-    found.files[path] += 1
-    if found.files[path] > _MOST_TIMES or len(found.files) > _MOST_FILES:
-        raise BuildError(
-            f"{path}: expected at most {_MOST_FILES} Kconfig files, each included at most {_MOST_TIMES} times"
-        )
-    name: str | None = None
-    current: Definition | None = None
-    begun = ""  # the last statement that takes `depends on`
-    lines = (text_of(path) or "").splitlines()
-    found.lines += len(lines)
-    if found.lines > _MOST_LINES:
-        raise BuildError(
-            f"{path}: expected at most {_MOST_LINES} lines in the Kconfig files of a kernel, each as often as it is included"
-        )
-    for number, line in _statements(lines):
-        found.statements += 1
-        if found.statements > _MOST_STATEMENTS or len(line) > _MOST_IN_LINE:
-            most = (
-                f"expected at most {_MOST_STATEMENTS} statements of at most {_MOST_IN_LINE} characters in the Kconfig files of a kernel, "
-                "and conditions around its options"
+@dataclass(slots=True)
+class _File:
+    """The reader's position in one file. `takes_depends`: the last statement that a `depends on` may belong to."""
+
+    path: str
+    name: str = ""
+    option: Definition | None = None
+    takes_depends: str = ""
+
+
+class _Reader:
+    """Reads Kconfig files that include each other, within limits."""
+
+    def __init__(self, text_of: Callable[[str], str | None], arch: str) -> None:
+        self.kconfig = Kconfig()
+        self._text_of = text_of
+        self._arch = arch
+        self._blocks: list[_Block] = []
+        self._statements = 0
+        self._files: Counter[str] = Counter()
+        self._lines = 0
+
+    def read_file(self, path: str, depth: int = 0) -> None:
+        """Read a file and all that it includes.
+
+        :raise BuildError: as `read`.
+        """
+        if depth > _MOST_INCLUDED:
+            raise BuildError(
+                f"{path}: expected Kconfig files that include each other at most {_MOST_INCLUDED} deep; "
+                "does one include itself?"
             )
-            raise BuildError(f"{path}:{number}: {most}")
+        self._files[path] += 1
+        if self._files[path] > _MOST_TIMES or len(self._files) > _MOST_FILES:
+            raise BuildError(
+                f"{path}: expected at most {_MOST_FILES} Kconfig files, each included at most {_MOST_TIMES} times"
+            )
+        lines = (self._text_of(path) or "").splitlines()
+        self._lines += len(lines)
+        if self._lines > _MOST_LINES:
+            raise BuildError(
+                f"{path}: expected at most {_MOST_LINES} lines in the Kconfig files of a kernel, "
+                "each counted as often as it is included"
+            )
+        file = _File(path)
+        for number, line in _statements(lines):
+            self._count_statement(path, number, line)
+            if match := _SOURCE.match(line):
+                target = match[1].replace("$(SRCARCH)", self._arch).replace("$SRCARCH", self._arch)
+                self.read_file(target.removeprefix("$(srctree)/"), depth + 1)
+            else:
+                self._statement(file, number, line)
+
+    def _count_statement(self, path: str, number: int, line: str) -> None:
+        self._statements += 1
+        if self._statements > _MOST_STATEMENTS or len(line) > _MOST_IN_LINE:
+            raise BuildError(
+                f"{path}:{number}: expected at most {_MOST_STATEMENTS} statements of at most {_MOST_IN_LINE} "
+                "characters in the Kconfig files of a kernel, and conditions around its options"
+            )
+
+    def _statement(self, file: _File, number: int, line: str) -> None:
         words = line.split(None, 1)
         keyword, rest = words[0], words[1] if len(words) > 1 else ""
-        if match := _SOURCE.match(line):
-            target = match[1].replace("$(SRCARCH)", arch).replace("$SRCARCH", arch).removeprefix("$(srctree)/")
-            _read_file(target, text_of, arch, found, around, depth + 1)
-        elif keyword in ("config", "menuconfig"):
-            name, begun = rest.strip(), "config"
-            current = Definition(
-                where=f"{path}:{number}",
-                conditions=tuple(condition for one in around for condition in one.conditions),
-                shown=tuple(condition for one in around for condition in one.shown),
-                choice=any(one.kind == "choice" for one in around),
-            )
-            found.statements += len(current.conditions) + len(current.shown)
-            found.definitions.setdefault(name, []).append(current)
+        if keyword in ("config", "menuconfig"):
+            file.name, file.takes_depends = rest.strip(), "config"
+            file.option = self._define(file.name, f"{file.path}:{number}")
         elif keyword in ("if", "menu", "choice"):
-            around.append(_Open(kind=keyword, conditions=[rest] if keyword == "if" else []))
-            begun, current = keyword, None
+            self._blocks.append(_Block(kind=keyword, conditions=[rest] if keyword == "if" else []))
+            file.takes_depends, file.option = keyword, None
         elif keyword in ("endif", "endmenu", "endchoice"):
-            del around[-1:]
-            begun, current = "", None
+            del self._blocks[-1:]
+            file.takes_depends, file.option = "", None
         elif keyword == "comment":
-            begun, current = "comment", None
-        elif keyword == "depends" and begun == "config" and current is not None:
-            current.depends.append(rest.removeprefix("on").strip())
-        elif keyword == "depends" and begun in ("menu", "choice") and around:
-            around[-1].conditions.append(rest.removeprefix("on").strip())
-        elif keyword == "visible" and begun == "menu" and around:
-            around[-1].shown.append(_after_if(rest))
-        elif current is not None and name is not None:
-            _attribute(keyword, rest, name, current, found)
+            file.takes_depends, file.option = "comment", None
+        elif keyword == "depends" and file.takes_depends == "config" and file.option is not None:
+            file.option.depends.append(rest.removeprefix("on").strip())
+        elif keyword == "depends" and file.takes_depends in ("menu", "choice") and self._blocks:
+            self._blocks[-1].conditions.append(rest.removeprefix("on").strip())
+        elif keyword == "visible" and file.takes_depends == "menu" and self._blocks:
+            self._blocks[-1].shown.append(_after_if(rest))
+        elif file.option is not None:
+            self._attribute(keyword, rest, file.name, file.option)
 
+    def _define(self, name: str, where: str) -> Definition:
+        definition = Definition(
+            where=where,
+            conditions=tuple(condition for block in self._blocks for condition in block.conditions),
+            shown=tuple(condition for block in self._blocks for condition in block.shown),
+            choice=any(block.kind == "choice" for block in self._blocks),
+        )
+        self._statements += len(definition.conditions) + len(definition.shown)
+        self.kconfig.definitions.setdefault(name, []).append(definition)
+        return definition
 
-def _attribute(keyword: str, rest: str, name: str, current: Definition, found: Kconfig) -> None:
-    if (keyword in _TYPES and rest) or keyword == "prompt":
-        conditions = (_after_if(_TEXT.sub("", rest)), *current.shown)
-        current.prompt = " && ".join(f"({one})" if "||" in one else one for one in conditions if one)
-    elif keyword == "select" and rest:
-        target = rest.split()[0]
-        found.selectors.setdefault(target, []).append((name, _after_if(rest.removeprefix(target))))
+    def _attribute(self, keyword: str, rest: str, name: str, option: Definition) -> None:
+        if (keyword in _TYPES and rest) or keyword == "prompt":
+            conditions = (_after_if(_TEXT.sub("", rest)), *option.shown)
+            option.prompt = " && ".join(f"({one})" if "||" in one else one for one in conditions if one)
+        elif keyword == "select" and rest:
+            target = rest.split()[0]
+            selecting = (name, _after_if(rest.removeprefix(target)))
+            self.kconfig.selectors.setdefault(target, []).append(selecting)
 
 
 def _after_if(text: str) -> str:
@@ -151,7 +183,7 @@ def _after_if(text: str) -> str:
 
 
 def _statements(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers: continued ones joined, without comments and help texts."""
+    """Yield each statement with its line number: continued lines joined, without comments and help texts."""
     help_indent: int | None = None
     joined: list[str] = []
     begin = 0
@@ -181,17 +213,17 @@ def _statements(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 
 def _uncommented(text: str) -> str:
-    """A statement without its comment; one that is longer than any is not looked at."""
+    """Remove the comment of a statement; one that is longer than the limit is returned as it is."""
     return _COMMENT.sub(r"\1", text) if len(text) <= _MOST_IN_LINE else text
 
 
 def chosen_losses(
     losses: Iterable[LostOption], kconfig: Kconfig, asked: Mapping[str, Option], config: Mapping[str, Option]
 ) -> tuple[LostOption, ...]:
-    """Those that somebody chose in the configuration `asked`: of options with a prompt that was shown there. The others were computed, from
-    the compiler and from what was chosen.
+    """Select the losses that somebody chose in the configuration `asked`: options whose prompt was visible there.
 
-    No loss is what is there for others that need it: built in, having been asked for as a module, or selected in `config`.
+    The other options were computed, from the compiler and from the chosen ones. An option that others need is no loss:
+    built in where a module was asked for, or selected by another option in `config`.
     """
 
     def needed(one: LostOption) -> bool:
@@ -200,27 +232,27 @@ def chosen_losses(
         )
 
     def shown(one: LostOption) -> bool:
-        return any(at.prompt is not None and _holds(at.prompt, asked) for at in kconfig.definitions.get(one.name, ()))
+        return any(at.prompt is not None and holds(at.prompt, asked) for at in kconfig.definitions.get(one.name, ()))
 
     return tuple(one for one in losses if shown(one) and not needed(one))
 
 
 def _selectors(name: str, kconfig: Kconfig, config: Mapping[str, Option]) -> list[str]:
-    """What selects an option in a configuration."""
+    """List what selects an option in a configuration."""
     return [
         option
         for option, condition in kconfig.selectors.get(name, [])
-        if _level(option, config) and _holds(condition, config)
+        if level_of(option, config) and holds(condition, config)
     ]
 
 
 def unknown_options(losses: Iterable[LostOption], kconfig: Kconfig) -> tuple[str, ...]:
-    """The names of those that a source does not have."""
+    """List the names of the options that a source does not have."""
     return tuple(one.name for one in losses if one.name not in kconfig.definitions)
 
 
 def explain(loss: LostOption, kconfig: Kconfig, config: Mapping[str, Option]) -> str:
-    """The option that blocks another one, in words."""
+    """Describe what blocks an option."""
     name, wanted = loss.name, loss.wanted.value
     definitions = kconfig.definitions.get(name, [])[:_MOST_EXPLAINED]
     if not definitions:
@@ -248,84 +280,7 @@ def _with_value(term: str, config: Mapping[str, Option]) -> str:
 
 
 def _unmet(definition: Definition, config: Mapping[str, Option]) -> tuple[str, ...]:
-    """The terms that do not hold, of all that must."""
-    said = [*definition.conditions, *definition.depends, *([definition.prompt] if definition.prompt else [])]
-    terms = [term for condition in said for term in _conjuncts(condition)]
-    return tuple(dict.fromkeys(term for term in terms if not _holds(term, config)))
-
-
-def _conjuncts(condition: str) -> tuple[str, ...]:
-    """The parts of `A && (B || C)` that must all hold; an alternative at the top is one part."""
-    parts, depth = [""], 0
-    for word in _TOKEN.findall(condition):
-        depth += (word == "(") - (word == ")")
-        if word == "||" and depth == 0:
-            return (" ".join(condition.split()),)
-        if word == "&&" and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += word if word in "()!" else f" {word} "
-    return tuple(
-        " ".join(part.split()).replace("( ", "(").replace(" )", ")").replace("! ", "!")
-        for part in parts
-        if part.strip()
-    )
-
-
-def _level(term: str, config: Mapping[str, Option]) -> int:
-    if term in _LEVELS:
-        return _LEVELS[term]
-    return _LEVELS.get(config[term].value, 2) if term in config else 0
-
-
-def _holds(condition: str, config: Mapping[str, Option]) -> bool:
-    """Whether a condition holds. `$(...)` asks the compiler, and is taken as true."""
-    words = deque(_TOKEN.findall(condition))
-    return not words or _either(words, config, 0) > 0
-
-
-def _either(words: deque[str], config: Mapping[str, Option], depth: int) -> int:
-    level = _both(words, config, depth)
-    while words and words[0] == "||":
-        words.popleft()
-        level = max(level, _both(words, config, depth))
-    return level
-
-
-def _both(words: deque[str], config: Mapping[str, Option], depth: int) -> int:
-    level = _single(words, config, depth)
-    while words and words[0] == "&&":
-        words.popleft()
-        level = min(level, _single(words, config, depth))
-    return level
-
-
-def _single(words: deque[str], config: Mapping[str, Option], depth: int) -> int:
-    """:raise BuildError: brackets are nested deeper than any kernel's."""
-    if depth > _MOST_BRACKETS:
-        raise BuildError(f"Kconfig: expected conditions with at most {_MOST_BRACKETS} brackets in each other")
-    word = words.popleft() if words else "y"
-    if word == "!":
-        return 2 - _single(words, config, depth + 1)
-    if word == "(":
-        level = _either(words, config, depth + 1)
-        if words:
-            words.popleft()
-        return level
-    if words and words[0] in ("=", "!=", "<", ">", "<=", ">="):
-        how, other = words.popleft(), words.popleft() if words else "n"
-        return 2 if _compared(word, how, other, config) else 0
-    return 2 if word.startswith("$(") else _level(word, config)
-
-
-def _compared(left: str, how: str, right: str, config: Mapping[str, Option]) -> bool:
-    one, two = (
-        config[word].value if word in config else "n" if word.isupper() else word.strip("\"'") for word in (left, right)
-    )
-    if how in ("=", "!="):
-        return (one == two) is (how == "=")
-    try:
-        first, second = int(one, 0), int(two, 0)
-    except ValueError:
-        return True
-    return {"<": first < second, ">": first > second, "<=": first <= second, ">=": first >= second}[how]
+    """List the terms that do not hold, of all that must."""
+    conditions = [*definition.conditions, *definition.depends, *([definition.prompt] if definition.prompt else [])]
+    terms = [term for condition in conditions for term in conjuncts(condition)]
+    return tuple(dict.fromkeys(term for term in terms if not holds(term, config)))

@@ -1,4 +1,6 @@
-"""A kernel's files, ready for a guest: from a table row by apt, from .deb files, or from a bzImage and its modules."""
+"""Makes a kernel's files ready for guests: from a table row by apt, from .deb files, or from a bzImage and its
+modules.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,14 @@ from testbed.store.kernels.table import BuiltKernel, DebianKernel, Kernel, Local
 from testbed.store.mirror import find_mirror
 from testbed.units import format_size
 
-# What reaches the root disk; the rest is on the modules disk.
+# The modules that reach the root disk, in the initramfs; all others are on the modules disk.
 EARLY_MODULES = ("virtio_pci", "virtio_blk", "ext4")
-# Change when what a kernel's folder holds changes, and when what is asked of a user's own kernel does.
+# Change _LAYOUT when the content of a kernel's folder changes, and _ASKED when the checks of a user's own kernel do.
 _LAYOUT, _ASKED = 3, 2
-# Of what is left out of a package, or of a folder of modules.
+# How many of the entries that are left out of a package or a modules folder are named.
 _MOST_NAMED = 5
-# Those behind a kernel's metapackage that hold files of the kernel; its configuration, from 7.x on, is in `linux-base-RELEASE`.
+# Dependencies of a kernel's metapackage that hold files of the kernel; since 7.x its configuration is in
+# `linux-base-RELEASE`.
 _PACKAGES = ("linux-image-", "linux-binary-", "linux-modules-", "linux-base-")
 
 
@@ -52,7 +55,7 @@ class KernelFiles:
 
     @property
     def config(self) -> Path | None:
-        """Its configuration, where it came with one."""
+        """Its configuration, if it came with one."""
         path = self.folder / "config"
         return path if path.exists() else None
 
@@ -62,7 +65,10 @@ class KernelFiles:
 
 
 def kernel_folder(kernel: Kernel, root: Path) -> Path:
-    """Where the files of `kernel` are or will be; keyed by the table's row, by what it was built from, or by local files' content."""
+    """Return where the files of `kernel` are or will be.
+
+    The key covers the table's row, what the kernel was built from, or the content of local files.
+    """
     if isinstance(kernel, BuiltKernel):
         return _named(kernel, root).folder
     if isinstance(kernel, DebianKernel):
@@ -94,15 +100,15 @@ def _listing(folder: Path) -> list[tuple[str, int, int]]:
 
 
 async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool = False) -> KernelFiles:
-    """The kernel's files, fetched or unpacked if the cache does not have them; `renew` asks the mirror for a newer version.
+    """Return the kernel's files, made first if the cache does not have them; `renew` asks the mirror for a new version.
 
     :raise HostError: the mirror, the disk or a tool fails.
-    :raise UsageError: a local file is not what it should be, or no kernel was built under that name.
+    :raise UsageError: a local file is not as expected, or no kernel was built under that name.
     """
     folder = kernel_folder(kernel, root)
     if isinstance(kernel, BuiltKernel):
         cache.mark_used(folder)
-        return await _checked(read_built(kernel, root))
+        return await _verify(read_built(kernel, root))
     if renew:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -113,11 +119,11 @@ async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool =
     await cache.make_once(folder, make, progress, f"kernel {kernel.name}")
     for note in cache.read_meta(folder).get("notes", ()):
         progress.note(str(note))
-    return await _checked(read_folder(kernel, folder))
+    return await _verify(read_folder(kernel, folder))
 
 
-async def _checked(files: KernelFiles) -> KernelFiles:
-    """:raise HostError: what guests start from is not what was laid out here."""
+async def _verify(files: KernelFiles) -> KernelFiles:
+    """:raise HostError: a file that guests start from has changed since it was made."""
     early = tuple(f"early/{name}" for name in files.early_modules)
     disk = (files.modules_disk.name,) if files.modules_disk is not None else ()
     await asyncio.to_thread(
@@ -127,7 +133,7 @@ async def _checked(files: KernelFiles) -> KernelFiles:
 
 
 def cached_kernel(kernel: Kernel, root: Path) -> KernelFiles | None:
-    """The kernel's files if the cache has them."""
+    """Return the kernel's files if the cache has them, else None."""
     if isinstance(kernel, BuiltKernel):
         return read_built(kernel, root)
     folder = kernel_folder(kernel, root)
@@ -135,7 +141,7 @@ def cached_kernel(kernel: Kernel, root: Path) -> KernelFiles | None:
 
 
 def read_folder(kernel: Kernel, folder: Path) -> KernelFiles:
-    """The kernel in a folder that is complete.
+    """Read the kernel in a complete folder.
 
     :raise HostError: it is damaged.
     """
@@ -152,14 +158,14 @@ def read_folder(kernel: Kernel, folder: Path) -> KernelFiles:
             has_modules=bool(meta["has_modules"]),
         )
     except (KeyError, TypeError) as error:
-        what = f"expected what a kernel's folder says of itself, got {error!r}"
+        what = f"expected the record of a kernel's folder, got {error!r}"
         raise HostError(f"{folder / cache.META}: {what}; remove {folder}, and the next run makes it again") from error
 
 
 def read_built(kernel: BuiltKernel, root: Path) -> KernelFiles:
-    """What was built under a name.
+    """Read the kernel that was built under a name.
 
-    :raise UsageError: nothing was. :raise HostError: it is damaged.
+    :raise UsageError: none was. :raise HostError: it is damaged.
     """
     named = _named(kernel, root)
     return replace(read_folder(kernel, named.folder), series=named.series, origin=named.origin)
@@ -187,31 +193,31 @@ async def _make(kernel: DebianKernel | LocalKernel, folder: Path, task: Task) ->
         notes: list[str] = []
         for deb in packages:
             task.update(detail=f"unpacking {deb.name}")
-            notes += _some(f"{deb}: left out", await asyncio.to_thread(debs.unpack, deb, work / "tree"))
+            notes += _left_out_note(f"{deb}: left out", await asyncio.to_thread(debs.unpack, deb, work / "tree"))
         bzimage, modules = _find(kernel, work / "tree")
         await asyncio.to_thread(kernel_image.write_plain, bzimage, work / "bzImage")
-        task.update(detail="what guests need of it")
+        task.update(detail="checking whether guests can boot it")
         name = str(bzimage) if isinstance(kernel, LocalKernel) and kernel.bzimage else kernel.name
-        fit = await asyncio.to_thread(
+        check = await asyncio.to_thread(
             boot_check.examine, name, work / "bzImage", boot_check.config_files(bzimage, modules), modules
         )
-        if fit.config is not None:
-            (folder / "config").write_text(fit.config, encoding="utf-8")
+        if check.config is not None:
+            (folder / "config").write_text(check.config, encoding="utf-8")
         if isinstance(kernel, LocalKernel) and kernel.bzimage:
             notes += boot_check.linked_configs(bzimage, modules)
         if modules is not None:
             named = modules if isinstance(kernel, LocalKernel) and kernel.bzimage else kernel.name
-            notes += _some(f"{named}: left out", module_tree.survey_modules(modules).left_out)
+            notes += _left_out_note(f"{named}: left out", module_tree.survey_modules(modules).left_out)
         return await copy_into(work / "bzImage", modules, folder, task) | {
             "origin": origin,
-            "notes": [*notes, *fit.notes],
+            "notes": [*notes, *check.notes],
         }
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _some(what: str, left_out: Sequence[str]) -> Iterator[str]:
-    """A note of what is left out, none where that is nothing."""
+def _left_out_note(what: str, left_out: Sequence[str]) -> Iterator[str]:
+    """Yield a note about entries that are left out, none if there are none."""
     if left_out:
         more = f" and {len(left_out) - _MOST_NAMED} more" if len(left_out) > _MOST_NAMED else ""
         yield f"{what}: {', '.join(left_out[:_MOST_NAMED])}{more}"
@@ -231,10 +237,10 @@ async def _download(kernel: DebianKernel, work: Path, task: Task) -> tuple[str, 
 
 
 async def closure(apt: PrivateApt, name: str) -> tuple[Package, ...]:
-    """The packages behind a kernel's metapackage that hold files of the kernel.
+    """Return the packages that a kernel's metapackage depends on and that hold files of the kernel.
 
-    `linux-image-cloud-amd64` depends on `linux-image-RELEASE`; from 7.x that depends on `linux-binary-RELEASE`, `linux-modules-RELEASE` and
-    `linux-base-RELEASE`.
+    `linux-image-cloud-amd64` depends on `linux-image-RELEASE`; since 7.x that depends on `linux-binary-RELEASE`,
+    `linux-modules-RELEASE` and `linux-base-RELEASE`.
     """
     found: dict[str, Package] = {}
     waiting = [name]
@@ -247,9 +253,9 @@ async def closure(apt: PrivateApt, name: str) -> tuple[Package, ...]:
 
 
 def _find(kernel: DebianKernel | LocalKernel, tree: Path) -> tuple[Path, Path | None]:
-    """The bzImage, and the folder `lib/modules/RELEASE` if there is one.
+    """Find the bzImage, and its folder `lib/modules/RELEASE` if there is one.
 
-    :raise UsageError: there is no kernel, or there are several, or modules of others alone.
+    :raise UsageError: there are no or several kernels, or only modules of other kernels.
     """
     if isinstance(kernel, LocalKernel) and kernel.bzimage is not None:
         return kernel.bzimage, kernel.modules
@@ -273,7 +279,10 @@ def _find(kernel: DebianKernel | LocalKernel, tree: Path) -> tuple[Path, Path | 
 
 
 async def copy_into(bzimage: Path, modules: Path | None, folder: Path, task: Task) -> dict[str, Any]:
-    """Put a kernel and its modules into `folder`, as guests start from them; returns what to record. A folder below it is for scratch."""
+    """Put a kernel and its modules into `folder` in the form that guests use; returns what to record.
+
+    It uses `folder`/work for temporary files.
+    """
     release = kernel_image.kernel_release(bzimage)
     shutil.copyfile(bzimage, folder / "bzImage")
     digests = [file_sha256(folder / "bzImage")]
@@ -281,14 +290,14 @@ async def copy_into(bzimage: Path, modules: Path | None, folder: Path, task: Tas
     if modules is not None:
         tree = folder / "work" / "modules"
         target = tree / "lib/modules" / release
-        # The user's own folder is copied: depmod writes into it.
+        # Copied, since depmod writes into the folder, which may be the user's.
         await asyncio.to_thread(module_tree.copy_modules, modules, target)
         task.update(detail=f"modules of {release}")
         await process.run(["depmod", "-b", tree, release], timeout_s=120)
         order = module_order((target / "modules.dep").read_text(encoding="utf-8"), EARLY_MODULES)
         early = await asyncio.to_thread(module_tree.unpack_modules, target, order, folder / "early")
         await make_ext4(tree / "lib/modules", folder / "modules.ext4")
-        # Not of the disk: it has times in it.
+        # The modules, and not the disk, since the disk has times in it.
         digests += await asyncio.to_thread(
             lambda: [f"{name} {file_sha256(target / name)}" for name, _, _ in _listing(target)]
         )

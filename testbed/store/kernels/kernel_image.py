@@ -1,7 +1,7 @@
-"""What a bzImage holds: its release, and the kernel that it unpacks when it boots, with the configuration that may be built into it.
+"""Reads a bzImage: its release, and the vmlinux inside it, which may have its configuration built in.
 
-Sources: Documentation/arch/x86/boot.rst (setup header), arch/x86/boot/compressed/Makefile and scripts/Makefile.lib (the payload, and the
-size behind it), kernel/configs.c (IKCONFIG), include/linux/vermagic.h.
+Sources: Documentation/arch/x86/boot.rst (setup header), arch/x86/boot/compressed/Makefile and scripts/Makefile.lib (the
+payload, and the size after it), kernel/configs.c (IKCONFIG), include/linux/vermagic.h.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from testbed.units import format_size
 MOST_BYTES = 1 << 30
 _HEAD_BYTES, _PIECE_BYTES = 0x10000, 1 << 20
 MOST_CONFIG_BYTES = 16 << 20
-# What fixed fields of the setup header are at, with the least size of a file that has them, and the first version with a payload.
+# The size of a file that has all fields of the setup header that are read here, and the first version with a payload.
 _FIELDS_BYTES, _PAYLOAD_VERSION = 0x250, 0x0208
 _CONFIG_START, _CONFIG_END = b"IKCFG_ST", b"IKCFG_ED"
 
 
 class UnknownImage(decompression.Refused):
-    """A bzImage's kernel is compressed in a way that is not known here."""
+    """The kernel inside a bzImage is compressed in an unknown format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """A bzImage's own words. `release`: as of `uname -r`; `banner`: with who built it and when; `size_bytes`: the least that it has.
+    """The setup header of a bzImage. `release`: as of `uname -r`; `banner`: also who built it and when; `size_bytes`:
+    the smallest size that it can have.
 
-    `payload`: where the compressed kernel begins, and how long it is, in bytes; None for one of before Linux 2.6.26.
+    `payload`: offset and length of the compressed kernel in bytes; None for a kernel older than Linux 2.6.26.
     """
 
     release: str
@@ -48,7 +49,7 @@ class Header:
 
 
 def header(path: Path, name: str | None = None) -> Header:
-    """The header of a bzImage, also of one that is compressed once more, as syzbot hands them out. `name`: as its user calls it.
+    """Read the header of a bzImage, also of a compressed one, as syzbot publishes them. `name`: what the user calls it.
 
     :raise UsageError: the file is not a bzImage, or cannot be read.
     """
@@ -60,7 +61,7 @@ def header(path: Path, name: str | None = None) -> Header:
                 head += piece
                 if len(head) >= _HEAD_BYTES:
                     break
-        # Of a compressed file the whole size is known only where it is small.
+        # The whole size of a compressed file is known only if it is small.
         size_bytes = (
             path.stat().st_size
             if decompression.form_of_file(path) is None
@@ -74,7 +75,8 @@ def header(path: Path, name: str | None = None) -> Header:
         raise UsageError(str(error)) from error
     if len(head) < _FIELDS_BYTES or head[0x202:0x206] != b"HdrS":
         raise UsageError(
-            f"{name}: expected a bzImage (`HdrS` at 0x202), found none; an ELF vmlinux does not boot here, arch/x86/boot/bzImage does"
+            f"{name}: expected a bzImage (`HdrS` at 0x202), found none; an ELF vmlinux does not boot here, "
+            "arch/x86/boot/bzImage does"
         )
     (version, offset), (paragraphs,) = struct.unpack_from("<H6xH", head, 0x206), struct.unpack_from("<I", head, 0x1F4)
     code = ((head[0x1F1] or 4) + 1) * 512
@@ -91,7 +93,7 @@ def header(path: Path, name: str | None = None) -> Header:
 
 
 def kernel_release(path: Path) -> str:
-    """`uname -r` of a bzImage.
+    """Return `uname -r` of a bzImage.
 
     :raise UsageError: the file is not a bzImage, or cannot be read.
     """
@@ -99,7 +101,7 @@ def kernel_release(path: Path) -> str:
 
 
 def write_plain(path: Path, target: Path) -> None:
-    """A copy of a bzImage, unpacked where it is compressed once more.
+    """Copy a bzImage, and decompress it if it is compressed as a whole.
 
     :raise UsageError: it is damaged or too large. :raise OSError: the copy cannot be written.
     """
@@ -113,10 +115,11 @@ def write_plain(path: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def vmlinux(path: Path, name: str | None = None) -> Iterator[mmap.mmap]:
-    """What a plain bzImage unpacks when it boots: an ELF file without symbols, with more behind it. To be searched; it is gone afterwards.
-    `name`: as its user calls it.
+    """Unpack the vmlinux inside a plain bzImage into a temporary file, and map it for searching.
 
-    :raise Unknown: nothing here knows how it is compressed. :raise ToolMissing: what unpacks it is not installed.
+    It is an ELF file without symbols, with more data after it. `name`: what the user calls it.
+
+    :raise UnknownImage: its compression format is unknown. :raise ToolMissing: its decompressor is not installed.
     :raise UsageError: it is damaged, or too large.
     """
     with tempdirs.temporary() as folder:
@@ -131,7 +134,7 @@ def vmlinux(path: Path, name: str | None = None) -> Iterator[mmap.mmap]:
 
 
 def _unpack(path: Path, name: str, payload: Path, kernel: Path) -> None:
-    """:raise Refused: there is no kernel in it, or it is damaged or too large. :raise Unknown: nothing here knows how it is compressed."""
+    """Raises as `vmlinux`, and `Refused` for a damaged or too large one."""
     found = header(path, name).payload
     if found is None:
         raise UnknownImage(f"{name}: expected a compressed kernel in it, its header names none")
@@ -143,9 +146,10 @@ def _unpack(path: Path, name: str, payload: Path, kernel: Path) -> None:
         form = decompression.compression_form(head)
         if form is None:
             raise UnknownImage(
-                f"{name}: expected a kernel that gzip, bzip2, lzma, xz, lzo, lz4 or zstd has compressed, got {head.hex()}"
+                f"{name}: expected a kernel that gzip, bzip2, lzma, xz, lzo, lz4 or zstd has compressed, "
+                f"got {head.hex()}"
             )
-        # Of all formats but gzip, which has it itself, the size of the kernel follows.
+        # In all formats but gzip, which stores it itself, four bytes with the kernel's size follow.
         left = length if form == "gzip" else length - 4
         while left > 0 and (data := file.read(min(left, _PIECE_BYTES))):
             part.write(data)
@@ -160,7 +164,7 @@ def _unpack(path: Path, name: str, payload: Path, kernel: Path) -> None:
 
 
 def config(image: mmap.mmap | bytes) -> str | None:
-    """The configuration that is built into a kernel, or into its module `configs` (IKCONFIG), None where there is none.
+    """Return the configuration that is built into a kernel, or into its module `configs` (IKCONFIG), None if none is.
 
     :raise UsageError: it is damaged, or far too large.
     """
@@ -181,21 +185,19 @@ def config(image: mmap.mmap | bytes) -> str | None:
 
 
 def vermagic(image: mmap.mmap | bytes, release: str) -> str | None:
-    """What a kernel compares with that of its modules (`6.9.0 SMP preempt mod_unload`), None where it cannot be found in it.
+    """Return what a kernel compares with the vermagic of modules (`6.9.0 SMP preempt mod_unload`), None if not found.
 
-    Only words without brackets follow the release there, which tells it from the banner.
+    In vermagic only words without brackets follow the release, which distinguishes it from the banner.
     """
     found = re.search(rb"\0(" + re.escape(release.encode()) + rb"(?: [A-Za-z0-9_]{1,100}){1,30}) ?\0", image)
     return found[1].decode() if found else None
 
 
 def why_unreadable(path: Path, error: OSError) -> UsageError:
-    """A file of the user's that cannot be read, as an error with what to do: distributions keep kernels from all but root."""
+    """Return the error for an unreadable file of the user's, with advice: distributions let only root read kernels."""
     if isinstance(error, PermissionError):
         copy = f"sudo install -m 644 {shlex.quote(str(path))} ."
         if path.is_dir():
             copy = f"sudo cp -r {shlex.quote(str(path))} . && sudo chown -R $USER {shlex.quote(path.name)}"
-        return UsageError(
-            f"{path}: only root may read it, as distributions have it of kernels; give a copy, which `{copy}` makes"
-        )
+        return UsageError(f"{path}: only root may read it, as distributions have it; give a copy, which `{copy}` makes")
     return UsageError(f"{path}: cannot be read: {error.strerror}")

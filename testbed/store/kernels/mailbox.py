@@ -1,4 +1,4 @@
-"""Patches as people send them: mailboxes, mails, `git format-patch` and plain diffs; which of them are one series, and in which order."""
+"""Parses patches as they are sent (mailboxes, mails, `git format-patch`, plain diffs), and puts one series in order."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ import re2
 from testbed.errors import BuildError, UsageError
 from testbed.store.kernels.patches import Patch, levels
 
-# A message of a mailbox begins after an empty line (RFC 4155); `git format-patch` marks its own by this date, also without such a line.
+# A message in a mailbox begins after an empty line (RFC 4155); `git format-patch` marks its messages with this date,
+# and they may begin without one.
 _FORMAT_PATCH = rb"From [0-9a-f]{40,64} Mon Sep 17 00:00:00 2001\n"
 _MESSAGE = re.compile(rb"(?:(?:\A|(?<=\n\n))From \S+ .*\d\d:\d\d:\d\d.*\n|^" + _FORMAT_PATCH + rb")", re.MULTILINE)
 _MADE_BY_GIT = re.compile(rb"(?:" + _FORMAT_PATCH + rb"|diff --git )")
 _DIFF = re.compile(r"^(?:diff --git |--- \S.*\n\+\+\+ \S)", re.MULTILINE)
 _BRACKETS = re.compile(r"\s*\[(?P<words>[^\]]*)\]")
 # "Re: [PATCH", "AW: [PATCH", "Re[2]: [PATCH"
-_ANSWER = re2.compile(
-    "(?i)(?:re|fwd?|aw|wg|sv|antw)\\b[^:]{0,5}:|[^\\[\\]]{1,20}(?:\\[\\d+\\])?[:\uff1a]\\s*\\[[^\\]]*(?:PATCH|RFC|\\d+/\\d+)"
+_REPLY = re2.compile(
+    "(?i)(?:re|fwd?|aw|wg|sv|antw)\\b[^:]{0,5}:"
+    "|[^\\[\\]]{1,20}(?:\\[\\d+\\])?[:\uff1a]\\s*\\[[^\\]]*(?:PATCH|RFC|\\d+/\\d+)"
 )
 _FIRST = "v1"
 _MOST_SUBJECT, _MOST_HEADER = 1000, 2000
-# Of a mailbox, whose largest have a thousand mails; and of one mail. Python's parser asks of each line whether it ends any of the parts
-# around it: lines times parts is its time.
+# Limits of a mailbox, the largest of which have a thousand mails, and of one mail. Python's parser tests each line
+# against the ends of all parts around it, so that its time is lines times parts.
 _MOST_MESSAGES, _MOST_PARTS, _MOST_NESTED, _MOST_LINES_OF_PARTS = 10_000, 1_000, 100, 10_000_000
 
 
 class _Policy(email.policy.Compat32):
-    """Headers as they stand, cut: Python's newer policy reads each by a recursive grammar, whose time grows faster than the header does. Of
-    the subject, whose words may be encoded, that is what is wanted.
+    """Headers unparsed and cut, except the subject, whose words may be encoded. Python's newer policy parses each
+    header by a recursive grammar, in time that grows faster than the header.
     """
 
     def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
@@ -50,7 +52,7 @@ class _Policy(email.policy.Compat32):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tag:
-    """What the brackets before a subject say: `[RFC PATCH v2 6.1 001/245]` is version `rfc-v2`, number 1 of 245."""
+    """The brackets before a subject: `[RFC PATCH v2 6.1 001/245]` is version `rfc-v2`, number 1 of 245."""
 
     version: str
     number: int | None = None
@@ -59,27 +61,29 @@ class Tag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One mail, or a plain diff. `tag`: None for one without; `key`: the same for copies of a mail, or empty."""
+    """One mail, or a plain diff. `tag`: None if it has none; `key`: equal for copies of a mail, or empty."""
 
     patch: Patch
     tag: Tag | None
     key: str = ""
-    is_answer: bool = False
+    is_reply: bool = False
 
     @property
     def diff(self) -> str:
-        """What it changes, without what is around it; empty for a cover letter."""
+        """Its diff without the text around it; empty for a cover letter."""
         found = _DIFF.search(self.patch.text)
         return self.patch.text[found.start() :].split("\n-- \n")[0].rstrip() if found else ""
 
     @property
     def is_patch(self) -> bool:
-        return not self.is_answer and self.diff != "" and (self.tag is None or self.tag.number != 0)
+        return not self.is_reply and self.diff != "" and (self.tag is None or self.tag.number != 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What is wanted of a thread or a partial series. `version`: as `version_of` says, or None; `numbers`: of patches, or none for all."""
+    """Which patches of a thread or a partial series to use. `version`: as `version_of` returns, or None; `numbers`: of
+    patches, empty for all.
+    """
 
     version: str | None = None
     numbers: tuple[int, ...] = ()
@@ -89,9 +93,9 @@ EVERYTHING = Selection()
 
 
 def version_of(text: str) -> str:
-    """A version as tags have it, of `2`, `v2`, `rfc`, `rfc-v2`, `RFC v2`.
+    """Return a version as tags have it, for `2`, `v2`, `rfc`, `rfc-v2`, `RFC v2`.
 
-    :raise UsageError: it is none.
+    :raise UsageError: the text is not a version.
     """
     found = re.fullmatch(r"(?P<rfc>rfc)?[- ]*v?(?P<number>\d{1,3}(?:\.\d{1,3})?)?", text.strip(), re.IGNORECASE)
     if found is None or not any(found.groups()):
@@ -100,9 +104,9 @@ def version_of(text: str) -> str:
 
 
 def numbers_of(text: str) -> tuple[int, ...]:
-    """Numbers of patches, of `2-3,5`, as `b4 am -P` takes them.
+    """Return the numbers of patches in `2-3,5`, as `b4 am -P` takes them.
 
-    :raise UsageError: it is none.
+    :raise UsageError: the text has no such numbers.
     """
     found: dict[int, None] = {}
     for part in text.split(","):
@@ -115,7 +119,9 @@ def numbers_of(text: str) -> tuple[int, ...]:
 
 
 def tag(subject: str) -> tuple[Tag | None, str]:
-    """What the brackets before a subject say, and the subject without them; brackets of another kind (`[media] ...`) belong to it."""
+    """Parse the tag in brackets before a subject; returns it and the rest. Other brackets (`[media] ...`) belong to the
+    subject.
+    """
     at, found = 0, None
     while found is None and (brackets := _BRACKETS.match(subject, at)):
         found, at = _tag(brackets["words"]), brackets.end()
@@ -138,9 +144,9 @@ def _tag(words: str) -> Tag | None:
 
 
 def messages(data: bytes, name: str, strip: int | None = None) -> tuple[Message, ...]:
-    """What is in a file: the mails of a mailbox, one mail, or one plain diff. `strip`: leading folders of its paths (-p), None to find out.
+    """Parse a file: the mails of a mailbox, one mail, or one plain diff. `strip`: as of `patch -p`, None to detect it.
 
-    :raise BuildError: it is none of them, or damaged.
+    :raise BuildError: it is none of these, or damaged.
     """
     data = data.replace(b"\r\n", b"\n")
     starts = [(match.start(), match.end()) for match in _MESSAGE.finditer(data)]
@@ -159,12 +165,12 @@ def messages(data: bytes, name: str, strip: int | None = None) -> tuple[Message,
 
 
 def made_by_git(head: bytes) -> bool:
-    """Whether a file that begins so is of `git format-patch` or `git diff`, whatever it is called."""
+    """Whether a file that begins with `head` was written by `git format-patch` or `git diff`."""
     return _MADE_BY_GIT.match(head) is not None
 
 
 def _parsed(data: bytes) -> Mail:
-    """:raise ValueError: it has more parts than any mail."""
+    """:raise ValueError: the mail has far too many parts."""
     nested = data.lower().count(b"\ncontent-type:")
     if nested > _MOST_NESTED or nested * data.count(b"\n") > _MOST_LINES_OF_PARTS:
         raise ValueError(f"expected at most {_MOST_NESTED} parts with a type, and fewer in a long mail, got {nested}")
@@ -190,18 +196,13 @@ def _of_mail(data: bytes, name: str, strip: int | None) -> Message:
             for part in message.walk()
             if part.get_content_maintype() == "text" and part.get_content_subtype() != "html"
         ]
-        text = "\n".join(_text(part.get_payload(decode=True) or b"") for part in parts)  # type: ignore[arg-type]  # bytes, of a text part
-    except (
-        ValueError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        RecursionError,
-    ) as error:  # as Python's parser fails on what is no mail
+        payloads = (part.get_payload(decode=True) or b"" for part in parts)
+        text = "\n".join(_text(payload) for payload in payloads)  # type: ignore[arg-type]  # bytes, of a text part
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # Python's parser raises any
         raise BuildError(f"{name}: a mail in it cannot be read: {str(error)[:200] or type(error).__name__}") from error
     found, words = tag(subject)
     patch = _patch(f"{name}: {subject}", words, text, strip)
-    return Message(patch=patch, tag=found, key=key, is_answer=_ANSWER.match(subject) is not None)
+    return Message(patch=patch, tag=found, key=key, is_reply=_REPLY.match(subject) is not None)
 
 
 def _patch(name: str, subject: str, text: str, strip: int | None) -> Patch:
@@ -213,72 +214,75 @@ def _text(data: bytes) -> str:
 
 
 def series(
-    found: Sequence[Message], name: str, selection: Selection = EVERYTHING, *, of_folder: bool = False
+    messages: Sequence[Message], name: str, selection: Selection = EVERYTHING, *, of_folder: bool = False
 ) -> tuple[Patch, ...]:
-    """The patches of one series among messages, without cover letters, answers and copies: by their numbers, or as they come.
+    """Return the patches of one series among messages, without cover letters, replies and copies, in order.
 
-    A file of one mail may be any patch of its series; a folder, or a mailbox of several, must be all of it.
+    They are sorted by their numbers if they have some. One mail in a file of its own may be any patch of its series; a
+    folder, or a mailbox of several mails, must have all of them.
 
-    :raise BuildError: there is none, more than one, or it has a hole.
+    :raise BuildError: there is no series, more than one, or a patch of it is missing.
     """
-    patches = _without_copies([one for one in found if one.is_patch])
+    patches = _without_copies([message for message in messages if message.is_patch])
     if not patches:
-        raise BuildError(f"{name}: expected a series of patches, found {len(found)} messages without a diff")
+        raise BuildError(f"{name}: expected a series of patches, found {len(messages)} messages without a diff")
     patches = _of_version(patches, name, selection.version)
-    numbered = [one for one in patches if _number(one)]
+    numbered = [message for message in patches if _number(message)]
     if not numbered:
         if selection.numbers:
             raise BuildError(
                 f"{name}: expected patches with numbers, as --series-patches names some, found none with one"
             )
-        return tuple(one.patch for one in patches)
+        return tuple(message.patch for message in patches)
     if len(numbered) < len(patches):
-        some = _some(one.patch.name for one in patches if not _number(one))
+        some = _some(message.patch.name for message in patches if not _number(message))
         raise BuildError(
-            f"{name}: expected all patches with numbers (`[PATCH 1/2]`), or none, got {len(patches) - len(numbered)} without: {some}; "
-            "take out what does not belong to it, or say the order in a file `series`"
+            f"{name}: expected all patches with numbers (`[PATCH 1/2]`), or none, got {len(patches) - len(numbered)} "
+            f"without: {some}; take out what does not belong to it, or list the files in order in a file `series`"
         )
-    return _in_order(numbered, name, selection.numbers, _diffless(found), alone=len(found) == 1 and not of_folder)
+    alone = len(messages) == 1 and not of_folder
+    return _in_order(numbered, name, selection.numbers, _without_diff(messages), alone=alone)
 
 
 def _number(message: Message) -> int:
-    """0: it has none."""
+    """Return its number in the series, 0 if it has none."""
     return (message.tag.number or 0) if message.tag else 0
 
 
-def _diffless(found: Iterable[Message]) -> frozenset[int]:
-    return frozenset(_number(one) for one in found if not one.is_answer and not one.diff)
+def _without_diff(messages: Iterable[Message]) -> frozenset[int]:
+    return frozenset(_number(message) for message in messages if not message.is_reply and not message.diff)
 
 
 def _without_copies(patches: Iterable[Message]) -> list[Message]:
-    """Of several copies of a mail the first: of one to two lists, and of one that was sent again unchanged."""
+    """Keep the first of several copies: of a mail to two lists, or of one that was sent again unchanged."""
     kept: list[Message] = []
     seen: set[object] = set()
-    for one in patches:
-        keys: set[object] = {one.key} if one.key else set()
-        keys |= {(one.tag, one.diff)} if _number(one) else set()
+    for message in patches:
+        keys: set[object] = {message.key} if message.key else set()
+        keys |= {(message.tag, message.diff)} if _number(message) else set()
         if not keys & seen:
-            kept.append(one)
+            kept.append(message)
         seen |= keys
     return kept
 
 
 def _of_version(patches: list[Message], name: str, wanted: str | None) -> list[Message]:
-    """A plain diff has no version, and is of each.
+    """Select the patches of a version. A plain diff has none, and belongs to each.
 
-    :raise BuildError: there are several, and none is chosen; or not the one that is.
+    :raise BuildError: there are several versions and none is chosen, or the chosen one is not there.
     """
-    there = Counter(one.tag.version for one in patches if one.tag)
-    said = ", ".join(
-        f"{version} ({count} patch{'es' if count > 1 else ''})" for version, count in sorted(there.items())
+    counts = Counter(message.tag.version for message in patches if message.tag)
+    versions = ", ".join(
+        f"{version} ({count} patch{'es' if count > 1 else ''})" for version, count in sorted(counts.items())
     )
-    if wanted is None and len(there) > 1:
+    if wanted is None and len(counts) > 1:
         raise BuildError(
-            f"{name}: expected one version of a series, found {said}; choose one, such as --series-version {max(there, key=_newer)}"
+            f"{name}: expected one version of a series, found {versions}; choose one, such as --series-version "
+            f"{max(counts, key=_newer)}"
         )
-    if wanted is not None and there and wanted not in there:
-        raise BuildError(f"{name}: expected version {wanted} of a series, found {said}")
-    return [one for one in patches if wanted is None or one.tag is None or one.tag.version == wanted]
+    if wanted is not None and counts and wanted not in counts:
+        raise BuildError(f"{name}: expected version {wanted} of a series, found {versions}")
+    return [message for message in patches if wanted is None or message.tag is None or message.tag.version == wanted]
 
 
 def _newer(version: str) -> tuple[bool, list[int]]:
@@ -288,46 +292,48 @@ def _newer(version: str) -> tuple[bool, list[int]]:
 def _in_order(
     patches: list[Message], name: str, wanted: tuple[int, ...], diffless: frozenset[int], *, alone: bool
 ) -> tuple[Patch, ...]:
-    """By their numbers. `alone`: there is one, which may be any of its series."""
-    lengths = {one.tag.of or 0 for one in patches if one.tag}
+    """Sort patches by their numbers. `alone`: there is only one, which may be any of its series."""
+    lengths = {message.tag.of or 0 for message in patches if message.tag}
     if len(lengths) > 1:
-        said = ", ".join(f"one of {of} patches" for of in sorted(lengths))
+        found = ", ".join(f"one of {of} patches" for of in sorted(lengths))
         raise BuildError(
-            f"{name}: expected one series, found several: {said}; give each its own file or folder, and --series for each"
+            f"{name}: expected one series, found several: {found}; give each its own file or folder, "
+            "and --series for each"
         )
     (last,) = lengths
     by_number: dict[int, list[Message]] = {}
-    for one in patches:
-        by_number.setdefault(_number(one), []).append(one)
+    for message in patches:
+        by_number.setdefault(_number(message), []).append(message)
     if (most := max(by_number)) > last:
         raise BuildError(f"{name}: expected patches 1-{last}, got {most}/{last}: {by_number[most][0].patch.name}")
     chosen = wanted or (tuple(by_number) if alone else tuple(range(1, last + 1)))
     for number in chosen:
-        there = by_number.get(number, [])
-        if len(there) > 1:
-            names = "\n  ".join(one.patch.name for one in there)
+        same = by_number.get(number, [])
+        if len(same) > 1:
+            names = "\n  ".join(message.patch.name for message in same)
             raise BuildError(
-                f"{name}: expected patch {number} once, found it {len(there)} times; take out what is not meant:\n  {names}"
+                f"{name}: expected patch {number} once, found it {len(same)} times; "
+                f"take out what is not meant:\n  {names}"
             )
-        if not there:
+        if not same:
             what = "has no diff that can be read" if number in diffless else "is missing"
             mend = "" if wanted else f"; where only these are meant: --series-patches {_ranges(sorted(by_number))}"
             raise BuildError(f"{name}: expected patches {_ranges(chosen)}, each once; patch {number} {what}{mend}")
-    found = {number: by_number[number][0].patch for number in chosen}
-    if len(found) == last:
-        return tuple(found.values())
-    return tuple(replace(patch, subject=f"{number}/{last} {patch.subject}") for number, patch in found.items())
+    ordered = {number: by_number[number][0].patch for number in chosen}
+    if len(ordered) == last:
+        return tuple(ordered.values())
+    return tuple(replace(patch, subject=f"{number}/{last} {patch.subject}") for number, patch in ordered.items())
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """`1-2,4`."""
-    found: list[list[int]] = []
+    """Format numbers as `1-2,4`."""
+    ranges: list[list[int]] = []
     for number in numbers:
-        if found and number == found[-1][1] + 1:
-            found[-1][1] = number
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
         else:
-            found.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
+            ranges.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
 def _some(names: Iterable[str]) -> str:

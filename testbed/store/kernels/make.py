@@ -1,7 +1,7 @@
-"""One build by make: its tools, its configuration, its objects, and what it leaves.
+"""Runs one kernel build: finds the tools, configures, compiles, and collects the results.
 
-make runs where `build_enclosure.py` says, for it evaluates what the author of a source or of a patch wrote; what it leaves is read as a
-stranger's (`plain_files.py`).
+make runs in the build jail (`build_jail.py`), for it evaluates what the author of the source or of a patch wrote; its
+output is read as untrusted files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from testbed.host import process, untrusted_files
 from testbed.progress import Task
 from testbed.store.kernels import (
     build_jail,
-    compiler,
     config_fragments,
     config_needs,
     debs,
@@ -29,36 +28,38 @@ from testbed.store.kernels import (
     make_args,
     make_output,
 )
-from testbed.store.kernels.build_jail import BuildJail
-from testbed.store.kernels.compiler import Compiler
+from testbed.store.kernels.build_jail import BuildJail, Mounts
+from testbed.store.kernels.compiler import ENVIRONMENT, Compiler
 from testbed.store.kernels.config_fragments import Option, Request, merge
 from testbed.store.kernels.interrupted_build import records
 from testbed.store.kernels.make_args import MakeArg
 from testbed.store.kernels.sources import Source
 from testbed.units import MIB
 
-# Besides compilers and linkers: the programs that a build runs, and the headers of what it compiles for itself; the package of each.
+# The programs that a build runs besides compilers and linkers, and the headers of its host programs, with their
+# packages.
 _TOOLS = {tool: tool for tool in ("make", "flex", "bison", "bc", "git", "tar")} | {"xz": "xz-utils"}
 _HEADERS = {"libelf.h": "libelf-dev", "openssl/opensslv.h": "libssl-dev"}
 _CONFIGURE_S, _BUILD_S = 600, 6 * 3600
-# Objects of the base configuration on 6.1; a folder that was built once knows its own number.
+# Objects of the base configuration on 6.1, for the progress of a folder's first build; later ones use its own number.
 _USUAL_OBJECTS = 1550
-# Of options that a source does not have, so many are named.
+# Of the options that a source does not have, this many are named.
 _NAMED = 5
-# Kept beside an output folder: how many objects it had; in it, the configuration as asked for.
+# _OBJECTS: a file beside an output folder with its number of objects; _ASKED: in it, the configuration as asked for.
 _OBJECTS, _ASKED = "testbed-objects", "testbed.config"
-# Of the source, so that the objects of one are not another's.
+# Each source has its own cache, so that the objects of one are never used for another.
 _CCACHE, _CCACHE_SIZE = "ccache", "2G"
 # Debian's own .config has 0.3 MiB, a System.map 8 MiB.
 _MOST_TEXT_BYTES = 64 * MIB
-# What make ends with by itself (make(1)); any other status is that of a signal.
+# The statuses that make itself ends with (make(1)); any other status comes from a signal.
 _MAKES_OWN = (0, 1, 2)
 
 
 async def find_compiler(args: tuple[MakeArg, ...] = ()) -> Compiler:
-    """The compiler that builds use here, as the user's `args` for make have it.
+    """Find the compiler that builds use, with the user's `args` for make.
 
-    :raise HostError: something that builds need is not installed; names all of it. :raise UsageError: a program is given that is not there.
+    :raise HostError: packages that builds need are not installed; the message names all of them.
+    :raise UsageError: `args` name a program that does not exist.
     """
     tools = {name: words.split() for name, words in make_args.tools(args).items()}
     programs = dict.fromkeys(word for words in tools.values() for word in words[:1])
@@ -70,35 +71,37 @@ async def find_compiler(args: tuple[MakeArg, ...] = ()) -> Compiler:
     ]
     if not missing:
         for header, package in _HEADERS.items():
-            asked = await process.run(
+            compiled = await process.run(
                 [*tools["HOSTCC"], "-fsyntax-only", "-x", "c", "-"], stdin=f"#include <{header}>\n", check=False
             )
-            missing += [package] if asked.status != 0 else []
+            missing += [package] if compiled.status != 0 else []
     if missing:
         names = " ".join(dict.fromkeys(missing))
         raise HostError(
             f"building a kernel needs packages that are not installed; install them with: apt-get install {names}"
         )
-    # Of what is as usual the compiler and the linker; of what the user chose all of it, for each makes other bytes.
-    asked_for = ["CC", "LD", *(["HOSTCC"] if args else []), *(arg.name for arg in args if arg.name in make_args.TOOLS)]
-    said = [await _version(tools[name]) for name in dict.fromkeys(asked_for)]
+    # By default the compiler and the linker count; with `args` also each tool that the user chose: each changes the
+    # bytes.
+    used = ["CC", "LD", *(["HOSTCC"] if args else []), *(arg.name for arg in args if arg.name in make_args.TOOLS)]
+    versions = [await _version(tools[name]) for name in dict.fromkeys(used)]
     return Compiler(
-        version=", ".join(dict.fromkeys(said)), through_ccache=process.find_path("ccache") is not None, args=args
+        version=", ".join(dict.fromkeys(versions)), through_ccache=process.find_path("ccache") is not None, args=args
     )
 
 
 async def _version(program: list[str]) -> str:
-    """:raise HostError: it does not say which it is."""
-    said = (await process.run([*program, "--version"])).stdout.splitlines()
-    if not said:
+    """:raise HostError: the program does not print its version."""
+    lines = (await process.run([*program, "--version"])).stdout.splitlines()
+    if not lines:
         raise HostError(f"{' '.join(program)} --version: expected a line with its version, got nothing")
-    return said[0]
+    return lines[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeJob:
-    """One build. `output`: where make works, shared by builds of one source with one configuration; `release`: is added to the version;
-    `enclosure`: where make runs, None: as we do.
+    """One build. `output`: the folder that make works in, which builds of one source with one configuration share.
+
+    `release`: is added to the kernel's version; `jail`: where make runs, None to run it with the user's rights.
     """
 
     source: Source
@@ -106,7 +109,7 @@ class MakeJob:
     compiler: Compiler
     release: str
     jobs: int
-    enclosure: BuildJail | None
+    jail: BuildJail | None
 
     async def make(
         self,
@@ -117,43 +120,46 @@ class MakeJob:
         write: tuple[Path, ...] = (),
         on_line: Callable[[str], None] | None = None,
     ) -> process.Finished:
-        """Run make, which sees the source, and writes into the output folder and the folders `write`."""
-        where = ("-C", str(self.source.tree), f"O={self.output}", f"LOCALVERSION={self.release}")
+        """Run make, which can read the source, and write into the output folder and the folders `write`."""
+        options = ("-C", str(self.source.tree), f"O={self.output}", f"LOCALVERSION={self.release}")
         ccache = self.source.folder / _CCACHE
         return await build_jail.run_in_jail(
-            self.enclosure,
-            ("make", *where, *self.compiler.words, *targets),
+            self.jail,
+            ("make", *options, *self.compiler.words, *targets),
             folder=self.output,
-            read=(self.source.tree, *self._programs()),
-            write=(self.output, *([ccache] if ccache.is_dir() else []), *write),
-            env={**compiler.ENVIRONMENT, "CCACHE_DIR": str(ccache), "CCACHE_MAXSIZE": _CCACHE_SIZE, **(env or {})},
+            mounts=Mounts(
+                read=(self.source.tree, *self._programs()),
+                write=(self.output, *([ccache] if ccache.is_dir() else []), *write),
+            ),
+            env={**ENVIRONMENT, "CCACHE_DIR": str(ccache), "CCACHE_MAXSIZE": _CCACHE_SIZE, **(env or {})},
             timeout_s=timeout_s,
             check=check,
             on_line=on_line,
         )
 
     def _programs(self) -> tuple[Path, ...]:
-        """Where the programs of the build are, besides the system's."""
+        """Return where the programs of the build are, except the system's."""
         named = [word for value in make_args.tools(self.compiler.args).values() for word in value.split()]
         return build_jail.installations((*_TOOLS, "ccache", *named))
 
     def _prepare(self) -> None:
-        """Let whom make runs as write where it must, and read the source. Blocks."""
+        """Let the account that runs make read the source, and write where it must. Blocks."""
         if process.find_path("ccache") is not None:
             (self.source.folder / _CCACHE).mkdir(exist_ok=True)
         for folder in (self.output, self.source.folder / _CCACHE):
             if folder.is_dir():
-                build_jail.give_ownership(self.enclosure, folder)
+                build_jail.give_ownership(self.jail, folder)
         if not self.source.shown.exists():
-            build_jail.show(self.source.tree)
+            build_jail.make_readable(self.source.tree)
             self.source.shown.touch()
 
     async def run(self, request: Request, task: Task, note: Callable[[str], None]) -> dict[str, Any]:
-        """Configure and compile; returns how long it took and how many objects it compiled."""
+        """Configure and compile; returns the time that it took and the number of compiled objects."""
         self.output.mkdir(parents=True, exist_ok=True)
         if (removed := await asyncio.to_thread(interrupted_build.repair, self.output)) is not None:
             note(
-                f"{self.source.name}: its last build was broken off; {removed} files that it may have left half-written are made again"
+                f"{self.source.name}: its last build was broken off; {removed} files that it may have left "
+                "half-written are made again"
             )
         await asyncio.to_thread(self._prepare)
         interrupted_build.begin(self.output)
@@ -161,9 +167,9 @@ class MakeJob:
             await self._configure(request, task, note)
             begun = time.monotonic()
             compiled = await self._compile(task)
-        except HostError:  # this machine's: make may have been killed, and the mark stays
+        except HostError:  # a fault of this machine: make may have been killed, and the mark stays
             raise
-        except BaseException:  # make has ended, and removed what it had made by half
+        except BaseException:  # make has ended by itself, and removed half-written files
             interrupted_build.end(self.output)
             raise
         interrupted_build.end(self.output)
@@ -178,7 +184,9 @@ class MakeJob:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[None]:
-        """Read results inside: where one is refused, the output folder goes, for the next build could not make a file in its place."""
+        """Read results within this block: if one is refused, the output folder is removed, since the next build could
+        not make a file in its place.
+        """
         try:
             yield
         except BuildError:
@@ -186,7 +194,11 @@ class MakeJob:
             raise
 
     async def _configure(self, request: Request, task: Task, note: Callable[[str], None]) -> None:
-        """:raise BuildError: an option did not survive, or guests and scenarios need another one. :raise HostError: as `_failed` says."""
+        """Write the configuration and complete it with make.
+
+        :raise BuildError: an option was lost, or guests or scenarios need another one.
+        :raise HostError: as `_failed`.
+        """
         task.update(detail="configuring")
         name, target = (_ASKED, "allnoconfig") if request.plain else (".config", "olddefconfig")
         untrusted_files.write_file(records(self.output), self.output, name, request.text.encode())
@@ -207,7 +219,7 @@ class MakeJob:
     async def _check_survivors(
         self, request: Request, config: Mapping[str, Option], note: Callable[[str], None]
     ) -> None:
-        """:raise BuildError: an option that was asked for did not survive; says what blocks it."""
+        """:raise BuildError: an option that was asked for was lost; the message says what blocks it."""
         lost, own = (
             config_fragments.lost_options(request.required, config),
             config_fragments.lost_options(request.own, config),
@@ -218,17 +230,19 @@ class MakeJob:
         if left := kconfig.unknown_options(own, known):
             some = ", ".join(f"CONFIG_{name}" for name in left[:_NAMED])
             note(
-                f"{len(left)} options of the configuration are none of this source: {some}{', ...' if len(left) > _NAMED else ''}"
+                f"{len(left)} options of the configuration are not in this source: "
+                f"{some}{', ...' if len(left) > _NAMED else ''}"
             )
         if gone := (*lost, *kconfig.chosen_losses(own, known, merge(request.first, request.more), config)):
             lines = [
-                f"{one.wanted.where}: CONFIG_{one.name}: expected {one.wanted.value}, got {one.got}: {kconfig.explain(one, known, config)}"
+                f"{one.wanted.where}: CONFIG_{one.name}: expected {one.wanted.value}, got {one.got}: "
+                f"{kconfig.explain(one, known, config)}"
                 for one in gone
             ]
             mend = (
                 ""
                 if request.plain
-                else "\n  what may be otherwise is said so in a --fragment, which counts more than --config"
+                else "\n  an option that may have another value is set so in a --fragment, which overrides --config"
             )
             raise BuildError(
                 f"kernel of {self.source.name}: its configuration did not take everything:\n  "
@@ -237,34 +251,35 @@ class MakeJob:
             )
 
     def _text(self, path: str) -> str | None:
-        """A file of the source, None where there is none in it; Kconfig files of strangers name what they like."""
+        """Read a file of the source; None if there is no such file in it. Kconfig files may name any path."""
         try:
             return untrusted_files.text_of_regular(self.source.tree, path, _MOST_TEXT_BYTES)
         except BuildError:
             return None
 
-    def _failed(self, what: str, said: str, more: str = "") -> BuildError | HostError:
-        """What make `said` as an error: this machine's where its disk or its memory was not enough, which says nothing of the source."""
+    def _failed(self, what: str, output: str, more: str = "") -> BuildError | HostError:
+        """Make an error of make's `output`: a `HostError` if disk or memory ran out."""
         where = f"kernel of {self.source.name}: "
-        if (line := make_output.machine_error(said)) is not None:
+        if (line := make_output.machine_error(output)) is not None:
             return HostError(
-                f"{where}this machine could not build it: {line}; make room, or use fewer compilers with --jobs{more}"
+                f"{where}this machine could not build it: {line}; free some space, or use fewer "
+                f"compilers with --jobs{more}"
             )
-        return BuildError(f"{where}{what}{make_output.first_error(said)}{more}")
+        return BuildError(f"{where}{what}{make_output.first_error(output)}{more}")
 
     async def _compile(self, task: Task) -> int:
-        """How many objects were compiled.
+        """Compile; returns the number of compiled objects.
 
-        :raise BuildError: the compiler says no; shows its first error. :raise HostError: as `_failed` says.
+        :raise BuildError: the compiler fails; the message has its first error. :raise HostError: as `_failed`.
         """
-        remembered = records(self.output) / _OBJECTS
-        usual = int(remembered.read_text(encoding="utf-8")) if remembered.exists() else _USUAL_OBJECTS
+        counted = records(self.output) / _OBJECTS
+        usual = int(counted.read_text(encoding="utf-8")) if counted.exists() else _USUAL_OBJECTS
         before = await asyncio.to_thread(_objects, self.output)
         done, begun = 0, time.monotonic()
-        all_said = records(self.output) / interrupted_build.LOG
-        with all_said.open("w", buffering=1, encoding="utf-8") as log:
+        log_path = records(self.output) / interrupted_build.LOG
+        with log_path.open("w", buffering=1, encoding="utf-8") as log:
 
-            def hear(line: str) -> None:
+            def on_line(line: str) -> None:
                 nonlocal done
                 log.write(f"{line.rstrip()}\n")
                 if (compiled := make_output.compiled_object(line)) is not None:
@@ -274,16 +289,17 @@ class MakeJob:
 
             modules = self.config.get("MODULES")
             targets = ("bzImage", "modules") if modules is not None and modules.value == "y" else ("bzImage",)
-            made = await self.make(
-                *targets, "-Otarget", f"-j{self.jobs}", timeout_s=_BUILD_S, check=False, on_line=hear
+            result = await self.make(
+                *targets, "-Otarget", f"-j{self.jobs}", timeout_s=_BUILD_S, check=False, on_line=on_line
             )
-        if made.status not in _MAKES_OWN:
+        if result.status not in _MAKES_OWN:
             raise HostError(
-                f"kernel of {self.source.name}: make was killed (status {made.status}); try again, or with fewer compilers: --jobs"
+                f"kernel of {self.source.name}: make was killed (status {result.status}); "
+                "try again, or with fewer compilers: --jobs"
             )
-        if made.status != 0:
-            raise self._failed("", made.stderr, f"\n  all that make said: {all_said}")
-        remembered.write_text(str(await asyncio.to_thread(_objects, self.output)), encoding="utf-8")
+        if result.status != 0:
+            raise self._failed("", result.stderr, f"\n  all that make said: {log_path}")
+        counted.write_text(str(await asyncio.to_thread(_objects, self.output)), encoding="utf-8")
         return done
 
 
@@ -292,31 +308,31 @@ def _objects(folder: Path) -> int:
 
 
 async def collect_results(job: MakeJob, folder: Path, task: Task) -> dict[str, Any]:
-    """Copy what was made out of the shared output folder; returns what to record."""
+    """Copy the results out of the shared output folder into `folder`; returns what to record of them."""
     work = folder / "work"
     work.mkdir()
     try:
         task.update(detail="modules")
-        for name, kept, limit_bytes in (
+        for name, copy, limit_bytes in (
             (".config", "config", _MOST_TEXT_BYTES),
             ("System.map", "System.map", _MOST_TEXT_BYTES),
             ("arch/x86/boot/bzImage", "work/bzImage", debs.MOST_BYTES),
         ):
             with job.read():
-                untrusted_files.copy_file(job.output, name, folder / kept, limit_bytes)
+                untrusted_files.copy_file(job.output, name, folder / copy, limit_bytes)
         return await kernel_files.copy_into(work / "bzImage", await _modules(job, work / "installed"), folder, task)
     finally:
         untrusted_files.remove_folder(work)
 
 
 async def _modules(job: MakeJob, folder: Path) -> Path:
-    """The folder of its modules; of a kernel without any, the list of what is built in, so that modprobe finds it.
+    """Return the folder of the modules; without modules, that of the list of built-in ones, which modprobe needs.
 
     :raise BuildError: the source has put something else in its place.
     """
     folder.mkdir()
     if any(option.value == "m" for option in job.config.values()):
-        await asyncio.to_thread(build_jail.give_ownership, job.enclosure, folder)
+        await asyncio.to_thread(build_jail.give_ownership, job.jail, folder)
         await job.make("modules_install", f"INSTALL_MOD_PATH={folder}", write=(folder,), timeout_s=_CONFIGURE_S)
         found = [path for path in untrusted_files.walk(folder) if path.parent == folder / "lib/modules"]
         if len(found) != 1 or any(

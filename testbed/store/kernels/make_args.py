@@ -1,4 +1,4 @@
-"""What a user may tell make of a kernel: its compiler, its tools and its flags, as Documentation/kbuild/{kbuild,llvm}.rst have them."""
+"""Checks the make variables that a user may set: compiler, tools and flags (Documentation/kbuild/{kbuild,llvm}.rst)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from testbed.errors import UsageError
 
-# The tools of a build, as GNU's and as LLVM's programs are called (Makefile of Linux 5.10 to 7.2: `ifneq ($(LLVM),)`).
+# The tools of a build, by the names of GNU's and of LLVM's programs (Makefile of Linux 5.10 to 7.2: `ifneq
+# ($(LLVM),)`).
 _GNU = {
     "CC": "gcc",
     "LD": "ld",
@@ -31,7 +32,8 @@ _HOST = {
 _OTHERS = ("PAHOLE", "RUSTC", "BINDGEN", "HOSTRUSTC", "HOSTPKG_CONFIG")
 TOOLS = (*_GNU, *_HOST, *_OTHERS)
 _FLAGS = re.compile(
-    r"K(?:C|A|CPP|RUST)FLAGS|HOST(?:C|CXX|LD|RUST)FLAGS|HOSTLDLIBS|USER(?:C|LD)FLAGS|(?:C|A|LD|RUST)FLAGS_(?:KERNEL|MODULE|vmlinux)|W"
+    r"K(?:C|A|CPP|RUST)FLAGS|HOST(?:C|CXX|LD|RUST)FLAGS|HOSTLDLIBS|USER(?:C|LD)FLAGS"
+    r"|(?:C|A|LD|RUST)FLAGS_(?:KERNEL|MODULE|vmlinux)|W"
 )
 _REFUSED: tuple[tuple[str, str], ...] = (
     (r"O|MO?|KBUILD_(?:OUTPUT|EXTMOD\w*|SRC)|srctree|objtree|VPATH", "the testbed decides where a build is"),
@@ -47,7 +49,7 @@ _REFUSED: tuple[tuple[str, str], ...] = (
         "the same key must give the same bytes and name",
     ),
 )
-# A program and its options: nothing that make or a shell would take for something else. Flags may hold quotes, too.
+# A program and its options, without characters that mean something to make or a shell. Flags may also hold quotes.
 _PROGRAM = re.compile(r"[A-Za-z0-9_./+=,:@%-]+(?: [A-Za-z0-9_./+=,:@%-]+)*")
 _TEXT = re.compile(r"[ -~]*")
 _EXPANDED = re.compile(r"[$`;|&<>\\]")
@@ -65,9 +67,9 @@ class MakeArg:
 
 
 def parse(words: Iterable[str]) -> tuple[MakeArg, ...]:
-    """The variables that a command line gives for make, by their names.
+    """Parse the variables that a command line gives for make, sorted by name.
 
-    :raise UsageError: one is none of those that may be given, or its value would mean something else; says why.
+    :raise UsageError: a variable may not be set, or its value would be expanded; the message says why.
     """
     found: dict[str, MakeArg] = {}
     for word in words:
@@ -93,7 +95,7 @@ def _check(where: str, name: str, value: str) -> None:
     elif name == "LLVM_IAS" and value not in ("0", "1"):
         raise UsageError(f"{where}: expected LLVM_IAS=0 or 1")
     elif name == "CROSS_COMPILE" and not re.fullmatch(r"[A-Za-z0-9_./+-]+", value):
-        raise UsageError(f"{where}: expected what the names of its tools begin with, such as x86_64-linux-gnu-")
+        raise UsageError(f"{where}: expected the prefix of its tools' names, such as x86_64-linux-gnu-")
     elif name in TOOLS and not _PROGRAM.fullmatch(value):
         raise UsageError(f"{where}: expected a program, perhaps with options")
     elif _FLAGS.fullmatch(name) and (not _TEXT.fullmatch(value) or _EXPANDED.search(value)):
@@ -103,15 +105,15 @@ def _check(where: str, name: str, value: str) -> None:
     elif name not in ("LLVM", "LLVM_IAS", "CROSS_COMPILE", *TOOLS) and not _FLAGS.fullmatch(name):
         some = "CC, LD, HOSTCC and other tools, LLVM, LLVM_IAS, CROSS_COMPILE, KCFLAGS and other flags, W"
         raise UsageError(f"{where}: expected one of {some}, got {name or 'no name'}")
-    # make works in another folder than the user does
+    # make works in another folder than the user.
     if (name in TOOLS or name == "CROSS_COMPILE") and any(
         "/" in one and not one.startswith("/") for one in value.split()[:1]
     ):
-        raise UsageError(f"{where}: expected a name, or a path from the root: make works in a folder of its own")
+        raise UsageError(f"{where}: expected a name, or an absolute path: make works in a folder of its own")
 
 
 def tools(args: Iterable[MakeArg]) -> dict[str, str]:
-    """The program of each tool that a build needs, with its options, by make's names: what is given, else GNU's, or LLVM's with LLVM=."""
+    """Return each tool of a build with its options, by make's names: the user's, else GNU's, or LLVM's with LLVM=."""
     given = {arg.name: arg.value for arg in args}
     llvm = given.get("LLVM")
     if llvm is None:
@@ -127,7 +129,7 @@ def tools(args: Iterable[MakeArg]) -> dict[str, str]:
 
 
 def package(program: str) -> str:
-    """The Debian package of a tool, as `package-15` where the tool is `tool-15`; the program's own name where it is another."""
+    """Return the Debian package of a tool: `package-15` for `tool-15`, and the program's own name if it is unknown."""
     name, dash, version = program.rsplit("/", 1)[-1].rpartition("-")
     if not dash or not version.isdigit():
         name, dash, version = program.rsplit("/", 1)[-1], "", ""
@@ -140,8 +142,9 @@ def package(program: str) -> str:
     return "binutils" if name in _GNU.values() and name != "gcc" else f"{name}{dash}{version}"
 
 
-# What make, the kernel's Makefiles or those of its tools (tools/scripts/Makefile.include) would take from a caller's environment, and what
-# would make other bytes under the same key, or another place of the configuration. To some an empty value means something.
+# Variables that make, the kernel's Makefiles or those of its tools (tools/scripts/Makefile.include) would take from the
+# caller's environment, and that would change bytes under the same key, or the place of the configuration. To some an
+# empty value means something.
 _TAKEN = re.compile(
     _FLAGS.pattern
     + "|"
@@ -149,17 +152,17 @@ _TAKEN = re.compile(
     + r"|CXX|LLVM|LLVM_IAS|CROSS_COMPILE|SUBARCH|LOCALVERSION|(?:EXTRA_)?(?:C|CXX|CPP|LD)FLAGS|SOURCE_DATE_EPOCH"
     r"|(?:GNU)?MAKEFLAGS|MAKEFILES|MAKELEVEL|MFLAGS|(?:KBUILD|KCONFIG|INSTALL)_\w+"
 )
-# What make itself sets for what it runs, as where a Makefile runs `git bisect`: no user has set it.
+# What make sets for the programs that it runs, for example when a Makefile runs `git bisect`: no user has set it.
 _OF_MAKE = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "GNUMAKEFLAGS")
 
 
 def environment_taken(names: Iterable[str]) -> tuple[str, ...]:
-    """The variables of an environment that a build must not see."""
+    """List the variables of an environment that a build must not see."""
     return tuple(name for name in names if _TAKEN.fullmatch(name))
 
 
 def environment_ignored(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The variables of an environment that are meant for make and that a build does not see, as NAME=VALUE."""
+    """List the variables of an environment that are meant for make but that a build does not see, as NAME=VALUE."""
     ours = {"ARCH": ("x86_64", "x86"), "SUBARCH": ("x86_64", "x86")}
     found = [
         name

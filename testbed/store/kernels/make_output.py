@@ -9,24 +9,25 @@ _COMPILED = re.compile(r"^  (?:CC|AS)(?: \[M\])?\s+(?P<object>\S+\.o)$")
 
 
 def compiled_object(line: str) -> str | None:
-    """The object that a line of make's says to be compiled, or None."""
+    """Return the object that a line of make's output names as compiled, or None."""
     match = _COMPILED.match(line)
     return match["object"] if match else None
 
 
-# Objects after which the time of the others can be told.
-_TELLING = 20
+# The remaining time is estimated after this many objects.
+_MIN_OBJECTS = 20
 
 
 def progress(before: int, done: int, usual: int, elapsed_s: float) -> tuple[float | None, str]:
-    """What is done, 0 to 1, and in words, with the time that is left.
+    """Return the progress as a number from 0 to 1 and in words, with the remaining time.
 
-    `before`: objects that were there already; `done`: that were made since, in `elapsed_s`; `usual`: how many such a build has.
+    `before`: objects that were there already; `done`: objects made since, in `elapsed_s`; `usual`: number of objects of
+    such a build.
     """
     there = before + done
     if usual <= there:
         return None, f"{done} objects"
-    left_s = elapsed_s * (usual - there) / done if done >= _TELLING else None
+    left_s = elapsed_s * (usual - there) / done if done >= _MIN_OBJECTS else None
     left = (
         ""
         if left_s is None
@@ -39,7 +40,7 @@ def progress(before: int, done: int, usual: int, elapsed_s: float) -> tuple[floa
 
 _ERROR = re.compile(r"(?:\berror: |\bfatal error: |undefined reference to|No rule to make target|: error$|\*\*\* )")
 _AFTER_ERROR = 4
-# What compilers, linkers and make say where this machine is at fault (errno(3); gcc's driver); not what they quote of a source.
+# What compilers, linkers and make print if this machine is at fault (errno(3); gcc's driver), outside of quoted source.
 _MACHINE = (
     "No space left on device",
     "Disk quota exceeded",
@@ -51,15 +52,15 @@ _MACHINE = (
 _QUOTED = re.compile(r"[ \t]*[0-9]* \|")
 
 
-def machine_error(said: str) -> str | None:
-    """The line that says that this machine is at fault, and not what is built, or None."""
-    lines = (line for line in said.splitlines() if any(words in line for words in _MACHINE))
+def machine_error(output: str) -> str | None:
+    """Return the line that names a fault of this machine, and not of the source, or None."""
+    lines = (line for line in output.splitlines() if any(words in line for words in _MACHINE))
     return next((line.strip() for line in lines if not _QUOTED.match(line)), None)
 
 
-def first_error(said: str) -> str:
-    """The first error of a compiler, linker or make in what they said, with the lines that show where."""
-    lines = said.splitlines()
+def first_error(output: str) -> str:
+    """Return the first error of a compiler, linker or make in its output, with the lines that show where."""
+    lines = output.splitlines()
     at = next((number for number, line in enumerate(lines) if _ERROR.search(line)), None)
     if at is None:
         return "\n    ".join(lines[-_AFTER_ERROR:]) or "make gave no reason"

@@ -1,5 +1,5 @@
-"""Reads the modules of a user's kernel: the folder `lib/modules/RELEASE`, which may be a stranger's: no link leads out of it, no name means
-more than a name, and all of it is bounded.
+"""Reads the modules of a user's kernel (`lib/modules/RELEASE`), which may be hostile: links stay inside, names are
+plain, and everything is within limits.
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ from testbed.store.initramfs import module_name
 from testbed.store.kernels.kernel_image import why_unreadable
 from testbed.units import format_size
 
-# amdgpu.ko with its debug information has some 0.4 GiB; Debian's kernel for all machines has 4,000 modules, below 8 folders, of 0.5 GiB.
+# amdgpu.ko with its debug information has some 0.4 GiB; Debian's kernel for all machines has 4,000 modules, below 8
+# folders, of 0.5 GiB.
 MOST_BYTES, _MOST_IN_ALL_BYTES, _MOST_FILES, _MOST_DEPTH = 1 << 30, 8 << 30, 100_000, 32
-# Of the few that reach the root disk, unpacked, with debug information.
+# The limit of the few modules that reach the root disk, decompressed, with debug information.
 MOST_EARLY_BYTES = 256 << 20
 _MODULE = re.compile(r".+\.ko(?:\.(?:gz|xz|zst))?")
-# depmod(8) writes names into modules.dep as they are, as `PATH: PATH PATH`: a folder called `virtio_blk: ` with a folder `etc` in it would
-# be read as a module that needs /etc/....
+# depmod(8) writes names unquoted into modules.dep, as `PATH: PATH PATH`: with a folder called `virtio_blk: ` and a
+# folder `etc` in it, it would be read as a module that needs /etc/....
 _PLAIN = frozenset(string.ascii_letters + string.digits + "._+,=@~-")
-# Links to the sources, and the kernel itself: of no use to a guest, which has the one and not the others.
+# Links to the sources, which a guest does not have, and the kernel itself, which a guest does not need.
 _NOT_OF_GUESTS = ("build", "source", "vmlinuz")
 _MAGIC, _LONGEST_MAGIC = b"\0vermagic=", 4096
-# Of so many modules the magic is read; unpacking all takes minutes.
+# vermagic is read from at most this many modules; decompressing all takes minutes.
 _MOST_READ = 12
 
 
 @dataclass(slots=True, kw_only=True)
 class Tree:
-    """What a folder of modules holds: `files`, each a regular one below the real path `root`; and what is left out, in words."""
+    """The content of a modules folder: regular `files` below the real path `root`, and descriptions of what is left
+    out.
+    """
 
     root: Path
     files: list[Path] = field(default_factory=list)
@@ -44,9 +47,9 @@ class Tree:
 
 
 def survey_modules(folder: Path) -> Tree:
-    """What of a folder can be given to a guest. Of links those to files that are in it as well.
+    """List the files of a modules folder that a guest can get; links only if they lead to a file in the folder.
 
-    :raise UsageError: some of it cannot be read, or it is far more than the modules of one kernel.
+    :raise UsageError: a part cannot be read, or there is far more than the modules of one kernel.
     """
     tree = Tree(root=folder.resolve())
     waiting, size_bytes = [tree.root], 0
@@ -79,7 +82,7 @@ def _too_much(folder: Path, found: str) -> UsageError:
 
 
 def _unfit(entry: os.DirEntry[str], path: Path, root: Path) -> str:
-    """Why an entry is left out, or nothing."""
+    """Return why an entry is left out; an empty string if it is not."""
     if not _PLAIN.issuperset(entry.name):
         return "its name is none that module tools read"
     if len(path.parts) - len(root.parts) > _MOST_DEPTH:
@@ -87,43 +90,46 @@ def _unfit(entry: os.DirEntry[str], path: Path, root: Path) -> str:
     if entry.is_symlink():
         try:
             real = path.resolve()
-        except RuntimeError:  # it leads to itself
+        except RuntimeError:  # the link leads to itself
             return "a link that leads nowhere"
         return (
             ""
             if real.is_relative_to(root) and real.is_file()
-            else f"a link to {os.readlink(path)}, which is no file in it"  # noqa: PTH115 - as text
+            else f"a link to {os.readlink(path)}, which is no file in it"  # noqa: PTH115 - a string is needed
         )
     mode = entry.stat(follow_symlinks=False).st_mode
     return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "neither a file nor a folder"
 
 
 def check_place(folder: Path, bzimage: Path, release: str) -> None:
-    """That a folder of modules is where its user sees it, or is some `lib/modules/RELEASE`: whoever packed a kernel could have put a link
-    there to a folder of the user's.
+    """Check that a modules folder is where the user sees it, or is some `lib/modules/RELEASE`.
+
+    An untrusted archive with a kernel could have a link in its place that leads to a folder of the user's.
 
     :raise UsageError: a link below the folder that it shares with the kernel leads elsewhere.
     """
-    named, real = Path(os.path.abspath(folder)), folder.resolve()  # noqa: PTH100 - of links nothing is followed
+    named, real = Path(os.path.abspath(folder)), folder.resolve()  # noqa: PTH100 - must not follow links
     shared = Path(os.path.commonpath([named.parent, os.path.abspath(bzimage)]))  # noqa: PTH100 - as above
     if shared.resolve() / named.relative_to(shared) != real and real.parts[-3:] != ("lib", "modules", release):
         raise UsageError(
-            f"{folder}: expected the modules of Linux {release}, got a link to {real}; where that is what you mean, name it instead"
+            f"{folder}: expected the modules of Linux {release}, got a link to {real}; "
+            "where that is what you mean, name it instead"
         )
 
 
 def modules(folder: Path) -> dict[str, Path]:
-    """The modules of a folder, by their names (`virtio_blk`).
+    """Return the modules of a folder by their names (`virtio_blk`).
 
-    :raise UsageError: some of it cannot be read.
+    :raise UsageError: a part of it cannot be read.
     """
     return {module_name(path.name): path for path in survey_modules(folder).files if _MODULE.fullmatch(path.name)}
 
 
 def vermagics(there: dict[str, Path], first: Collection[str]) -> dict[str, str]:
-    """What modules say they were built for, with the name of one that says so: of those in `first`, and of some others.
+    """Return the vermagic strings of modules, each with the name of one module: of those in `first`, and of some
+    others.
 
-    :raise UsageError: one is damaged, or no module.
+    :raise UsageError: one is damaged, or not a module.
     """
     names = [*(name for name in first if name in there), *(name for name in there if name not in first)][:_MOST_READ]
     found: dict[str, str] = {}
@@ -138,7 +144,7 @@ def vermagics(there: dict[str, Path], first: Collection[str]) -> dict[str, str]:
 
 
 def _vermagic(path: Path) -> bytes | None:
-    """What a module says it was built for. It is looked at in pieces: one may unpack to much more than memory should hold."""
+    """Read a module's vermagic, in chunks: a module may decompress to much more than memory should hold."""
     window = b""
     try:
         with path.open("rb") as file:
@@ -157,7 +163,7 @@ def _vermagic(path: Path) -> bytes | None:
 
 
 def read_modules(path: Path) -> bytes:
-    """A module as the kernel's loader takes it, unpacked.
+    """Return a decompressed module, as the kernel's loader needs it.
 
     :raise UsageError: it is damaged, too large, or cannot be read.
     """
@@ -170,9 +176,10 @@ def read_modules(path: Path) -> bytes:
 
 
 def unpack_modules(folder: Path, order: Sequence[str], into: Path) -> tuple[str, ...]:
-    """Modules of a folder, as paths in it, into a new folder `into`, as the kernel's loader takes them. Returns what they are called there.
+    """Decompress modules, given as paths in the folder, into a new folder `into`; returns their new names.
 
-    :raise UsageError: one is no file of the folder, is damaged, or all are too much. :raise OSError: they cannot be written.
+    :raise UsageError: a path is not a file of the folder, one is damaged, or all together are too large.
+    :raise OSError: they cannot be written.
     """
     into.mkdir()
     tree = survey_modules(folder)
@@ -192,10 +199,10 @@ def unpack_modules(folder: Path, order: Sequence[str], into: Path) -> tuple[str,
 
 
 def copy_modules(folder: Path, target: Path) -> Tree:
-    """The files of a folder into a new one. Modules that gzip has packed are unpacked: Debian's kmod, here and in the guest, reads none.
+    """Copy the files of a modules folder into a new folder, and decompress .ko.gz, which Debian's kmod cannot read.
 
-    :return: what the folder holds, and what of it is left out.
-    :raise UsageError: one is damaged, or cannot be read, or all are too much. :raise OSError: the copy cannot be written.
+    :return: the content of the folder, and what of it is left out.
+    :raise UsageError: a module is damaged, cannot be read, or all are too large. :raise OSError: as of the copy.
     """
     target.mkdir(parents=True)
     tree = survey_modules(folder)

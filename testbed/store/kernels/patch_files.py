@@ -1,4 +1,4 @@
-"""Reads the files of a patch series: a mailbox, a patch, a folder of them, or one of quilt's; compressed or not, within limits."""
+"""Reads the files of a patch series within limits: a mailbox, a patch, a folder, or a quilt series; also compressed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from testbed.store.kernels.mailbox import EVERYTHING, Message, Selection
 from testbed.store.kernels.patches import Patch
 from testbed.units import format_size
 
-# The largest mailboxes of lore, of a thousand patches for stable kernels, unpack to some 10 MiB.
+# The largest mailboxes of lore, of a thousand patches for stable kernels, decompress to some 10 MiB.
 _MOST_BYTES, _MOST_FILES = 64 << 20, 5_000
 _SUFFIXES = (".patch", ".diff", ".mbox", ".mbx", ".eml")
 _COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
-# What editors and patch(1) leave beside a patch.
+# Files that editors and patch(1) leave beside a patch.
 _LEFTOVER = re.compile(r"\..*|.*(?:~|\.orig|\.rej|\.bak|\.swp)")
 
 
 def read_patches(path: Path, selection: Selection = EVERYTHING) -> tuple[Patch, ...]:
-    """The patches of a file, or of a folder: in the order of its `series` (quilt), else of their numbers, or of their names.
+    """Read the patches of a file, or of a folder: ordered by its `series` (quilt), else by their numbers or names.
 
     :raise BuildError: there are none, they are not one series, or cannot be read.
     """
@@ -33,7 +33,8 @@ def read_patches(path: Path, selection: Selection = EVERYTHING) -> tuple[Patch, 
         if (path / "series").is_file():
             if selection != EVERYTHING:
                 raise BuildError(
-                    f"{path}: its file `series` says what is meant; --series-version and --series-patches are for others"
+                    f"{path}: its file `series` already selects patches; --series-version and --series-patches do not "
+                    "apply to it"
                 )
             return _of_quilt(path, path / "series")
         files = tuple(_files(path))
@@ -61,9 +62,9 @@ def _of_quilt(folder: Path, quilt: Path) -> tuple[Patch, ...]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files of patches in a folder, or in the two of a maildir (`b4 am -M`), by their names, with numbers in them as numbers.
+    """Yield the patch files in a folder, or in the two of a maildir (`b4 am -M`), by name, numbers sorted as numbers.
 
-    Known by their names, or by how `git format-patch` begins what it writes.
+    A patch is recognized by its name, or by the first line that `git format-patch` writes.
     """
     folders = (
         [folder / name for name in ("new", "cur")]
@@ -82,7 +83,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _head(path: Path) -> bytes:
-    """How a file begins; of what is none, or empty as those of /proc are, nothing."""
+    """Read the beginning of a file; of anything else, and of an empty file as in /proc, nothing."""
     if not path.is_file() or path.stat().st_size == 0:
         return b""
     with path.open("rb") as file:
@@ -94,11 +95,11 @@ def _messages(path: Path, strip: int | None = None, *, of: Path | None = None) -
 
 
 def _bytes(path: Path, of: Path | None = None) -> bytes:
-    """What is in a file. `of`: the folder that it is found in, which may be a stranger's: what leads out of it is not read.
+    """Read a file. `of`: the folder that it was found in, which may be hostile: nothing outside of it is read.
 
-    :raise BuildError: it is no file, it lies elsewhere, or it is too much. :raise OSError: it cannot be read.
+    :raise BuildError: it is not a file, lies elsewhere, or is too large. :raise OSError: it cannot be read.
     """
-    # A pipe is empty when it is read again, which a build does; a device has no end.
+    # A pipe would be empty when a build reads it again; a device has no end.
     if "\0" in str(path) or (path.exists() and not path.is_file()):
         raise BuildError(f"{path}: expected a file of patches, got something else; write it into a file first")
     if of is not None and not Path(os.path.realpath(path)).is_relative_to(of.resolve()):

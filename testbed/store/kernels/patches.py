@@ -1,4 +1,4 @@
-"""A patch as text, and quilt's list of them; what a patch touches, and why it was refused, in words."""
+"""Parses patches and quilt's series files, and explains why `git apply` refused a patch."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from dataclasses import dataclass
 
 from testbed.errors import BuildError
 
-# "diff --git a/x b/x", "rename from x", and what plain diffs have: "--- a/x", then "+++ b/x", both perhaps with a time behind a tab.
+# "diff --git a/x b/x", "rename from x", and in plain diffs "--- a/x", then "+++ b/x", both perhaps with a time after a
+# tab.
 _GIT_NAMES = re.compile(r"^diff --git (.+)$", re.MULTILINE)
 _MOVED = re.compile(r"^(?:rename|copy) from (.+)$", re.MULTILINE)
 _NAMES = re.compile(r"^--- ([^\t\n]+)(?:\t.*)?\n\+\+\+ ([^\t\n]+)", re.MULTILINE)
 _HUNK = re.compile(
     r"@@ -(?P<old>[0-9]{1,9})(?:,(?P<old_count>[0-9]{1,9}))? \+(?P<new>[0-9]{1,9})(?:,(?P<new_count>[0-9]{1,9}))? @@"
 )
-# A path has 4096 bytes at most, and such a line two.
+# A path has 4096 bytes at most, and such a line has two.
 _LONGEST_HEADER = 8500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patch:
-    """One patch. `name`: where it came from; `text`: a diff, perhaps after other text; `strip`: leading folders of its paths (-p)."""
+    """One patch. `name`: where it came from; `text`: a diff, perhaps after other text; `strip`: as of `patch -p`."""
 
     name: str
     subject: str
@@ -31,10 +32,12 @@ class Patch:
 
 
 def levels(text: str) -> int:
-    """How many leading folders of a diff's paths to strip (-p): 1, or 0 where it was made without `a/` and `b/` (git's diff.noprefix)."""
+    """Return how many leading folders to strip from a diff's paths (-p): 1, or 0 for one without `a/` and `b/`
+    (git's diff.noprefix).
+    """
     if headers := _GIT_NAMES.findall(text):
         moved = set(_MOVED.findall(text))
-        # "x x", or "x y" where x is moved or copied to y
+        # "x x", or "x y" if x is renamed or copied to y.
         bare = [rest for rest in headers if f"{rest} " == 2 * f"{rest[: len(rest) // 2]} " or _begins_with(rest, moved)]
     else:
         headers = [old for old, new in _NAMES.findall(text) if "/dev/null" not in (old, new)]
@@ -43,13 +46,13 @@ def levels(text: str) -> int:
 
 
 def _begins_with(rest: str, moved: set[str]) -> bool:
-    """Whether one of some names stands before a space in the rest of a header."""
+    """Whether one of some names is followed by a space at the beginning of the rest of a header."""
     ends = [at for at, character in enumerate(rest[:_LONGEST_HEADER]) if character == " "] if moved else []
     return any(rest[:end] in moved for end in ends)
 
 
 def parse_quilt_series(series: str, name: str) -> tuple[tuple[str, int | None], ...]:
-    """File names, and how many folders of their paths go (None: it does not say), of quilt's `series` (quilt(1)).
+    """Parse quilt's `series` (quilt(1)): file names, each with its -p level, None if the line has none.
 
     :raise BuildError: a line has an option that is not understood.
     """
@@ -64,21 +67,24 @@ def parse_quilt_series(series: str, name: str) -> tuple[tuple[str, int | None], 
     return tuple(found)
 
 
-# " create mode 120000 drivers/link", " mode change 100644 => 100755 scripts/x.sh"; of what git calls a regular file it begins with 100.
+# " create mode 120000 drivers/link", " mode change 100644 => 100755 scripts/x.sh"; regular files have modes 100....
 _MODE = re.compile(
     r"^ (?:create mode|delete mode|mode change \d+ =>) (?!100)(?P<mode>\d{6}) (?P<path>.+)$", re.MULTILINE
 )
 
 
-def touched_files(said: str, name: str) -> frozenset[str]:
-    """The files of a patch, some of which may not exist; of a rename or copy the new name. `said`: `git apply --numstat --summary -z`.
+def touched_files(output: str, name: str) -> frozenset[str]:
+    """Return the files that a patch touches, by their new names; some may not exist.
 
-    :raise BuildError: it changes something else than text in regular files.
+    `output`: of `git apply --numstat --summary -z`.
+
+    :raise BuildError: the patch changes something else than text in regular files.
     """
-    *files, summary = said.split("\0")
+    *files, summary = output.split("\0")
     if link := _MODE.search(summary):
         raise BuildError(
-            f"{name}: {link['path']}: expected a regular file, got mode {link['mode']}: links and submodules are not built"
+            f"{name}: {link['path']}: expected a regular file, got mode {link['mode']}: links and submodules are not "
+            "built"
         )
     found = set()
     for one in files:
@@ -86,7 +92,7 @@ def touched_files(said: str, name: str) -> frozenset[str]:
             case [added, _, path]:
                 pass
             case _:
-                raise BuildError(f"{name}: expected of git how much is changed in each file, got {one[:100]!r}")
+                raise BuildError(f"{name}: expected git's counts of changed lines for each file, got {one[:100]!r}")
         if added == "-":
             raise BuildError(
                 f"{name}: {path}: expected a change of text, got a binary one; commit it to a git tree, and build that"
@@ -97,9 +103,9 @@ def touched_files(said: str, name: str) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hunk:
-    """One place that a patch changes: the `number`th of its file, counted from 1. `line`, `text`: what is expected there.
+    """One hunk of a patch: the `number`th of its file, from 1. `line`, `text`: what it expects there.
 
-    `bare`: nothing around the change is shown.
+    `bare`: it has no lines of context.
     """
 
     file: str
@@ -110,22 +116,24 @@ class Hunk:
 
 
 def hunks(patch: Patch, *, reverse: bool = False) -> tuple[Hunk, ...]:
-    """What a patch expects to find, or what it would have left, in the order of the file."""
+    """List the hunks of a patch in order, with the text that it expects before, or in `reverse` after, its change."""
     sign = "+" if reverse else "-"
     found: list[Hunk] = []
     file, number, line, left, text, bare = "", 0, 0, [0, 0], [], True
-    for said in patch.text.splitlines():
+    for patch_line in patch.text.splitlines():
         if max(left) > 0:
-            kind = said[:1] or " "
+            kind = patch_line[:1] or " "
             left = [left[0] - (kind in " -"), left[1] - (kind in " +")]
             bare = bare and kind != " "
             if kind in f" {sign}":
-                text.append(said[1:])
+                text.append(patch_line[1:])
             if max(left) <= 0:
                 found.append(Hunk(file=file, number=number, line=line, text=tuple(text), bare=bare))
-        elif said.startswith("--- ") or (said.startswith("+++ ") and not said.startswith("+++ /dev/null")):
-            file, number = "".join(said.split(maxsplit=2)[1:2]).split("/", patch.strip)[-1], 0
-        elif match := _HUNK.match(said):
+        elif patch_line.startswith("--- ") or (
+            patch_line.startswith("+++ ") and not patch_line.startswith("+++ /dev/null")
+        ):
+            file, number = "".join(patch_line.split(maxsplit=2)[1:2]).split("/", patch.strip)[-1], 0
+        elif match := _HUNK.match(patch_line):
             number, text, bare = number + 1, [], True
             line = int(match["new" if reverse else "old"])
             left = [int(match["old_count"] or 1), int(match["new_count"] or 1)]
@@ -133,37 +141,39 @@ def hunks(patch: Patch, *, reverse: bool = False) -> tuple[Hunk, ...]:
 
 
 def has_no_place(patch: Patch, *, reverse: bool) -> str | None:
-    """Why a patch cannot be placed, or None. Where no context says otherwise `git apply` takes the end of the file for its place.
+    """Return why a patch cannot be placed, or None. Without context `git apply` would place a hunk at the file's end.
 
-    A hunk of a whole file, which begins in its first line, has none around it.
+    A hunk that begins in the first line may cover the whole file, which leaves no context.
     """
     for hunk in hunks(patch, reverse=reverse):
         if hunk.bare and hunk.line > 1:
             return (
-                f"{patch.name}: {hunk.file}: hunk {hunk.number}, at line {hunk.line}: expected lines of context around what it changes, "
-                "got none; make it with `diff -u` or `git diff`, without -U0"
+                f"{patch.name}: {hunk.file}: hunk {hunk.number}, at line {hunk.line}: expected lines of context around "
+                "what it changes, got none; make it with `diff -u` or `git diff`, without -U0"
             )
     return None
 
 
 def has_wrong_counts(patch: Patch) -> str | None:
-    """Why a patch would be applied in part, or None: below a hunk stand changes that its header does not count, as after an edit by hand,
-    and `git apply` takes them for the text around patches, without a word.
+    """Return why a patch would be applied only in part, or None.
+
+    After an edit by hand, changes below a hunk may not be counted in its header; `git apply` takes them for text
+    between patches, and ignores them without a message.
     """
     left, below = [0, 0], False
-    for number, said in enumerate(patch.text.splitlines(), 1):
+    for number, line in enumerate(patch.text.splitlines(), 1):
         if max(left) > 0:
-            kind = said[:1] or " "
+            kind = line[:1] or " "
             left = [left[0] - (kind in " -"), left[1] - (kind in " +")]
             below = max(left) <= 0
-        elif match := _HUNK.match(said):
+        elif match := _HUNK.match(line):
             left, below = [int(match["old_count"] or 1), int(match["new_count"] or 1)], False
-        elif not said or said == "--" or said.startswith(("-- ", "--- ", "+++ ", "diff ", "Index: ")):
+        elif not line or line == "--" or line.startswith(("-- ", "--- ", "+++ ", "diff ", "Index: ")):
             below = False
-        elif below and said[0] in "+-":
+        elif below and line[0] in "+-":
             return (
-                f"{patch.name}: line {number} of its text, {said[:60]!r}: expected no change that the hunk above does not count in its "
-                "@@ line, for git leaves such out; make the patch anew, or mend its counts (rediff)"
+                f"{patch.name}: line {number} of its text, {line[:60]!r}: expected no change that the hunk above does "
+                "not count in its @@ line, for git leaves such out; make the patch anew, or correct its counts (rediff)"
             )
     return None
 
@@ -171,16 +181,16 @@ def has_wrong_counts(patch: Patch) -> str | None:
 _FAILED = re.compile(r"^error: patch failed: (?P<file>.+):(?P<line>\d+)$", re.MULTILINE)
 
 
-def refusal(patch: Patch, said: str, read: Callable[[str], str | None], *, reverse: bool) -> str:
-    """Why `git apply` refused a patch: file, hunk, what it expected and what is there.
+def refusal(patch: Patch, stderr: str, read: Callable[[str], str | None], *, reverse: bool) -> str:
+    """Explain why `git apply` refused a patch: file, hunk, what the hunk expects and what is there.
 
-    `said`: its standard error; `read`: the text of a file of the source, None where there is none.
+    `stderr`: of `git apply`; `read` returns the text of a file of the source, None if there is no such file.
     """
-    verb = "be taken away" if reverse else "be applied"
-    failed = _FAILED.search(said)
+    verb = "be reverted" if reverse else "be applied"
+    failed = _FAILED.search(stderr)
     if failed is None:
-        lines = [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
-        return f"{patch.name}: cannot {verb}: {lines[0] if lines else said.strip() or 'git apply gave no reason'}"
+        lines = [line.removeprefix("error: ") for line in stderr.splitlines() if line.startswith("error: ")]
+        return f"{patch.name}: cannot {verb}: {lines[0] if lines else stderr.strip() or 'git apply gave no reason'}"
     file, line = failed["file"], int(failed["line"])
     hunk = next((one for one in hunks(patch, reverse=reverse) if (one.file, one.line) == (file, line)), None)
     if hunk is None:
@@ -189,7 +199,7 @@ def refusal(patch: Patch, said: str, read: Callable[[str], str | None], *, rever
     place, there = _nearest(hunk, lines)
     missed = next((at for at, want in enumerate(hunk.text) if at >= len(there) or there[at] != want), None)
     if missed is None:
-        # All of its lines are there: without context before or after them it is for the beginning or the end of the file.
+        # All its lines are there; a hunk without context before or after it must be at the file's beginning or end.
         after = place + len(hunk.text)
         at, expected = (
             (after, "the end of the file")
@@ -206,12 +216,14 @@ def refusal(patch: Patch, said: str, read: Callable[[str], str | None], *, rever
     )
 
 
-# Of a hunk, and of a file, from the hunk's own line on: the time of a comparison is the cube of the lines.
+# The limits of lines compared, and of places tried nearest to the hunk's own: comparing takes cubic time in the lines.
 _MOST_COMPARED, _MOST_PLACES = 40, 50
 
 
 def _nearest(hunk: Hunk, lines: list[str]) -> tuple[int, list[str]]:
-    """Where in a file a hunk is most likely meant, from 0, and what is there: its own place, or one that has more of its lines."""
+    """Find where in a file, from 0, a hunk most likely belongs, and its text: the hunk's own line, or a more
+    similar one.
+    """
 
     text = hunk.text[:_MOST_COMPARED]
 

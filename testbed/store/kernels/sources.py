@@ -1,4 +1,6 @@
-"""Sources of kernels in the cache: Debian's packages, tarballs, and commits of a git tree of the user's, which is only read."""
+"""Prepares kernel sources in the cache: Debian's packages, tarballs, and commits of a user's git tree, which is
+only read.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,14 @@ from testbed.store.kernels.table import DebianKernel, KernelTable
 from testbed.store.mirror import find_mirror
 from testbed.units import MIB, format_size
 
-# Changes when what a source's folder holds changes.
+# Change it when the content of a source's folder changes.
 _LAYOUT = 1
 _UNPACK_S = 1800
 _MOST_TEXT_BYTES = 64 * MIB
-# Linux 6.12 unpacks to 1.5 GiB in 90,000 files. `_TARBALLS` changes when what of a tarball is unpacked does.
+# Linux 6.12 unpacks to 1.5 GiB in 90,000 files. `_TARBALLS`: change it when other parts of a tarball are unpacked.
 _MOST_BYTES, _MOST_FILES, _TARBALLS = 8 << 30, 500_000, 1
-# Its names have 130 bytes, below 12 folders; its 80 links lead over 10 folders each. A link of the kernel's own may lead by 40 others.
+# Linux 6.12 has names of 130 bytes, below 12 folders; its 80 links lead over 10 folders each. In Linux, a path may
+# lead through 40 links.
 _MOST_NAME_BYTES, _MOST_DEPTH, _MOST_HOPS, _MOST_STEPS = 1000, 64, 40, 100_000
 _MOST_NAMED = 5
 _VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *= *(\S*) *$", re.MULTILINE)
@@ -40,9 +43,9 @@ _VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *= *(\S*) *$
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A source. `folder`: where its tree is in the cache; `key`: of what it holds; `origin`: where it came from, in words.
+    """A source. `folder`: of its tree in the cache; `key`: of its content; `origin`: where it came from, in words.
 
-    `commit`: of the user's repository, for one whose tree is yet to be brought to it. `signed`: nobody but Debian could have written it.
+    `commit`: of the user's repository, for a tree that is not checked out yet; `signed`: Debian's signature covers it.
     """
 
     name: str
@@ -58,14 +61,14 @@ class Source:
 
     @property
     def shown(self) -> Path:
-        """Is there when everybody who gets to the tree may read it."""
+        """A file that exists once every user may read the tree."""
         return self.folder / "shown"
 
 
 async def prepare(spec: str, table: KernelTable, root: Path, progress: Progress) -> Source:
-    """The source that a command line names: a row of the kernel table, a folder with a git tree (perhaps @COMMIT), or a tarball.
+    """Prepare the source that a command line names: a row of the kernel table, a git tree (FOLDER[@COMMIT]), a tarball.
 
-    :raise BuildError: it is none of them. :raise HostError: it cannot be fetched or unpacked.
+    :raise BuildError: it is none of these. :raise HostError: it cannot be fetched or unpacked.
     """
     row = table.rows.get(spec)
     if row is not None:
@@ -99,12 +102,12 @@ async def _debian(row: DebianKernel, root: Path, progress: Progress) -> Source:
             task.update(fraction=0.3, detail=f"unpacking {package.name} {package.version}")
             await process.run(["dpkg-deb", "-x", deb, work / "package"], timeout_s=_UNPACK_S)
             (tarball,) = (work / "package/usr/src").glob("linux-source-*.tar.xz")
-            await _unpack(tarball, unfinished / "tree", task)  # Debian's has no links that lead out of it
+            await _unpack(tarball, unfinished / "tree", task)  # Debian's tarball has no links that lead out of it
             await asyncio.to_thread(shutil.rmtree, work)
             return {"origin": f"{package.name} {package.version} from {', '.join(row.suites)}", "key": package.sha256}
 
     folder = root / cache.SOURCES / f"{row.name}-{content_key(_LAYOUT, row.suites, row.source)}"
-    return replace(await _kept(row.name, folder, make, progress), signed=True)
+    return replace(await _make_once(row.name, folder, make, progress), signed=True)
 
 
 async def _tarball(path: Path, root: Path, progress: Progress) -> Source:
@@ -117,7 +120,7 @@ async def _tarball(path: Path, root: Path, progress: Progress) -> Source:
         return {"origin": path.name, "key": sha256, "left_out": list(left_out)}
 
     folder = root / cache.SOURCES / f"tarball-{content_key(_LAYOUT, _TARBALLS, sha256)}"
-    source = await _kept(path.name.split(".tar")[0], folder, make, progress)
+    source = await _make_once(path.name.split(".tar")[0], folder, make, progress)
     if gone := cache.read_meta(folder).get("left_out"):
         more = f" and {len(gone) - _MOST_NAMED} more" if len(gone) > _MOST_NAMED else ""
         progress.note(
@@ -126,16 +129,16 @@ async def _tarball(path: Path, root: Path, progress: Progress) -> Source:
     return source
 
 
-async def _kept(name: str, folder: Path, make: Any, progress: Progress) -> Source:
+async def _make_once(name: str, folder: Path, make: Any, progress: Progress) -> Source:
     await cache.make_once(folder, make, progress, f"source of {name}", many_files=True)
     meta = cache.read_meta(folder)
     return Source(name=name, key=str(meta["key"]), origin=str(meta["origin"]), folder=folder)
 
 
 async def _unpack(tarball: Path, tree: Path, task: Task) -> tuple[str, ...]:
-    """The tree in an archive. Returns the links that lead out of it, which are left out.
+    """Unpack the tree in an archive; returns the links that lead out of it, which are left out.
 
-    :raise BuildError: there is no kernel in it, something else than files, folders and links, or far more than a kernel's source.
+    :raise BuildError: it has no kernel source, entries other than files, folders and links, or far too many of them.
     """
     tree.mkdir()
     plain = tree.with_name("tar")
@@ -165,7 +168,8 @@ async def _unpack(tarball: Path, tree: Path, task: Task) -> tuple[str, ...]:
 def _only_files(tarball: Path, tree: Path) -> tuple[str, ...]:
     """Remove the links of a tree that lead out of it; returns them.
 
-    :raise BuildError: a device, which root unpacks, a pipe or a socket is in the tree, or more than a kernel's source has.
+    :raise BuildError: the tree has a device (which root unpacks), a pipe or a socket, or is larger than a kernel's
+    source.
     """
     links, count, size_bytes = _Links(tree), 0, 0
     left_out: list[Path] = []
@@ -174,36 +178,36 @@ def _only_files(tarball: Path, tree: Path) -> tuple[str, ...]:
         if len(os.fsencode(name)) > _MOST_NAME_BYTES or name.count("/") > _MOST_DEPTH:
             most = f"names of at most {_MOST_NAME_BYTES} bytes, below {_MOST_DEPTH} folders"
             raise BuildError(f"{tarball}: expected a kernel's source, {most}, got {name[:100]}...")
-        found = path.lstat()
-        count, size_bytes = count + 1, size_bytes + found.st_size
+        status = path.lstat()
+        count, size_bytes = count + 1, size_bytes + status.st_size
         if count > _MOST_FILES or size_bytes > _MOST_BYTES:
             most = f"at most {_MOST_FILES} files of {format_size(_MOST_BYTES)} in all"
             raise BuildError(f"{tarball}: expected a kernel's source, {most}, got more")
-        if stat.S_ISLNK(found.st_mode):
+        if stat.S_ISLNK(status.st_mode):
             try:
-                stays = links.stays(path)
+                stays = links.stays_inside(path)
             except OSError as error:
                 raise BuildError(f"{tarball}: {name}: {error.strerror}") from error
             if not stays:
                 left_out.append(path)
-        elif not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        elif not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise BuildError(f"{tarball}: {name}: expected a file, a folder or a link, got something else")
-    for path in left_out:  # one may lead out by another
+    for path in left_out:  # only now: another link may lead out through this one
         path.unlink()
     return tuple(str(path.relative_to(tree)) for path in left_out)
 
 
 class _Links:
-    """The links of a tree, followed with as many steps as a kernel's source has reason for, all together."""
+    """Follows the links of a tree, with a limit on the steps of all together that no kernel's source reaches."""
 
     def __init__(self, tree: Path) -> None:
         self._tree = tree
         self._steps = 0
 
-    def stays(self, link: Path) -> bool:
-        """Whether a link leads to a place in the tree, be it one where nothing is yet; by other links, too.
+    def stays_inside(self, link: Path) -> bool:
+        """Whether a link leads to a path in the tree, which need not exist, perhaps through other links.
 
-        :raise OSError: all links together go on for too long, or one cannot be read.
+        :raise OSError: all links together take too many steps, or one cannot be read.
         """
         at, hops = list(link.parent.relative_to(self._tree).parts), 0
         ahead = [link.name]  # the next step last
@@ -222,10 +226,10 @@ class _Links:
             path = self._tree.joinpath(*at, step)
             if len(at) > 2 * _MOST_DEPTH or len(os.fsencode(step)) > _MOST_NAME_BYTES:
                 return False
-            if not os.path.islink(path):  # noqa: PTH114 - of a name that no file can have pathlib makes an error
+            if not os.path.islink(path):  # noqa: PTH114 - pathlib raises an error for a name that no file can have
                 at.append(step)
                 continue
-            to, hops = os.readlink(path), hops + 1  # noqa: PTH115 - as text
+            to, hops = os.readlink(path), hops + 1  # noqa: PTH115 - a string is needed
             if to.startswith("/") or hops > _MOST_HOPS:
                 return False
             ahead += [one for one in reversed(to.split("/")) if one not in ("", ".")]
@@ -233,14 +237,14 @@ class _Links:
 
 
 async def _git(path: Path, commit: str, root: Path, progress: Progress) -> Source:
-    """Only names the commit: `check_out` brings the tree in the cache to it."""
+    """Find the commit; `check_out` later brings the tree in the cache to it."""
     found = await git_repository.commit(path, commit)
     changed = await git_repository.count_changed_files(found) if commit == "HEAD" else 0
     if changed is None:
-        progress.note(f"source {path}: what is not committed there is left out; whether there is any is not known")
+        progress.note(f"source {path}: uncommitted changes are left out; whether there are any is not known")
     elif changed:
         progress.note(
-            f"source {path}: {changed} changed files are left out; it is built as it was committed, {found.name[:12]}"
+            f"source {path}: {changed} changed files are left out; the committed state is built, {found.name[:12]}"
         )
     path = path.resolve()
     folder = root / cache.SOURCES / f"git-{content_key(_LAYOUT, str(found.git_folder))}"
@@ -256,18 +260,19 @@ async def _git(path: Path, commit: str, root: Path, progress: Progress) -> Sourc
 
 
 async def check_out(source: Source, commit: Commit, *, clean: bool) -> None:
-    """Bring the tree of a git source to a commit; files that are the same keep their times. `clean`: something may be in it that no commit
-    has.
+    """Bring the tree of a git source to a commit; unchanged files keep their times.
 
-    :raise BuildError: objects of the commit are missing. :raise HostError: this machine's disk or memory is not enough.
+    `clean`: also remove files that are in no commit.
+
+    :raise BuildError: objects of the commit are missing. :raise HostError: this machine's disk or memory ran out.
     """
     await git_repository.check_out(commit, source.folder / "git", source.folder / "index", source.tree, clean=clean)
 
 
 def version(tree: Path) -> str:
-    """The version in a source's Makefile.
+    """Return the version in a source's Makefile.
 
-    :raise BuildError: it is no kernel's.
+    :raise BuildError: it is not a kernel's source.
     """
     found: dict[str, str] = {}
     with contextlib.suppress(BuildError):
@@ -275,6 +280,6 @@ def version(tree: Path) -> str:
     if not {"VERSION", "PATCHLEVEL", "SUBLEVEL"} <= found.keys() or not (tree / "Kconfig").is_file():
         raise BuildError(f"source: expected a kernel's Makefile with VERSION and PATCHLEVEL, and a Kconfig, in {tree}")
     if (tree / "mAKEFILE").exists():
-        what = "expected a file system that tells xt_DSCP.h from xt_dscp.h, for a kernel's source has both"
+        what = "expected a file system that distinguishes xt_DSCP.h from xt_dscp.h, for a kernel's source has both"
         raise HostError(f"source: {what}, got one that does not: {tree}; set TESTBED_CACHE to a folder on another")
     return f"{found['VERSION']}.{found['PATCHLEVEL']}.{found['SUBLEVEL']}{found.get('EXTRAVERSION', '')}"

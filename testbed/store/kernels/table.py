@@ -1,4 +1,6 @@
-"""Which kernels there are to choose from: the table in `images/kernels.yaml`, those that were built here, and files that the user names."""
+"""Names the kernels to choose from: rows of `images/kernels.yaml`, kernels that were built here, and files of the
+user.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,18 @@ class Series(enum.Enum):
     UNKNOWN = "unknown"
 
 
-# The series' own mark: a command carries the memory cgroup of who issued it. v5 as posted calls it mem_css.
+# The series' own mark: a command has the memory cgroup of its issuer. v5 as posted calls it mem_css.
 _CHARGES_ISSUER = re.compile(r"->(?:memcg_css|mem_css)\b")
 
 
 def has_series(loop_c: str) -> bool:
-    """Whether drivers/block/loop.c charges the issuer."""
+    """Whether drivers/block/loop.c has the series, and so charges the issuer."""
     return _CHARGES_ISSUER.search(loop_c) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DebianKernel:
-    """A row of the table: the newest `package` of `suites`; `source`: the package with its source, or empty."""
+    """A row of the table: the newest `package` in `suites`; `source`: the package with its source, or empty."""
 
     name: str
     suites: tuple[str, ...]
@@ -44,7 +46,7 @@ class DebianKernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalKernel:
-    """Files of the user: .deb packages, or one bzImage and perhaps the folder of its modules (`lib/modules/RELEASE`)."""
+    """Files of the user: .deb packages, or one bzImage and optionally its modules folder (`lib/modules/RELEASE`)."""
 
     name: str
     debs: tuple[Path, ...] = ()
@@ -55,14 +57,14 @@ class LocalKernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltKernel:
-    """What `testbed kernel build` made under this name; the cache knows the rest of it, and whether the series is in it."""
+    """What `testbed kernel build` made under this name; the cache has the rest, also whether the series is in it."""
 
     name: str
     series: Series = Series.UNKNOWN
 
     @property
     def spec(self) -> str:
-        """As a command line names it."""
+        """The kernel as a command line names it."""
         return f"{BUILT}{self.name}"
 
 
@@ -71,13 +73,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 def built_name(name: str) -> str:
-    """`name`, if a kernel that is built may be called so.
+    """Return `name` if a built kernel may have it.
 
     :raise UsageError: it may not.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"kernel {name!r}: expected a name of at most 80 letters, digits and . _ - that begins with a letter or digit"
+            f"kernel {name!r}: expected a name of at most 80 letters, digits and . _ - that begins "
+            "with a letter or digit"
         )
     return name
 
@@ -86,7 +89,9 @@ _KEY_CHARACTERS = 8
 
 
 def named_by_key(stem: str, key: str) -> str:
-    """A name that a kernel may have, and that no other has: of a long or strange `stem` what fits, and of the key its first characters."""
+    """Return a valid name that no other kernel has, made of as much of `stem` as is allowed, and the start of the
+    key.
+    """
     fitting = re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip("._-") or "kernel"
     return built_name(f"{fitting[: 79 - _KEY_CHARACTERS]}-{key[:_KEY_CHARACTERS]}")
 
@@ -103,9 +108,11 @@ class KernelTable:
     patched: str
 
     def resolve(self, spec: str) -> Kernel:
-        """The kernel meant by a command line: a row's name, `built-NAME`, `FILE.deb[:FILE.deb...]`, or `BZIMAGE[:MODULES_FOLDER]`.
+        """Return the kernel that a command line names.
 
-        :raise UsageError: it names nothing; says what was expected.
+        It may be the name of a row, `built-NAME`, `FILE.deb[:FILE.deb...]`, and `BZIMAGE[:MODULES_FOLDER]`.
+
+        :raise UsageError: it names no kernel; the message says what is expected.
         """
         if spec in self.rows:
             return self.rows[spec]
@@ -115,12 +122,13 @@ class KernelTable:
         if paths is None:
             names = ", ".join(self.rows)
             raise UsageError(
-                f"kernel {spec!r}: expected one of {names}, or built-NAME, or BZIMAGE[:MODULES_FOLDER], or FILE.deb[:FILE.deb]; "
-                f"{_missing(spec)}"
+                f"kernel {spec!r}: expected one of {names}, or built-NAME, or BZIMAGE[:MODULES_FOLDER], "
+                f"or FILE.deb[:FILE.deb]; {_missing(spec)}"
             )
         if other := next((path for path in paths if not path.is_file() and not path.is_dir()), None):
             raise UsageError(
-                f"kernel {spec!r}: expected BZIMAGE[:MODULES_FOLDER] or FILE.deb[:FILE.deb], got what is no file: {other}"
+                f"kernel {spec!r}: expected BZIMAGE[:MODULES_FOLDER] or FILE.deb[:FILE.deb], "
+                f"got what is no file: {other}"
             )
         if all(path.suffix == ".deb" and path.is_file() for path in paths):
             return LocalKernel(name=paths[0].name, debs=paths)
@@ -129,9 +137,9 @@ class KernelTable:
         return LocalKernel(name=paths[0].name, bzimage=paths[0], modules=paths[1] if len(paths) == 2 else None)
 
     def absolute(self, spec: str) -> str:
-        """`spec` with the paths of files from the root, for a process that works in another folder.
+        """Return `spec` with absolute paths, for a process that works in another folder.
 
-        :raise UsageError: this user may not look.
+        :raise UsageError: this user may not access a path.
         """
         named = spec in self.rows or spec.startswith(BUILT)
         paths = None if named else files_of(spec)
@@ -139,47 +147,48 @@ class KernelTable:
 
 
 def files_of(spec: str) -> tuple[Path, ...] | None:
-    """The files that `FILE[:FILE...]` names, the first as long as it can be, since paths may have colons, too; None: they are not there.
+    """Split `FILE[:FILE...]` into files; paths may have colons, too, so the first is as long as possible. None: not
+    found.
 
-    :raise UsageError: this user may not look.
+    :raise UsageError: this user may not access a path.
     """
-    # From which places on nothing is there: asked once each, for a spec may be divided in very many ways.
-    fruitless: set[int] = set()
+    # Positions from which no split succeeds; each is tried once, for a spec can be split in very many ways.
+    failed: set[int] = set()
 
-    def there(begin: int) -> tuple[Path, ...] | None:
+    def split(begin: int) -> tuple[Path, ...] | None:
         for end in _ends(spec[begin:]):
             first = _path(spec[begin : begin + end])
-            if begin + end < len(spec) and begin + end + 1 in fruitless:
+            if begin + end < len(spec) and begin + end + 1 in failed:
                 continue
             if spec[begin:] and _exists(first):
-                others = () if begin + end == len(spec) else there(begin + end + 1)
+                others = () if begin + end == len(spec) else split(begin + end + 1)
                 if others is not None:
                     return (first, *others)
-        fruitless.add(begin)
+        failed.add(begin)
         return None
 
-    return there(0)
+    return split(0)
 
 
 def file_name(spec: str) -> str:
-    """What a kernel is called for short: the name of its first file, else as it is named."""
+    """Return the short name of a kernel: the name of its first file, or the spec itself."""
     found = files_of(spec)
     return found[0].name if found else spec
 
 
 def _missing(spec: str) -> str:
-    """What of `FILE[:FILE...]` is not there, in words."""
+    """Describe which part of `FILE[:FILE...]` does not exist."""
     there = next((end for end in _ends(spec) if _exists(_path(spec[:end]))), None)
     return f"{spec[:there]} is there, {spec[there + 1 :]!r} is not" if there else "there is no such file"
 
 
 def _ends(spec: str) -> tuple[int, ...]:
-    """Where the first file of `FILE[:FILE...]` may end, the last place first."""
+    """List the positions where the first file of `FILE[:FILE...]` may end, the last one first."""
     return (len(spec), *(at for at in range(len(spec) - 1, 0, -1) if spec[at] == ":"))
 
 
 def _path(text: str) -> Path:
-    """With the user's home for `~`; that of a user whom nobody knows is a name like any other."""
+    """Expand `~` to a home; of an unknown user it is left as it is."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -187,7 +196,7 @@ def _path(text: str) -> Path:
 
 
 def _exists(path: Path) -> bool:
-    """:raise UsageError: this user may not look."""
+    """:raise UsageError: this user may not access the path."""
     try:
         return path.exists()
     except OSError as error:
@@ -211,7 +220,7 @@ class _File(BaseModel):
 
 
 def load_table(path: Path) -> KernelTable:
-    """The kernel table in a file.
+    """Read a kernel table from a file.
 
     :raise HostError: the file is missing or wrong; it ships with the product.
     """

@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def sort_by_version(files: list[Path]) -> list[Path]:
-    """Files of kernels by version: numbers in their names count as numbers, and a release candidate comes before its release."""
+    """Sort files of kernels by version: numbers count as numbers; a release candidate precedes its release."""
     return sorted(files, key=lambda path: version_key(path.name))
 
 
 def version_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """What a version sorts by."""
+    """Return the sort key of a version."""
     key: list[tuple[int, int, str]] = []
     word, number = "", ""
     for character in f"{name}\0":

@@ -13,7 +13,7 @@ def package(data: bytes) -> None:
     """The files of a .deb, as dpkg-deb gives them: a tar."""
     path = place.file(data, "package.tar")
     with place.folder() as tree:
-        debs.pick(path, tree, Path("a.deb"))
+        debs.unpack_tar(path, tree, Path("a.deb"))
 
 
 def bzimage(data: bytes) -> None:

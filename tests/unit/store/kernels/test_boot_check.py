@@ -144,7 +144,7 @@ def test_what_scenarios_need_is_asked_before_they_run(given: Path, tmp_path: Pat
         assert notes.said == [f"{given}/bzImage: it lacks CONFIG_{option}=y: every scenario needs it"]
         with pytest.raises(
             UsageError,
-            match=rf"kernel bzImage: no scenario can say anything of it; .* lacks\n  CONFIG_{option}=y: every",
+            match=rf"kernel bzImage: no scenario can test it; .* lacks\n  CONFIG_{option}=y: every",
         ):
             boot_check.check_for_scenarios(found.name, found.config)
     boot_check.check_for_scenarios("unknown", None)
@@ -218,7 +218,7 @@ def test_modules_of_another_release_are_refused(given: Path, tmp_path: Path) -> 
     folder = modules(given / "m", "virtio_blk", "ext4", magic="6.8.0-test SMP preempt mod_unload ")
     with pytest.raises(
         UsageError,
-        match=rf"would load none .*another kernel's:\n    expected: {MAGIC.strip()}\n    got of virtio_blk.ko: 6\.8\.0",
+        match=rf"cannot load the modules .* to another kernel:\n    expected: {MAGIC.strip()}\n    got of virtio_blk.ko: 6\.8\.0",
     ):
         fetched(f"{given}/bzImage:{folder}", tmp_path)
     # Of the same release, and another build.
@@ -228,7 +228,7 @@ def test_modules_of_another_release_are_refused(given: Path, tmp_path: Path) -> 
     # What the kernel compares cannot be found in it: its release is still another one.
     (given / "bzImage").write_bytes(whole(gzip.compress(kernel(magic="")), with_size=False))
     with pytest.raises(
-        UsageError, match=r"would load none of the modules in .*\n    expected: 6\.9\.0-test\n    got of loop\.ko: 6\.8"
+        UsageError, match=r"cannot load the modules in .*\n    expected: 6\.9\.0-test\n    got of loop\.ko: 6\.8"
     ):
         fetched(f"{given}/bzImage:{modules(given / 'o', 'loop', magic='6.8.0 SMP ')}", tmp_path)
 
@@ -237,7 +237,7 @@ def test_a_folder_without_modules_or_above_them_is_refused(given: Path, tmp_path
     (given / "empty").mkdir()
     with pytest.raises(
         UsageError,
-        match=r"empty: expected the modules of Linux 6\.9\.0-test .*, found none in it; a kernel that needs none is given alone",
+        match=r"empty: expected the modules of Linux 6\.9\.0-test .*, found none; a kernel that needs none is given alone",
     ):
         fetched(f"{given}/bzImage:{given}/empty", tmp_path)
     modules(given / "root/lib/modules" / RELEASE, "loop")
@@ -312,7 +312,7 @@ def test_a_program_that_is_missing_leaves_a_note_and_no_error(
     monkeypatch.setattr(process, "find_path", lambda tool: None)
     notes = Notes()
     fetched(given / "bzImage", tmp_path, notes)
-    assert any("cannot be looked at: zstd: not found on this machine" in said for said in notes.said)
+    assert any("cannot be read: zstd: not found on this machine" in said for said in notes.said)
 
 
 @pytest.fixture

@@ -226,7 +226,7 @@ def test_of_a_users_configuration_what_nobody_chose_may_go_and_what_no_source_ha
     assert cache.read_meta(built.folder)["config_name"] == "config"
     (said,) = [note for note in notes.said if "OUTGROWN" in note]
     assert said.startswith(
-        "9 options of the configuration are none of this source: CONFIG_OUTGROWN_0, "
+        "9 options of the configuration are not in this source: CONFIG_OUTGROWN_0, "
     ) and said.endswith(", ...")
     assert not any("CC_HAS_THIS" in note for note in notes.said)
 
@@ -306,6 +306,6 @@ def test_a_kernel_that_was_removed_half_way_is_built_again(
 
 def test_a_kernel_that_is_just_being_made_is_not_removed(tmp_path: Path, tree: Path) -> None:
     built = build(tmp_path / "cache", BuildSpec(source=str(tree)), "mine")
-    with filelock.FileLock(f"{built.folder}.lock"), pytest.raises(HostError, match="while another run is at them"):
+    with filelock.FileLock(f"{built.folder}.lock"), pytest.raises(HostError, match="while another run uses them"):
         builder.remove_build("mine", tmp_path / "cache")
     assert built.bzimage.is_file()

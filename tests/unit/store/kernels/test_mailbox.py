@@ -333,7 +333,7 @@ def test_a_quilt_list_says_itself_what_is_meant(repository: Path, tmp_path: Path
     names = sorted(path.name for path in folder.iterdir())
     (folder / "series").write_text("\n".join(names))
     assert applied(repository, folder) == WHOLE
-    with pytest.raises(BuildError, match="its file `series` says what is meant"):
+    with pytest.raises(BuildError, match="its file `series` already selects patches"):
         read_patches(folder, Selection(version="v2"))
     (folder / "series").write_text("# nothing\n")
     with pytest.raises(BuildError, match="series: expected names of files, found none"):
