@@ -75,7 +75,7 @@ async def loading(guest: Guest, folder: str) -> AsyncIterator[Load]:
             if found := _SYNCED.fullmatch(line[:LONGEST_LINE].decode(errors="replace").strip()):
                 load.acknowledged = int(found[1])
 
-    with guest.console.heard_by(hear):
+    with guest.console.listening(hear):
         writing = asyncio.create_task(guest.script(_script(_LOAD), f"{MOUNTS}/{folder}", timeout_s=3600))
         try:
             yield load

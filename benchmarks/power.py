@@ -63,7 +63,7 @@ async def _row(
     load, before = Load(), ""
     acknowledged = gone = blocks = 0
     for number in range(cuts + 1):
-        async with factory.guest("bench", model, kernel, evidence / str(number), survivors=kept) as guest:
+        async with factory.guest("bench", model, kernel, evidence / str(number), surviving_disks=kept) as guest:
             try:
                 await apply.apply_steps(guest)
             except GuestError as error:

@@ -179,7 +179,7 @@ class Testbed:
                 built = {name: group.create_task(apply.apply_steps(guest)) for name, guest in guests.items()}
             found: dict[str, Vm] = {}
             for name, guest in guests.items():
-                guest.marks.reach(apply.STACK)
+                guest.marks.reach(apply.STACK_MARK)
                 await stack.enter_async_context(_working(guest))
                 own = guest.model.kernel
                 release = (await self._factory.kernel(own)).release if own else files.release

@@ -26,7 +26,7 @@ from testbed.errors import CommandFailed, TestbedError, UsageError
 from testbed.guest import shell_functions
 from testbed.guest.channels.kernel_log import clean
 from testbed.guest.channels.ssh import Result
-from testbed.guest.shell_functions import ENTER, Texts
+from testbed.guest.shell_functions import ENTER, FileTexts
 from testbed.topology.model import GuestModel
 
 __tracebackhide__ = True  # pytest shows no frames of this module
@@ -66,7 +66,7 @@ class Vm:
         self.last: deque[CommandResult] = deque(maxlen=_REMEMBERED)
         self.failed: CommandResult | None = None
         # What control groups had counted when the test left them by an error: they are gone afterwards.
-        self.left_groups: dict[str, Texts] = {}
+        self.left_groups: dict[str, FileTexts] = {}
 
     def __repr__(self) -> str:
         return f"<guest {self.name}, {self.release}>"
@@ -145,7 +145,7 @@ class Vm:
         self._remember(CommandResult(command=said, result=result), failed=wrong)
         if wrong:
             status = f"{result.status} {result.signal}".strip()
-            output = "\n".join(clean(line) for line in result.ending().splitlines())
+            output = "\n".join(clean(line) for line in result.last_output().splitlines())
             raise CommandFailed(self.name, clean(said), status, output)
         return result
 

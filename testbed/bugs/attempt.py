@@ -204,7 +204,7 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
     """
     bug = wanted.bug
     stack, _ = await apply.apply_steps(guest)
-    guest.marks.reach(apply.STACK)
+    guest.marks.reach(apply.STACK_MARK)
     environment = script_runner.script_environment(guest, stack, wanted.seed)
     if wanted.dump or wanted.hold is not None:
         await guest.keep_qemu_after_end()
@@ -222,7 +222,7 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
     except CommandFailed as error:
         raise GuestError(f"prepare: {error}") from error
     before = await io_accounting.snapshot_before(guest) if guest.disks and wanted.hold is None else None
-    with (guest.logs / OUTPUT).open("wb", buffering=0) as run.kept, guest.console.heard_by(run.console):
+    with (guest.logs / OUTPUT).open("wb", buffering=0) as run.kept, guest.console.listening(run.console):
         run.began = time.monotonic()
         try:
             async with sampling_disks(guest), run_timeline(guest):
@@ -245,7 +245,9 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
 async def _watched(guest: Guest, wanted: Attempt, run: _Run, environment: Mapping[str, str]) -> None:
     """Run the script until it ends, the signature shows, the guest goes, or the time is over."""
     limit_s, heard = wanted.timeout_s + 60, (run.output, run.errors)
-    running = script_runner.run_script(guest, wanted.bug.main, environment, check=False, timeout_s=limit_s, heard=heard)
+    running = script_runner.run_script(
+        guest, wanted.bug.main, environment, check=False, timeout_s=limit_s, listeners=heard
+    )
     script: asyncio.Task[Result] = asyncio.create_task(running)
     lost = asyncio.create_task(guest.lost())
     hit = asyncio.create_task(run.hit.wait())
@@ -332,7 +334,7 @@ async def _lost(guest: Guest, run: _Run) -> None:
     run.why = await guest.lost()
     if guest.loss is Loss.HOST:
         raise HostError(f"guest {guest.name}: {run.why}")
-    await guest.console.last_words()
+    await guest.console.wait_until_quiet()
     run.end = _ENDS.get(guest.loss or Loss.QEMU, End.QEMU)
     run.watch.no_more()
     run.watch.guest_ended(run.end)

@@ -14,7 +14,7 @@ from testbed import cgroupfs
 from testbed.errors import ReadingError, TestbedError
 from testbed.guest.guest import Guest
 from testbed.guest.metrics import readings
-from testbed.guest.shell_functions import Texts
+from testbed.guest.shell_functions import FileTexts
 from testbed.units import MIB
 
 _FILE = "/sys/fs/cgroup/io.stat"
@@ -52,7 +52,7 @@ class Snapshot:
     """Both counts at one moment: QEMU's of each disk, None where it does not answer; and the text of the guest's, or why there is none."""
 
     device: Mapping[str, Mapping[str, int]] | None
-    guest: Texts | None
+    guest: FileTexts | None
     why: str = ""
 
 
@@ -79,7 +79,7 @@ async def _device(guest: Guest) -> Mapping[str, Mapping[str, int]] | None:
         return None
 
 
-async def _texts(guest: Guest) -> tuple[Texts | None, str]:
+async def _texts(guest: Guest) -> tuple[FileTexts | None, str]:
     try:
         return (await readings.take_files(guest, f"take {_FILE}; finish", timeout_s=10))[""], ""
     except TestbedError as error:

@@ -40,14 +40,16 @@ async def run_script(
     *,
     check: bool = True,
     timeout_s: float,
-    heard: tuple[Listener, Listener] | None = None,
+    listeners: tuple[Listener, Listener] | None = None,
 ) -> Result:
     """Run a script with more variables than its guest's commands have. Its standard input is empty; raises as `Shell.run`.
 
     Status 125, with a message of the guest's, where the file cannot be put there.
     """
     loader = _loader(script, environment)
-    return await guest.shell.script(loader, check=check, timeout_s=timeout_s, heard=heard, stdin=script.text.encode())
+    return await guest.shell.script(
+        loader, check=check, timeout_s=timeout_s, listeners=listeners, stdin=script.text.encode()
+    )
 
 
 def _loader(script: Script, environment: Mapping[str, str]) -> str:

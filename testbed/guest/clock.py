@@ -36,7 +36,7 @@ async def read_clock(guest: Guest) -> Clock:
     for _ in range(_ROUNDS):
         asked = time.monotonic()
         _, said = await guest.wait(guest.agent.ask("time"), guest.deadlines.command_s)
-        found.append(clock_between(uptime_s(said), asked, time.monotonic()))
+        found.append(clock_between(parse_uptime(said), asked, time.monotonic()))
     return min(found, key=lambda one: one.error_s)
 
 
@@ -59,7 +59,7 @@ def clock_between(guest_s: float, asked: float, answered: float) -> Clock:
     return Clock(offset_s=guest_s - (asked + answered) / 2, error_s=(answered - asked) / 2)
 
 
-def uptime_s(said: str) -> float:
+def parse_uptime(said: str) -> float:
     """The `uptime_ns` of an agent's answer, in seconds.
 
     :raise GuestError: there is none. :raise ReadingError: it is no number.

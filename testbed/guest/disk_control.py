@@ -121,7 +121,7 @@ class DiskControl:
 
     # Delays, faults, a hang ------------------------------------------------------------------------------------------
 
-    async def furnish(self) -> None:
+    async def apply_topology(self) -> None:
         """Give each disk the volatile cache and the delays of its topology."""
         for name, disk in self._model.disks.items():
             if disk.cache is not None:
@@ -216,13 +216,13 @@ class DiskControl:
         await self.delay(name, NO_DELAY)
         await self.inject(name, DEAD if surprise else ())
         async with self._changing(name) as state:
-            await self._hotplug.take_out(name, state.disk)
+            await self._hotplug.delete_device(name, state.disk)
             if state.export is not None:
                 await state.export.lose_cache(0.0, 0)  # it has lost power
                 await state.export.set_faults(())
             await state.change(errors=(), export=False, image=False)
             await state.close_exports()
-            await self._hotplug.remove(name, state.disk, keep=True)
+            await self._hotplug.remove_storage(name, state.disk, keep=True)
             state.faults, state.unplugged = (), True
 
     async def plug(self, name: str) -> None:

@@ -139,12 +139,12 @@ class GuestFactory:
         wiring: NetworkSockets = NO_NETWORKS,
         *,
         savable: bool = False,
-        survivors: Path | None = None,
+        surviving_disks: Path | None = None,
         on_state: OnState = ignore_state,
     ) -> AsyncIterator[Guest]:
         """Start a guest and yield it when it is ready: a clone of its machine's template, or booted cold if requested or necessary.
 
-        `savable`: it may become a snapshot. `survivors`: a folder with the disks of a guest whose power was cut, which become its own.
+        `savable`: it may become a snapshot. `surviving_disks`: a folder with the disks of a guest whose power was cut, which become its own.
         `on_state` is called with each state that it reaches.
 
         :raise GuestLost: it did not get ready. :raise DeviceMismatch: its disks are not those of the topology.
@@ -153,7 +153,7 @@ class GuestFactory:
         spec = replace(
             self._spec(name, model, machine, files, logs, wiring),
             savable=savable,
-            survivors=survivors,
+            surviving_disks=surviving_disks,
             on_state=on_state,
         )
         async with contextlib.AsyncExitStack() as stack:
@@ -222,8 +222,8 @@ class GuestFactory:
                 if await clock.runs_at_host_rate(guest, lambda: asyncio.sleep(_CLOCK_S)):
                     await stack.enter_async_context(once.pop_all())
                     return guest
-                if spec.survivors is not None:
-                    await guest.move_disks_to(spec.survivors)
+                if spec.surviving_disks is not None:
+                    await guest.move_disks_to(spec.surviving_disks)
             self._progress.note(
                 f"guest {spec.name}: its clock does not go as ours; booting it again{log_files.set_aside(spec.logs)}"
             )

@@ -127,7 +127,7 @@ class Guest(Liveness):
         # What the console printed last says more than the exit status: read the rest of it first.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):
-                await self.console.ended()
+                await self.console.wait_closed()
         output = logfile.tail(self.logs / "qemu.log")
         loss = Loss.KILLED if status in _KILLED else SHUTDOWNS.get(self._shutdown_reason, Loss.QEMU)
         if self.state is State.LAUNCHED and status > 0:
@@ -225,7 +225,7 @@ class Guest(Liveness):
     def send_identity(self, key: SshKey, **more: str) -> None:
         """Tell the guest its identity, with the SSH key that may log in; its agent answers `ready`."""
         self._authorized_key = key.public.split()[1]
-        self.agent.say("identity", **self._identity(**more))
+        self.agent.send("identity", **self._identity(**more))
 
     def _identity(self, **more: str) -> dict[str, str]:
         if not self.spec.memory.shared:
@@ -291,7 +291,7 @@ class Guest(Liveness):
     async def cut_power(self, folder: Path, *, share: float, seed: int) -> dict[str, int]:
         """End the guest as a power failure would: its disks' volatile caches are lost, but for a random `share` of their blocks.
 
-        Moves the disks into the new `folder`, for another guest's `survivors`. Returns how many blocks each disk lost.
+        Moves the disks into the new `folder`, for another guest's `surviving_disks`. Returns how many blocks each disk lost.
         """
         lost = await self.hardware.cut_power(share, seed)
         folder.mkdir(mode=0o700, parents=True)
@@ -325,7 +325,7 @@ class Guest(Liveness):
     async def tear_down(self) -> None:
         """Kill QEMU and remove everything of the guest but its logs. Cannot fail."""
         self._ending = True
-        await self.console.last_words()
+        await self.console.wait_until_quiet()
         await self._kill()
         if self._shell is not None:
             await self._shell.close()

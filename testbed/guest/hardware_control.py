@@ -35,10 +35,10 @@ _DOES_TO_MACHINE: Mapping[str, Callable[[Guest, int | None], Awaitable[None]]] =
     "memory": cpu_memory.set_memory,
     "cpus": cpu_memory.set_cpus,
 }
-Said = dict[str, list[str]]
+Description = dict[str, list[str]]
 
 
-async def run_action(guest: Guest, action: Action) -> Said:
+async def run_action(guest: Guest, action: Action) -> Description:
     """Do it, and return how the disk, or the machine, is then.
 
     :raise UsageError: it is refused; then nothing has changed. :raise HostError: QEMU refuses it. :raise GuestError: the guest does.
@@ -52,12 +52,12 @@ async def run_action(guest: Guest, action: Action) -> Said:
     return await describe(guest.hardware, action.disk)
 
 
-async def apply(guest: Guest, some: Sequence[str]) -> Said:
+async def apply(guest: Guest, some: Sequence[str]) -> Description:
     """`do` what words say; raises as that, and UsageError where they are not understood."""
     return await run_action(guest, commands.parse(some))
 
 
-async def describe_machine(guest: Guest) -> Said:
+async def describe_machine(guest: Guest) -> Description:
     """What memory and CPUs a guest has now."""
     return {
         "memory": [format_size(await cpu_memory.memory_state(guest))],
@@ -65,7 +65,7 @@ async def describe_machine(guest: Guest) -> Said:
     }
 
 
-async def describe(disks: DiskControl, name: str) -> Said:
+async def describe(disks: DiskControl, name: str) -> Description:
     """How a disk behaves now, and the errors of it that there were.
 
     :raise UsageError: there is no such disk.

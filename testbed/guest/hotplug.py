@@ -26,7 +26,7 @@ class Hotplug:
     def __init__(self, qmp: GuestMonitor, wait: Wait, spec: LaunchSpec, jail: Jail) -> None:
         self._jail = jail
         self._qmp, self._wait, self._scratch, self._deadlines = qmp, wait, spec.scratch, spec.deadlines
-        self._survivors, self._disks = spec.survivors, spec.model.disks
+        self._surviving_disks, self._disks = spec.surviving_disks, spec.model.disks
         self._gone: dict[str, asyncio.Event] = {}
         self._plugs: list[SwitchPort] = []
 
@@ -49,7 +49,7 @@ class Hotplug:
         hot = found.hot + netdev.netdev_commands(wiring, len(model.disks))
         return DiskCommands(cold=found.cold + hot, hot=()) if snapshot else replace(found, hot=hot)
 
-    async def overlay(self, file: Path, root: Path, snapshot: Snapshot | None) -> None:
+    async def make_overlay(self, file: Path, root: Path, snapshot: Snapshot | None) -> None:
         """Make the file for what a guest writes to its root disk: empty, or as in a snapshot."""
         wanted = Storage(file=file, format="qcow2", size_bytes=root.stat().st_size, image=(root, "raw"))
         if snapshot is None:
@@ -60,7 +60,7 @@ class Hotplug:
         self._jail.chown(file)
 
     def move_disks_to(self, folder: Path) -> None:
-        """Move the files of all disks into a folder, for another guest's `survivors`; nobody must write to them any more."""
+        """Move the files of all disks into a folder, for another guest's `surviving_disks`; nobody must write to them any more."""
         for name, disk in self._disks.items():
             for store in blockdev.plan_storage(name, disk, self._scratch):
                 store.file.rename(folder / store.file.name)
@@ -70,7 +70,7 @@ class Hotplug:
         for plug in self._plugs:
             await plug.close()
 
-    async def fill(self, commands: tuple[QmpCommand, ...]) -> None:
+    async def plug_prepared(self, commands: tuple[QmpCommand, ...]) -> None:
         """Put in what was prepared; a guest for which QEMU refuses any of it is of no use."""
         await self._qmp.run_pipelined(commands)
 
@@ -85,10 +85,10 @@ class Hotplug:
 
     async def unplug(self, name: str, disk: Disk) -> None:
         """Take a disk out of the running guest, with what it holds; raises as `take_out`."""
-        await self.take_out(name, disk)
-        await self.remove(name, disk)
+        await self.delete_device(name, disk)
+        await self.remove_storage(name, disk)
 
-    async def take_out(self, name: str, disk: Disk) -> None:
+    async def delete_device(self, name: str, disk: Disk) -> None:
         """Take a disk's device out of the running guest; the guest must agree, so a deadline applies.
 
         :raise GuestError: it does not let it go.
@@ -98,7 +98,7 @@ class Hotplug:
         await self._qmp.execute("device_del", {"id": device})
         await self._wait(gone.wait(), self._deadlines.command_s)
 
-    async def remove(self, name: str, disk: Disk, *, keep: bool = False) -> None:
+    async def remove_storage(self, name: str, disk: Disk, *, keep: bool = False) -> None:
         """Remove what was below a device that is gone. `keep`: what it holds stays."""
         await self._qmp.run(blockdev.unplug_commands(name, disk))
         if not keep:
@@ -115,8 +115,8 @@ class Hotplug:
         for store in wanted:
             if snapshot is not None:
                 await snapshot_files.copy_snapshot(snapshot.disk(store.file.name), store.file)
-            elif self._survivors is not None:
-                (self._survivors / store.file.name).rename(store.file)
+            elif self._surviving_disks is not None:
+                (self._surviving_disks / store.file.name).rename(store.file)
             else:
                 await disk_files.make_disk_files(store)
             disk_files.check_kept_disks(store)

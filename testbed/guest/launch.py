@@ -18,7 +18,7 @@ from testbed.guest import session
 from testbed.guest.channels import ssh_login
 from testbed.guest.channels.ssh_keys import SshKey
 from testbed.guest.guest import Guest
-from testbed.guest.launch_spec import LaunchSpec, Saved
+from testbed.guest.launch_spec import LaunchSpec, SavedState
 from testbed.guest.lifecycle import Event, Loss
 from testbed.guest.liveness import wait_until_done
 from testbed.host import logfile, process
@@ -80,7 +80,7 @@ async def _boot_cold(guest: Guest, key: SshKey) -> None:
     await _wake(guest, key, hotplugs)
 
 
-async def _clone(guest: Guest, template: Saved, key: SshKey) -> None:
+async def _clone(guest: Guest, template: SavedState, key: SshKey) -> None:
     """Start a guest from a saved state.
 
     :raise TemplateError: the state does not load, or the guest that it is of does not go on.
@@ -110,7 +110,7 @@ async def _start(guest: Guest) -> tuple[QmpCommand, ...]:
     disks = await guest.hotplug.prepare(spec.model, spec.wiring, snapshot)
     _grant_files(guest.jail, spec, memory)
     if spec.savable:
-        await guest.hotplug.overlay(spec.overlay, spec.files.root, snapshot)
+        await guest.hotplug.make_overlay(spec.overlay, spec.files.root, snapshot)
     options = command_line.argv(
         spec.host,
         spec.machine,
@@ -129,7 +129,7 @@ async def _start(guest: Guest) -> tuple[QmpCommand, ...]:
             env={
                 **spec.host.qemu.environment,
                 "TMPDIR": guest.jail.visible(str(spec.scratch)),
-                session.OWNER: f"{spec.sockets}/",
+                session.OWNER_VARIABLE: f"{spec.sockets}/",
             },
             oom_first=True,
             prefix=guest.jail.prefix(spec.host),
@@ -152,7 +152,7 @@ def _grant_files(own: Jail, spec: LaunchSpec, memory: Memory) -> None:
         own.grant_memory(memory.file, read_only=memory.only_read(spec.host))
 
 
-async def _restore(guest: Guest, template: Saved) -> None:
+async def _restore(guest: Guest, template: SavedState) -> None:
     """Load a saved state into a QEMU that waits for one."""
     try:
         await guest.wait(migration.load_state(guest.monitor, template.state), guest.deadlines.restore_s)
@@ -173,8 +173,8 @@ async def _wake(guest: Guest, key: SshKey, hotplugs: tuple[QmpCommand, ...]) -> 
     is_clone = guest.spec.template is not None
     limit = guest.deadlines.ssh_s
     guest.send_identity(key, **({} if is_clone else {"hostkey": guest.host_key.dropbear.hex()}))
-    await guest.hotplug.fill(hotplugs)
-    await guest.hardware.furnish()
+    await guest.hotplug.plug_prepared(hotplugs)
+    await guest.hardware.apply_topology()
     guest.ssh_port.port = await guest.wait(guest.monitor.forwarded_port(), guest.deadlines.monitor_s)
     identified = asyncio.Event()
     connecting = asyncio.create_task(

@@ -16,7 +16,7 @@ from testbed.store.snapshot_files import Snapshot
 from testbed.store.template_files import Template
 from testbed.topology.model import GuestModel
 
-Saved = Template | Snapshot
+SavedState = Template | Snapshot
 # Waits no longer than that many seconds, nor longer than the guest lives.
 Wait = Callable[[Awaitable[Any], float], Awaitable[Any]]
 # Hears of each state that the guest comes into.
@@ -34,7 +34,7 @@ class LaunchSpec:
 
     `template`: clone this one, or go on from this snapshot; None boots cold, with `host_key` (a private ed25519 key) as its SSH identity.
     `memory`: where a template that is being made keeps its RAM. `wiring`: its ends of private networks.
-    `survivors`: a folder of disks that outlived another guest, which become its own. `savable`: it may become a
+    `surviving_disks`: a folder of disks that outlived another guest, which become its own. `savable`: it may become a
     snapshot, so that what it writes to its root disk is a file with a name. `on_state`: hears how far it is. `quota`: what its run may take
     of this machine's disks.
     """
@@ -48,11 +48,11 @@ class LaunchSpec:
     sockets: Path
     scratch: Path
     logs: Path
-    template: Saved | None = None
+    template: SavedState | None = None
     memory: Memory = ANONYMOUS
     host_key: bytes = b""
     wiring: NetworkSockets = NO_NETWORKS
-    survivors: Path | None = None
+    surviving_disks: Path | None = None
     savable: bool = False
     on_state: OnState = ignore_state
     quota: Quota

@@ -21,7 +21,7 @@ class Marks:
         """Let the acts begin that wait for this mark."""
         self._reached[name].set()
 
-    async def mark(self, name: str) -> None:
+    async def wait_for_mark(self, name: str) -> None:
         """Wait until the mark is reached."""
         if not self._reached[name].is_set():
             said = asyncio.create_task(self._said(name))
@@ -31,10 +31,10 @@ class Marks:
                 said.cancel()
 
     async def _said(self, name: str) -> None:
-        await self.line(rf"testbed-mark {escape(name)}(\s|$)")
+        await self.wait_for_line(rf"testbed-mark {escape(name)}(\s|$)")
         self.reach(name)
 
-    async def line(self, pattern: str) -> str:
+    async def wait_for_line(self, pattern: str) -> str:
         """Wait for a line of the console that matches, and return it."""
         found: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         wanted, pending = compile_user_regex(pattern), b""
@@ -48,5 +48,5 @@ class Marks:
                 if wanted.search(text) and not found.done():
                     found.set_result(text)
 
-        with self._console.heard_by(hear):
+        with self._console.listening(hear):
             return await found

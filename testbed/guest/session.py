@@ -165,7 +165,7 @@ def _remove_half(place: Path, name: str) -> None:
 
 
 # A variable of QEMU's environment that says whose it is: its folder of sockets.
-OWNER = "TESTBED_SOCKETS"
+OWNER_VARIABLE = "TESTBED_SOCKETS"
 
 
 def _kill_guests(sockets: Path) -> None:
@@ -177,6 +177,6 @@ def _kill_guests(sockets: Path) -> None:
             words, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
         except OSError:
             continue
-        if b"qemu-system" in words and f"{OWNER}={sockets}/".encode() in environment:
+        if b"qemu-system" in words and f"{OWNER_VARIABLE}={sockets}/".encode() in environment:
             with contextlib.suppress(OSError):
                 os.kill(int(process.name), signal.SIGKILL)

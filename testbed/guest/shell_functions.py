@@ -66,7 +66,7 @@ done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Texts:
+class FileTexts:
     """The files of one section. `guest`: whose; `texts`: by path; `unread`: why each of the others is not there; `notes`: by name."""
 
     guest: str
@@ -100,19 +100,19 @@ class Texts:
 _WHY = {"absent": "no such file", "unread": "an error, or the file is gone"}
 
 
-def sections(output: str, mark: str, guest: str) -> Mapping[str, Texts]:
+def sections(output: str, mark: str, guest: str) -> Mapping[str, FileTexts]:
     """What a script has taken, by section; before the first one it is called "".
 
     :raise ReadingError: the script did not come to its `finish`, or what it printed was cut.
     """
-    found = {"": Texts(guest=guest)}
+    found = {"": FileTexts(guest=guest)}
     here = found[""]
     finished, pending = False, ("", "")
     for part in output.split(f"{mark} ")[1:]:
         head, _, body = part.partition("\n")
         verb, _, name = head.partition(" ")
         if verb == "section":
-            here = found[name] = Texts(guest=guest)
+            here = found[name] = FileTexts(guest=guest)
         elif verb == "file":
             pending = name, body.removesuffix("\n")
         elif verb == "whole" and pending[0] == name:

@@ -37,7 +37,7 @@ class TimelineRunner:
         self.failures: list[TestbedError] = []
         self.missed: dict[int, str] = {}
 
-    async def play(self, acts: Sequence[TimelineEntry]) -> None:
+    async def run(self, acts: Sequence[TimelineEntry]) -> None:
         """Do all of it, from now on; acts do not wait for each other."""
         begin = time.monotonic()
         self.missed = {number: format_entry(act) for number, act in enumerate(acts)}
@@ -51,31 +51,31 @@ class TimelineRunner:
                 event = await self._reached(act.when)
                 begin = time.monotonic()
                 self._note(begin, act=number, reached=event)
-            for cue in schedule(act):
-                await asyncio.sleep(max(0.0, begin + cue.after_s - time.monotonic()))
-                await self._do(number, cue)
+            for timed in schedule(act):
+                await asyncio.sleep(max(0.0, begin + timed.after_s - time.monotonic()))
+                await self._do(number, timed)
         except TestbedError as error:
             self._failed(number, error)
 
-    async def _do(self, number: int, cue: TimedAction) -> None:
+    async def _do(self, number: int, timed: TimedAction) -> None:
         began = time.monotonic()
         self.missed.pop(number, None)
         try:
-            now = await hardware_control.run_action(self._guest, cue.action)
+            now = await hardware_control.run_action(self._guest, timed.action)
         except GuestLost:
             raise  # nothing more can be done
         except TestbedError as error:
-            self._failed(number, one_line(f"timeline: {cue.text}: {error}", error.code), do=cue.text)
+            self._failed(number, one_line(f"timeline: {timed.text}: {error}", error.code), do=timed.text)
         else:
-            self._note(began, act=number, do=cue.text, now=now, took_s=round(time.monotonic() - began, 6))
+            self._note(began, act=number, do=timed.text, now=now, took_s=round(time.monotonic() - began, 6))
 
     async def _reached(self, when: When) -> str:
         """Wait for an event; says which it was."""
         if when.mark is not None:
-            await self._guest.marks.mark(when.mark)
+            await self._guest.marks.wait_for_mark(when.mark)
             return f"mark {when.mark}"
         if when.console is not None:
-            return f"console: {await self._guest.marks.line(when.console)}"
+            return f"console: {await self._guest.marks.wait_for_line(when.console)}"
         return await self._counted(when)
 
     async def _counted(self, when: When) -> str:
@@ -92,7 +92,7 @@ class TimelineRunner:
         self.failures.append(error)
         self._note(time.monotonic(), act=number, **more, error=str(error))
 
-    def end(self) -> None:
+    def log_missed(self) -> None:
         """Log what has not begun, and will not."""
         for number, act in self.missed.items():
             self._note(time.monotonic(), act=number, missed=act)
@@ -117,16 +117,16 @@ async def run_timeline(guest: Guest, acts: Sequence[TimelineEntry] | None = None
     if not wanted:
         yield missed
         return
-    player = TimelineRunner(guest, await clock.read_clock(guest), guest.log(LOG))
-    task = asyncio.create_task(player.play(wanted))
+    runner = TimelineRunner(guest, await clock.read_clock(guest), guest.log(LOG))
+    task = asyncio.create_task(runner.run(wanted))
     try:
         yield missed
     finally:
         task.cancel()
         (ended,) = await asyncio.gather(task, return_exceptions=True)
-        player.end()
-        missed += player.missed.values()
+        runner.log_missed()
+        missed += runner.missed.values()
     if isinstance(ended, Exception):
         raise ended
-    if player.failures:
-        raise player.failures[0]
+    if runner.failures:
+        raise runner.failures[0]

@@ -9,8 +9,8 @@ from testbed import cgroupfs
 from testbed.api.vm import CommandResult, Vm
 from testbed.errors import ReadingError
 from testbed.guest import shell_functions
-from testbed.guest.channels.kernel_log import clean, split_lines
-from testbed.guest.shell_functions import Texts
+from testbed.guest.channels.kernel_log import clean, split_stamp
+from testbed.guest.shell_functions import FileTexts
 from testbed.units import is_number
 
 _LIMIT_S = 15.0
@@ -41,18 +41,18 @@ async def describe(vm: Vm, qemu: str) -> str:
         taken = shell_functions.sections(said, mark, vm.name)
     except ReadingError:
         taken = {}
-    first = taken.get("", Texts(guest=vm.name))
+    first = taken.get("", FileTexts(guest=vm.name))
     uptime = first.texts.get("/proc/uptime", "").partition(" ")[0]
     if (dmesg := first.texts.get("dmesg")) and is_number(uptime):
         (vm.evidence / "dmesg.txt").write_text(dmesg, encoding="utf-8")
         began = float(uptime) - answered_after_s
-        log = [line for line in dmesg.splitlines() if line.startswith("[") and (split_lines(line)[0] or 0) >= began]
+        log = [line for line in dmesg.splitlines() if line.startswith("[") and (split_stamp(line)[0] or 0) >= began]
         lines += _block("kernel log since the guest was ready", log or ["nothing"])
     else:
         console = vm.evidence / "console.log"
         text = console.read_text(encoding="utf-8", errors="replace").splitlines() if console.exists() else []
         lines += _block("the guest does not answer; the last of its console", text)
-    groups = _groups(vm, taken.get("cgroups", Texts(guest=vm.name)))
+    groups = _groups(vm, taken.get("cgroups", FileTexts(guest=vm.name)))
     lines += _block("control groups", groups) if groups else []
     stays = vm.keep()
     lines += [stays] if stays else []
@@ -83,7 +83,7 @@ def _output(ran: CommandResult) -> list[str]:
     return [] if ran.result is None else (ran.result.stdout + ran.result.stderr).splitlines()
 
 
-def _groups(vm: Vm, there: Texts) -> list[str]:
+def _groups(vm: Vm, there: FileTexts) -> list[str]:
     numbers = {disk.number: name for name, disk in vm.disks.items()}
     found: dict[str, list[str]] = {}
     for texts in (there, *vm.left_groups.values()):

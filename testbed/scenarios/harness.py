@@ -20,7 +20,7 @@ from testbed.guest.guest import Guest
 from testbed.guest.metrics import readings
 from testbed.guest.setup import apply, survey
 from testbed.guest.setup.block_stack import LoopDevice
-from testbed.guest.shell_functions import Texts
+from testbed.guest.shell_functions import FileTexts
 from testbed.scenarios.scenario import Point
 from testbed.scenarios.verdict import Balance, Control, Gap, Part, share_of
 from testbed.topology.disks import make_disk
@@ -81,8 +81,8 @@ class Charge:
     """
 
     cgroup: str
-    before: Texts
-    after: Texts
+    before: FileTexts
+    after: FileTexts
     disks: Mapping[str, tuple[int, int]]
     status: int
 

@@ -201,7 +201,7 @@ async def stream_console(guest: Guest, reader: asyncio.StreamReader, writer: asy
         if writer.transport.get_write_buffer_size() < registry.LONGEST_LINE:
             writer.write(data)
 
-    with guest.console.heard_by(show), contextlib.suppress(OSError):
+    with guest.console.listening(show), contextlib.suppress(OSError):
         while data := await reader.read(4096):
             await guest.console.type(data)
 

@@ -110,7 +110,7 @@ class Supervisor:
         if spec.trusted:
             self._model = self._model.model_copy(update={"qemu_args": trust.trusted_args(self._model.qemu_args)})
         self._guest: Guest | None = None
-        self._survivors: Path | None = None  # the disks of the one before, whose power was cut
+        self._surviving_disks: Path | None = None  # the disks of the one before, whose power was cut
         self._asked = asyncio.Event()  # to end, or to go on from a snapshot
         self._ends = False
         self._was_ready = False
@@ -184,15 +184,15 @@ class Supervisor:
         Path(spec.networks).mkdir(mode=0o700, exist_ok=True)
         wiring = NetworkSockets(folder=Path(spec.networks), guest=spec.guest, ends=self._topology.links[spec.guest])
         started = (spec.name, self._model, kernel, Path(spec.evidence), wiring)
-        survivors, self._survivors = self._survivors, None
-        saved = snapshot_files.read_snapshot(Path(spec.snapshot)) if spec.snapshot and survivors is None else None
+        surviving_disks, self._surviving_disks = self._surviving_disks, None
+        saved = snapshot_files.read_snapshot(Path(spec.snapshot)) if spec.snapshot and surviving_disks is None else None
         async with (
             self._factory.admitted(
                 (self._model,), spec.name, cores=1, on_wait=self._wait, at_once=spec.at_once
             ) as ticket,
             self._factory.restored(*started, saved)
             if saved
-            else self._factory.guest(*started, savable=True, survivors=survivors) as guest,
+            else self._factory.guest(*started, savable=True, surviving_disks=surviving_disks) as guest,
             control.listen(
                 self._folder / "console", lambda reader, writer: control.stream_console(guest, reader, writer)
             ),
@@ -270,7 +270,7 @@ class Supervisor:
         async with self._desk.turn:
             kept = self._factory.new_folder()
             lost = await self._ready().cut_power(kept, share=float(asked["share"]), seed=int(asked["seed"]))
-            self._survivors = kept
+            self._surviving_disks = kept
             await self._again()
         return {"lost_blocks": lost}
 

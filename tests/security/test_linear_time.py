@@ -58,7 +58,7 @@ def spoken(text: str) -> None:
 
 
 def console_lines(text: str) -> None:
-    reader = kernel_log.Reader()
+    reader = kernel_log.ConsoleReader()
     for line in text.split("\n"):
         reader.take(line)
         reader.take(f"[    1.000000] {line}")
@@ -106,7 +106,7 @@ READERS: dict[str, Callable[[str], object]] = {
         f"cpus {text}\nmount {text} / a b\nmount /dev/a {text} ext4 rw\nblock vda\nend", {}
     ),
     "trace": workers.traced,
-    "kallsyms": lambda text: kallsyms.elf(kallsyms.parse(text)),
+    "kallsyms": lambda text: kallsyms.make_elf(kallsyms.parse(text)),
     "configuration": lambda text: requirements.config_lacks("CONFIG_A=y", text),
     "terminal": printable,
 }

@@ -68,10 +68,10 @@ async def test_frames_for_a_peer_that_takes_none_cost_bounded_memory(size_bytes:
 async def test_a_console_that_is_read_no_longer_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest whose console nobody looks at could panic, and its run would pass."""
 
-    def broken(self: kernel_log.Reader, line: str) -> None:
+    def broken(self: kernel_log.ConsoleReader, line: str) -> None:
         raise RecursionError("too deep")
 
-    monkeypatch.setattr(kernel_log.Reader, "take", broken)
+    monkeypatch.setattr(kernel_log.ConsoleReader, "take", broken)
     trouble: asyncio.Queue[str] = asyncio.Queue()
     own, qemu = socket.socketpair()
     with own, qemu:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import filelock
 
-from testbed.guest.session import OWNER
+from testbed.guest.session import OWNER_VARIABLE
 from testbed.host import paths, registry
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +99,7 @@ class Places:
     def processes(self) -> dict[int, str]:
         """Those that were started with these folders, by their ids; they inherit the environment."""
         # QEMU gets little of it, but whose it is.
-        marks, found = (f"XDG_RUNTIME_DIR={self.runtime}\0".encode(), f"{OWNER}={self.runtime}/".encode()), {}
+        marks, found = (f"XDG_RUNTIME_DIR={self.runtime}\0".encode(), f"{OWNER_VARIABLE}={self.runtime}/".encode()), {}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 environment = (process / "environ").read_bytes()

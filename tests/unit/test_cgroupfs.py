@@ -17,7 +17,7 @@ from testbed.bugs import signature
 from testbed.errors import ReadingError
 from testbed.guest import cpu_memory, devices, shell_functions
 from testbed.guest.channels import dmesg, kernel_log
-from testbed.guest.clock import uptime_s
+from testbed.guest.clock import parse_uptime
 from testbed.guest.debug import kallsyms
 from testbed.guest.setup import readback, survey
 from testbed.guest.setup.readback import Expected
@@ -251,7 +251,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
 
 def strict_uptime(text: str) -> float:
     try:
-        return uptime_s(f"uptime_ns={text}")
+        return parse_uptime(f"uptime_ns={text}")
     except ReadingError:
         raise
     except Exception as error:
@@ -273,7 +273,7 @@ def test_whatever_a_guest_says_is_numbers_or_an_error_of_ours(parser: str, text:
 # What is left out, or says itself that nothing is known.
 FORGIVING: dict[str, Callable[[str], object]] = {
     "disks": devices.parse,
-    "symbols": lambda text: kallsyms.elf(kallsyms.parse(text)),
+    "symbols": lambda text: kallsyms.make_elf(kallsyms.parse(text)),
     "read back": lambda text: readback.differences(
         (Expected(where="x", file="/y", expected="1"),), f"read back\n== 0\n{text}"
     ),

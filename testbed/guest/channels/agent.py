@@ -36,7 +36,7 @@ class Agent:
         """
         async with self._turn:
             mark = f"turn={next(self._turns)}"
-            self.say(f"{verb} {mark}", **words)
+            self.send(f"{verb} {mark}", **words)
             lines: list[str] = []
             room_bytes = _MAX_ANSWER_BYTES
             while True:
@@ -55,7 +55,7 @@ class Agent:
     async def exchange(self, verb: str, answer: str, **words: str) -> str:
         """Say one line and wait for the one that answers it; see `expect`."""
         async with self._turn:
-            self.say(verb, **words)
+            self.send(verb, **words)
             return await self.expect(answer)
 
     async def expect(self, word: str) -> str:
@@ -84,7 +84,7 @@ class Agent:
             )
         return said
 
-    def say(self, verb: str, **words: str) -> None:
+    def send(self, verb: str, **words: str) -> None:
         """Send one line; values must not hold spaces."""
         assert self._writer is not None
         self._writer.write((" ".join([verb, *(f"{name}={value}" for name, value in words.items())]) + "\n").encode())

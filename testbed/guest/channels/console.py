@@ -44,7 +44,7 @@ class Console:
         self._read_at = 0.0
         self._writer: asyncio.StreamWriter | None = None
         self._listeners: list[Callable[[bytes], None]] = []
-        self._reader = kernel_log.Reader()
+        self._reader = kernel_log.ConsoleReader()
         self._found: Counter[kernel_log.Kind] = Counter()
         self.findings: list[kernel_log.Finding] = []
         self.dmesg: KernelLog | None = None  # completes `findings` at the end
@@ -55,7 +55,7 @@ class Console:
         self._task = asyncio.create_task(self._watched(reader, self._writer), name=f"console {path}")
 
     @contextlib.contextmanager
-    def heard_by(self, listener: Callable[[bytes], None]) -> Iterator[None]:
+    def listening(self, listener: Callable[[bytes], None]) -> Iterator[None]:
         """Lets a listener have everything that is printed, as it comes."""
         self._listeners.append(listener)
         try:
@@ -136,7 +136,7 @@ class Console:
         """The last lines."""
         return tuple(self._tail)
 
-    async def last_words(self) -> None:
+    async def wait_until_quiet(self) -> None:
         """After a panic or an oops: wait until the guest has nothing more to say about it. For two seconds at most."""
         until = time.monotonic() + _LAST_WORDS_S
         while self._task is not None and not self._task.done() and any(finding.kind.fatal for finding in self.findings):
@@ -146,7 +146,7 @@ class Console:
                 return
             await asyncio.sleep(min(quiet_at, until) - now)
 
-    async def ended(self) -> None:
+    async def wait_closed(self) -> None:
         """Wait until the wire is closed and everything on it was read."""
         if self._task is not None:
             await asyncio.wait({self._task})

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from testbed.guest.channels.kernel_log import Finding, Kind, Reader, clean
+from testbed.guest.channels.kernel_log import ConsoleReader, Finding, Kind, clean
 from testbed.regex import LONGEST_LINE, compile_linear
 from testbed.units import is_digits
 
@@ -108,7 +108,7 @@ def _places(findings: Iterable[Finding]) -> set[tuple[float | None, str]]:
 
 def _found(log: KernelLog, *, of_kernel: bool) -> list[Finding]:
     """The broad class is for warnings and worse: what is information uses its words as well."""
-    reader = Reader()
+    reader = ConsoleReader()
     found = [(level, reader.take(line)) for facility, level, line in log.lines if (facility == _KERNEL) is of_kernel]
     return [one for level, one in found if one is not None and (one.kind is not Kind.OTHER or level in _LOUD)]
 

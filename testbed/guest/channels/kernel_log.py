@@ -206,7 +206,7 @@ def clean(line: str, most: int = 1000) -> str:
 
 def classify(line: str) -> Finding | None:
     """What one console line says, or None where it says nothing that matters."""
-    return _classify(line, *split_lines(line))
+    return _classify(line, *split_stamp(line))
 
 
 def _classify(line: str, seconds: float | None, text: str) -> Finding | None:
@@ -216,7 +216,7 @@ def _classify(line: str, seconds: float | None, text: str) -> Finding | None:
     return _finding(kind, line) if kind else None
 
 
-def split_lines(line: str) -> tuple[float | None, str]:
+def split_stamp(line: str) -> tuple[float | None, str]:
     """The time since boot, None where the line has no stamp, and the text; the kernel's lines have at most 1 KiB (LOG_LINE_MAX)."""
     line = line[:LONGEST_LINE]
     stamped = _STAMP.search(line) if "[" in line else None
@@ -224,11 +224,11 @@ def split_lines(line: str) -> tuple[float | None, str]:
 
 
 def _finding(kind: Kind, line: str) -> Finding:
-    seconds, text = split_lines(line)
+    seconds, text = split_stamp(line)
     return Finding(kind=kind, seconds=seconds, text=clean(text.strip()))
 
 
-class Reader:
+class ConsoleReader:
     """Lines of one console, in order: `take` is `classify`, and knows a report by its frame where it knows none of its lines.
 
     A report of __warn() or die() (kernel/panic.c) has its heading, the task that it is of (`CPU: N PID: N Comm: ...`), and at its end
@@ -245,7 +245,7 @@ class Reader:
         if len(line) < _SHORTEST:
             self._before.append(line)
             return None
-        seconds, text = split_lines(line)
+        seconds, text = split_stamp(line)
         found = _classify(line, seconds, text)
         is_splat = found is not None and found.kind.splat
         if is_splat:

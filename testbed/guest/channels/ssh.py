@@ -53,7 +53,7 @@ class Result:
     def stderr(self) -> str:
         return self.stderr_bytes.decode(errors="replace")
 
-    def ending(self, most: int = 2000) -> str:
+    def last_output(self, most: int = 2000) -> str:
         """The last characters of its errors, or of its output where it had none, for a message; says what is missing before and after."""
         said = self.stderr or self.stdout
         before = f"[{len(said) - most} characters before] " if len(said) > most else ""
@@ -135,19 +135,19 @@ class Shell:
         check: bool = True,
         timeout_s: float | None = None,
         interpreter: str = "sh",
-        heard: tuple[Listener, Listener] | None = None,
+        listeners: tuple[Listener, Listener] | None = None,
         stdin: bytes = b"",
     ) -> Result:
         """Run a script; it gets `arguments` as $1, $2, ... For `sh` the login shell reads it itself: one exec less.
 
-        `heard`: who hears its output, and its errors, as they come. `stdin`: what it reads, and never the script itself.
+        `listeners`: who hears its output, and its errors, as they come. `stdin`: what it reads, and never the script itself.
         """
         if interpreter == "sh":
             # On its first line, so that messages have the script's own lines.
             text = f"{shlex.join(['set', '--', *arguments])}; {text}"
-            return await self._run(text, stdin, check, timeout_s, heard)
+            return await self._run(text, stdin, check, timeout_s, listeners)
         return await self._run(
-            shlex.join([interpreter, "-c", text, interpreter, *arguments]), stdin, check, timeout_s, heard
+            shlex.join([interpreter, "-c", text, interpreter, *arguments]), stdin, check, timeout_s, listeners
         )
 
     @contextlib.asynccontextmanager
@@ -176,7 +176,7 @@ class Shell:
         stdin: bytes,
         check: bool,
         timeout_s: float | None,
-        heard: tuple[Listener, Listener] | None = None,
+        listeners: tuple[Listener, Listener] | None = None,
     ) -> Result:
         started = time.monotonic()
         limit = self._command_s if timeout_s is None else timeout_s
@@ -193,7 +193,8 @@ class Shell:
                         child.stdin.write(stdin)
                         child.stdin.write_eof()
                     (stdout, more_output), (stderr, more_errors) = await asyncio.gather(
-                        _bounded(child.stdout, heard and heard[0]), _bounded(child.stderr, heard and heard[1])
+                        _bounded(child.stdout, listeners and listeners[0]),
+                        _bounded(child.stderr, listeners and listeners[1]),
                     )
                     await child.wait_closed()
                 finally:
@@ -215,7 +216,7 @@ class Shell:
         )
         self._record(shown, result)
         if check and status != 0:
-            raise CommandFailed(self._guest, shown, f"{status} {signal}".strip(), result.ending())
+            raise CommandFailed(self._guest, shown, f"{status} {signal}".strip(), result.last_output())
         return result
 
     async def put(self, source: Path, target: str) -> None:
@@ -290,13 +291,13 @@ def _shown(command: str) -> str:
     return f"{first}; {more[0][:60]} ..." if more else first
 
 
-async def _bounded(stream: asyncssh.SSHReader[bytes], heard: Listener | None = None) -> tuple[bytes, bool]:
+async def _bounded(stream: asyncssh.SSHReader[bytes], listeners: Listener | None = None) -> tuple[bytes, bool]:
     """All that a stream says, up to the limit, and whether there was more, which is read and dropped."""
     kept: list[bytes] = []
     size_bytes = 0
     while data := await stream.read(65536):
-        if heard is not None:
-            heard(data)
+        if listeners is not None:
+            listeners(data)
             # What is there already is read without a wait: others have their turn meanwhile.
             await asyncio.sleep(0)
         if size_bytes < _MAX_OUTPUT_BYTES:

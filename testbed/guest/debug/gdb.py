@@ -56,7 +56,7 @@ async def open_gdb_server(guest: Guest, wanted: Path | None) -> dict[str, Any]:
     target = guest.logs / SYMBOLS
     if wanted is None:
         if not target.exists():
-            target.write_bytes(await asyncio.to_thread(kallsyms.elf, own))
+            target.write_bytes(await asyncio.to_thread(kallsyms.make_elf, own))
         return found | {"symbols": str(target)}
     return found | await asyncio.to_thread(_of_file, wanted, own, target)
 
@@ -68,7 +68,7 @@ def _of_file(wanted: Path, own: tuple[kallsyms.Symbol, ...], target: Path) -> di
         raise UsageError(f"--symbols {wanted}: cannot be read: {error.strerror}") from error
     is_elf = data.startswith(b"\x7fELF")
     try:
-        theirs = tuple(kallsyms.of_elf(data) if is_elf else kallsyms.parse(data.decode(errors="replace")))
+        theirs = tuple(kallsyms.read_elf(data) if is_elf else kallsyms.parse(data.decode(errors="replace")))
     except ValueError as error:
         raise UsageError(f"--symbols {wanted}: {error}") from error
     here, there = kallsyms.address_of(own, _ANCHOR), kallsyms.address_of(theirs, _ANCHOR)
@@ -79,7 +79,7 @@ def _of_file(wanted: Path, own: tuple[kallsyms.Symbol, ...], target: Path) -> di
     if is_elf:
         return {"symbols": str(wanted), "offset": here - there}
     mapped = target.with_name("system-map.elf")
-    mapped.write_bytes(kallsyms.elf(theirs, here - there))
+    mapped.write_bytes(kallsyms.make_elf(theirs, here - there))
     return {"symbols": str(mapped)}
 
 

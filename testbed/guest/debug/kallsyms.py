@@ -47,7 +47,7 @@ def address_of(symbols: Iterable[Symbol], name: str) -> int | None:
     return next((symbol.address for symbol in symbols if symbol.name == name), None)
 
 
-def elf(symbols: Iterable[Symbol], offset: int = 0) -> bytes:
+def make_elf(symbols: Iterable[Symbol], offset: int = 0) -> bytes:
     """An ELF file of the symbols, each moved by `offset`."""
     kept = [symbol for symbol in symbols if symbol.kind in _TEXT_KINDS | _DATA_KINDS]
     code = [symbol.address + offset for symbol in kept if symbol.kind in _TEXT_KINDS]
@@ -77,7 +77,7 @@ def elf(symbols: Iterable[Symbol], offset: int = 0) -> bytes:
     return header + b"".join(part for _, part in placed) + b"".join(sections)
 
 
-def of_elf(data: bytes) -> Iterator[Symbol]:
+def read_elf(data: bytes) -> Iterator[Symbol]:
     """The symbols of an ELF file such as a vmlinux, all as code.
 
     :raise ValueError: it is no such file, or damaged.

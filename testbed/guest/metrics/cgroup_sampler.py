@@ -43,7 +43,7 @@ class CgroupSampler:
         lines, said = await guest.wait(
             guest.agent.ask("counts", **({"fresh": "1"} if self._fresh else {})), guest.deadlines.command_s
         )
-        uptime_s = clock.uptime_s(said)
+        uptime_s = clock.parse_uptime(said)
         at = clock.clock_between(uptime_s, asked, time.monotonic())
         self._fresh = False
         groups = cgroupfs.parse_group_counts(lines)

@@ -11,7 +11,7 @@ from testbed import cgroupfs
 from testbed.errors import ReadingError, TestbedError
 from testbed.guest import shell_functions
 from testbed.guest.guest import Guest
-from testbed.guest.shell_functions import Texts
+from testbed.guest.shell_functions import FileTexts
 from testbed.qemu import blockdev
 
 BLOCKSTATS = "query-blockstats"
@@ -90,7 +90,9 @@ async def _limits(guest: Guest, name: str) -> dict[str, int]:
     return {kind: limits[kind] for kind in kinds if limits.get(kind)}
 
 
-async def take_files(guest: Guest, script: str, *arguments: str, timeout_s: float | None = None) -> Mapping[str, Texts]:
+async def take_files(
+    guest: Guest, script: str, *arguments: str, timeout_s: float | None = None
+) -> Mapping[str, FileTexts]:
     """Run a script that takes files of the guest by the functions of `shell_functions`, and return them by section.
 
     :raise GuestError: the guest does not answer. :raise ReadingError: the script did not come to its `finish`, or its output is cut.
@@ -102,7 +104,7 @@ async def take_files(guest: Guest, script: str, *arguments: str, timeout_s: floa
 
 async def read_cgroups(
     guest: Guest, files: Iterable[str], *, depths: Iterable[int], timeout_s: float | None = None
-) -> Texts:
+) -> FileTexts:
     """Read `files` of all cgroups at these depths (0: the root), by their paths; a cgroup without a file has no text of it.
 
     Raises as `take_files`.

@@ -14,14 +14,14 @@ from testbed.guest.setup.steps import Step, do_script, steps_done, undo_script
 from testbed.topology.model import GuestModel
 
 # The mark that a guest reaches when its stack stands.
-STACK = "stack"
+STACK_MARK = "stack"
 
 
 def _planned(guest: Guest, wanted: GuestModel | None) -> tuple[Stack, tuple[Step, ...], tuple[Expected, ...]]:
     own = guest.model
     model = own if wanted is None else wanted
     disks = {name: device.path for name, device in guest.disks.items()}
-    plan = block_stack.plan_stack(model, disks, again=guest.spec.survivors is not None)
+    plan = block_stack.plan_stack(model, disks, again=guest.spec.surviving_disks is not None)
     group_steps, group_facts = cgroups.plan_cgroups(model, plan.devices)
     link_steps, link_facts = networks.plan_links(guest.spec.wiring.ends if wanted is None else ())
     device_facts = disk_facts.expected_facts(own.disks, guest.disks, own.cpus)
@@ -75,7 +75,7 @@ async def stack_applied(guest: Guest, wanted: GuestModel | None = None, *, built
     `built`: it stands already, for the guest is a snapshot's.
     """
     plan, steps = _planned(guest, wanted)[:2] if built else await apply_steps(guest, wanted)
-    guest.marks.reach(STACK)
+    guest.marks.reach(STACK_MARK)
     try:
         yield plan
     except BaseException:

@@ -6,7 +6,7 @@ from testbed import cgroupfs
 from testbed.guest.guest import Guest
 from testbed.guest.metrics import readings
 from testbed.guest.setup import survey
-from testbed.guest.shell_functions import Texts
+from testbed.guest.shell_functions import FileTexts
 from testbed.scenarios.controls import owned_pages, usual_read_controls
 from testbed.scenarios.harness import FRESH, ROOT, open_harness
 from testbed.scenarios.scenario import COMMON_NEEDS, Point, Scenario, on_each_disk
@@ -79,7 +79,7 @@ def _own(what: str, charged: int, asked: int, ahead: int) -> Part:
     return Part(what=what, gap=share_gap(charged, asked, least=asked, ahead=ahead), times=charged / asked)
 
 
-def counted(after: Texts, count: int, device: str) -> tuple[list[int], int]:
+def counted(after: FileTexts, count: int, device: str) -> tuple[list[int], int]:
     """Bytes that each of the cgroups has read from a device, and the page cache of all; they are new, and began with nothing.
 
     :raise ReadingError: a cgroup's counters were not read.

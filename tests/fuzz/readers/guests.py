@@ -14,7 +14,7 @@ from testbed.bugs.signature import Watch, render
 from testbed.guest import cpu_memory, devices, shell_functions
 from testbed.guest.channels import dmesg, kernel_log
 from testbed.guest.channels.agent import Agent
-from testbed.guest.clock import uptime_s
+from testbed.guest.clock import parse_uptime
 from testbed.guest.metrics import fio
 from testbed.guest.setup import readback, survey
 from testbed.guest.setup.readback import Expected
@@ -26,7 +26,7 @@ from tests.fuzz.readers import place
 
 def console_lines(data: bytes) -> None:
     """A console, line by line, as guests are watched; what is found is written as JSON."""
-    reader = kernel_log.Reader()
+    reader = kernel_log.ConsoleReader()
     found = [one.seconds for line in place.text(data).split("\n") if (one := reader.take(line)) is not None]
     json.dumps(found, allow_nan=False)
 
@@ -34,7 +34,7 @@ def console_lines(data: bytes) -> None:
 def log(data: bytes) -> None:
     """What is asked of a guest's log, merged with a console that has shown the same."""
     text = place.text(data)
-    reader = kernel_log.Reader()
+    reader = kernel_log.ConsoleReader()
     shown = [one for line in text.split("\n") if (one := reader.take(line)) is not None]
     dmesg.merge(shown, dmesg.parse(text), 500)
 
@@ -96,7 +96,7 @@ async def _asked(data: bytes) -> None:
     devices.differences({}, found)
     devices.by_number({}, found)
     lines, rest = await one.ask("time")
-    uptime_s(rest)
+    parse_uptime(rest)
     cgroupfs.parse_group_counts(lines)
     await one.exchange("freeze", "frozen")
 

@@ -33,5 +33,5 @@ _OF_PROGRAMS = (b"\x28\xb5\x2f\xfd", b"\x02\x21\x4c\x18", b"\x04\x22\x4d\x18", b
 
 def elf(data: bytes) -> None:
     """A vmlinux's symbols, and kallsyms."""
-    kallsyms.elf(kallsyms.parse(place.text(data)))
-    kallsyms.elf(kallsyms.of_elf(data))
+    kallsyms.make_elf(kallsyms.parse(place.text(data)))
+    kallsyms.make_elf(kallsyms.read_elf(data))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from testbed.guest.session import OWNER, reap
+from testbed.guest.session import OWNER_VARIABLE, reap
 from testbed.host import paths
 
 ROOT = Path(__file__).parents[3]
@@ -182,7 +182,7 @@ def folders_of(guests: set[int]) -> set[Path]:
     found = set()
     for pid in guests:
         words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-        own = next(Path(word.partition("=")[2]) for word in words if word.startswith(f"{OWNER}="))
+        own = next(Path(word.partition("=")[2]) for word in words if word.startswith(f"{OWNER_VARIABLE}="))
         session = own.parent
         found |= {session, paths.folders().scratch / session.name}
     return found

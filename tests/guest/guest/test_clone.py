@@ -244,7 +244,7 @@ async def test_the_agent_answers_while_children_of_process_1_end(
         # Orphans become children of process 1; each end is a SIGCHLD.
         orphans = asyncio.create_task(guest.script("for n in $(seq 200); do (true &); done"))
         while not orphans.done():
-            guest.agent.say("disks", count="0")
+            guest.agent.send("disks", count="0")
             await guest.wait(guest.agent.expect("disks"), guest.deadlines.command_s)
         await orphans
 

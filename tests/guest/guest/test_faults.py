@@ -23,7 +23,7 @@ from testbed.guest.guest import Guest
 from testbed.guest.launch_spec import LaunchSpec
 from testbed.guest.lifecycle import Event, State
 from testbed.guest.liveness import Liveness
-from testbed.guest.session import OWNER
+from testbed.guest.session import OWNER_VARIABLE
 from testbed.hashing import file_sha256
 from testbed.qemu import monitor
 from testbed.qemu.monitor import Monitor
@@ -80,7 +80,7 @@ def nothing_left(factory: GuestFactory, logs: Path) -> None:
     assert not [
         process
         for process in Path("/proc").glob("[0-9]*")
-        if f"{OWNER}={own.sockets}/".encode() in _environment(process)
+        if f"{OWNER_VARIABLE}={own.sockets}/".encode() in _environment(process)
     ]
     assert not list(factory.folders.runtime.glob(f"admission/*-{os.getpid()}-*"))
 

@@ -35,7 +35,7 @@ async def cut(
             await guest.wait(load.reaches(_RECORDS), 120)
             blocks = await guest.cut_power(kept, share=share, seed=7)
         assert blocks["data"] > 0 or wanted.disks["data"].cache == "volatile"
-    async with factory.guest("g0", wanted, kernel, logs / "after", survivors=kept) as again:
+    async with factory.guest("g0", wanted, kernel, logs / "after", surviving_disks=kept) as again:
         try:
             await apply.apply_steps(again)
         except TestbedError:
@@ -71,5 +71,5 @@ async def test_a_disk_without_a_cache_has_what_it_acknowledged(
         await guest.script("echo here | dd of=$1 conv=sync oflag=direct status=none", guest.disks["data"].path)
         assert await guest.cut_power(kept, share=0.0, seed=1) == {}
         assert await asyncio.wait_for(guest.lost(), 10) == "its power was cut"
-    async with factory.guest("g0", wanted, kernel, logs / "after", survivors=kept) as again:
+    async with factory.guest("g0", wanted, kernel, logs / "after", surviving_disks=kept) as again:
         assert (await again.script("head -c 4 $1", again.disks["data"].path)).stdout == "here"

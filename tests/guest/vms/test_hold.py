@@ -168,7 +168,7 @@ def _built(kallsyms: Path, folder: Path) -> tuple[str, str]:
     assert begin is not None and begin != _LINKED_AT, "KASLR has not moved it"
     moved = _LINKED_AT - begin
     (folder / "System.map").write_text("".join(f"{one.address + moved:016x} {one.kind} {one.name}\n" for one in own))
-    (folder / "vmlinux").write_bytes(symbols.elf(own, moved))
+    (folder / "vmlinux").write_bytes(symbols.make_elf(own, moved))
     return "System.map", "vmlinux"
 
 

@@ -20,7 +20,7 @@ from testbed.bugs.outcome import Outcome
 from testbed.bugs.signature import Watch
 from testbed.errors import CommandFailed, GuestLost, HostError
 from testbed.guest.metrics import readings
-from testbed.guest.shell_functions import Texts
+from testbed.guest.shell_functions import FileTexts
 from testbed.report.bugs import tables
 from testbed.units import MIB
 
@@ -33,7 +33,7 @@ def look(device: tuple[int, int] | None, guest: tuple[int, int] | str | None, *,
     text = guest
     if isinstance(guest, tuple):
         text = f"254:0 rbytes={guest[0]} wbytes={guest[1]} rios=1 wios=1 dbytes=0 dios=0\n"
-    texts = Texts(guest="g0", texts={FILE: text}) if isinstance(text, str) else None
+    texts = FileTexts(guest="g0", texts={FILE: text}) if isinstance(text, str) else None
     return Snapshot(device={"data": counted} if counted else {}, guest=texts, why="" if texts else "it did not answer")
 
 

@@ -48,7 +48,7 @@ async def test_the_agent_is_asked_and_answers(tmp_path: Path) -> None:
         agent = Agent("g0")
         await agent.connect(tmp_path / "agent")
         reader, writer = await connected.get()
-        agent.say("identity", name="g0", time_ns="1")
+        agent.send("identity", name="g0", time_ns="1")
         assert await reader.readline() == b"identity name=g0 time_ns=1\n"
         writer.write(b"noise\r\nready kernel=6.1\n")
         assert await agent.expect("ready") == "kernel=6.1"
@@ -88,7 +88,7 @@ async def test_the_console_is_kept_watched_and_bounded(tmp_path: Path, monkeypat
         writer.write(b"[    1.000000] Linux version\r\n\x1b[2J[    2.000000] Kernel pa")
         writer.write(b"nic - not syncing: x\r\n" + b"flood " * 100_000 + b"\nthe last")
         writer.close()
-        await console.ended()
+        await console.wait_closed()
         await console.close()
     assert [finding.kind for finding in fatal] == [Kind.PANIC]
     assert console.tail()[0] == "[    1.000000] Linux version" and console.tail()[-1] == "the last"
@@ -112,14 +112,14 @@ async def test_a_flood_is_cut_in_the_middle_and_says_so(tmp_path: Path, monkeypa
         console = Console(tmp_path / "console.log", lambda finding: None, print)
         await console.connect(tmp_path / "console")
         _, writer = await connected.get()
-        with console.heard_by(hear):
+        with console.listening(hear):
             writer.write(b"first words\n")
             for _ in range(4):
                 writer.write((b"flood " * 20 + b"\n") * 8666)
                 await writer.drain()
             writer.write(b"last words\n")
             writer.close()
-            await console.ended()
+            await console.wait_closed()
         await console.close()
     log = (tmp_path / "console.log").read_bytes()
     assert len(log) < (1 << 20) + (1 << 16) + 1000
@@ -137,7 +137,7 @@ async def test_a_flood_of_one_kind_leaves_room_for_another(tmp_path: Path) -> No
         writer.write(b"[    1.000000] Buffer I/O error on dev vdc, logical block 8\n" * 2000)
         writer.write(b"[    2.000000] WARNING: block/bio.c:9 at submit_bio+0x1/0x2, CPU#0: dd/7\n")
         writer.close()
-        await console.ended()
+        await console.wait_closed()
         await console.close()
     assert [finding.kind for finding in console.findings] == [Kind.IO_ERROR] * 500 + [Kind.WARNING]
 
@@ -151,11 +151,11 @@ async def test_what_follows_an_oops_is_waited_for_and_nothing_else(
         await console.connect(tmp_path / "console")
         _, writer = await connected.get()
         writer.write(b"[    1.000000] systemd is not here\n")
-        await console.last_words()  # at once: nothing bad was said
+        await console.wait_until_quiet()  # at once: nothing bad was said
         writer.write(b"[    2.000000] kernel BUG at lib/list_debug.c:53!\n")
         while not console.findings:
             await asyncio.sleep(0.01)
-        waiting = asyncio.create_task(console.last_words())
+        waiting = asyncio.create_task(console.wait_until_quiet())
         await asyncio.sleep(0.05)
         writer.write(b"[    2.100000] Call Trace:\n[    2.200000]  splat+0x1/0x2\n")
         await waiting

@@ -238,14 +238,14 @@ def stamped(text: str) -> str:
 
 @pytest.mark.parametrize(("name", "kinds"), RECORDED.items(), ids=RECORDED.keys())
 def test_recorded_consoles(name: str, kinds: dict[Kind, int]) -> None:
-    reader = kernel_log.Reader()
+    reader = kernel_log.ConsoleReader()
     found = [finding for line in (DATA / name).read_text().splitlines() if (finding := reader.take(line))]
     assert Counter(finding.kind for finding in found) == kinds
 
 
 @pytest.mark.parametrize("name", ["console-warning-6.1.txt", "console-splats-6.12.txt", "console-splats-7.2.txt"])
 def test_warnings_whose_banner_is_another_one_day_are_findings_by_their_frame(name: str) -> None:
-    reader = kernel_log.Reader()
+    reader = kernel_log.ConsoleReader()
     lines = (DATA / name).read_text().replace("WARNING: ", "Attention ").splitlines()
     found = [finding for line in lines if (finding := reader.take(line))]
     # The one below `refcount_t` has a line that is known.
@@ -255,7 +255,7 @@ def test_warnings_whose_banner_is_another_one_day_are_findings_by_their_frame(na
 
 @pytest.mark.parametrize("name", BOOTED)
 def test_a_healthy_boot_says_nothing_whatever_the_level(name: str) -> None:
-    reader = kernel_log.Reader()
+    reader = kernel_log.ConsoleReader()
     lines = (DATA / name).read_text().splitlines()
     assert len(lines) > 300 and [finding for line in lines if (finding := reader.take(line))] == []
 
@@ -371,7 +371,7 @@ def test_what_is_no_time_is_no_stamp(stamp: str) -> None:
 
 
 def heard(text: str) -> list[tuple[Kind, str]]:
-    reader = kernel_log.Reader()
+    reader = kernel_log.ConsoleReader()
     return [(found.kind, found.text) for line in text.splitlines() if (found := reader.take(stamped(line)))]
 
 

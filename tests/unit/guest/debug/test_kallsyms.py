@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.guest.debug.kallsyms import Symbol, address_of, elf, of_elf, parse
+from testbed.guest.debug.kallsyms import Symbol, address_of, make_elf, parse, read_elf
 
 KALLSYMS = """\
 ffffffff9b000000 T _text
@@ -29,22 +29,22 @@ def test_lines_become_symbols_and_rubbish_nothing() -> None:
 
 
 def test_an_elf_file_has_them_moved() -> None:
-    again = {symbol.name: symbol.address for symbol in of_elf(elf(parse(KALLSYMS), -0x1000))}
+    again = {symbol.name: symbol.address for symbol in read_elf(make_elf(parse(KALLSYMS), -0x1000))}
     assert again["loop_queue_rq"] == 0xFFFFFFFF9AFFF1A0 and "absolute" not in again
 
 
 def test_nothing_is_a_file_too() -> None:
-    assert list(of_elf(elf([]))) == []
+    assert list(read_elf(make_elf([]))) == []
 
 
-@pytest.mark.parametrize("data", [b"", b"\x7fELF", b"\x7fELF\x01\x01" + bytes(60), elf(parse(KALLSYMS))[:-40]])
+@pytest.mark.parametrize("data", [b"", b"\x7fELF", b"\x7fELF\x01\x01" + bytes(60), make_elf(parse(KALLSYMS))[:-40]])
 def test_a_file_that_is_none_or_damaged_says_so(data: bytes) -> None:
     with pytest.raises(ValueError, match="expected a"):
-        list(of_elf(data))
+        list(read_elf(data))
 
 
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="no readelf")
 def test_readelf_finds_nothing_wrong(tmp_path: Path) -> None:
-    (tmp_path / "s").write_bytes(elf(parse(KALLSYMS)))
+    (tmp_path / "s").write_bytes(make_elf(parse(KALLSYMS)))
     done = subprocess.run(["readelf", "-W", "-a", str(tmp_path / "s")], capture_output=True, text=True, check=True)
     assert "loop_queue_rq" in done.stdout and "arning" not in done.stderr + done.stdout
