@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from testbed.bugs import Case, load, repro
-from testbed.bugs.repro import KernelTries, ReproJob, StopRule
+from testbed.bugs.kernel_tries import KernelTries
+from testbed.bugs.repro import ReproJob, StopRule
 from testbed.errors import UsageError
 from testbed.guest.factory import open_factory
 from testbed.host import paths

@@ -26,6 +26,7 @@ from testbed.guest.channels.ssh_keys import SshKey
 from testbed.guest.setup import block_stack
 from testbed.hardware import commands
 from testbed.host import process, registry, ssh_proxy
+from testbed.host.control_client import ControlClient
 from testbed.host.paths import Folders
 from testbed.host.registry import VmHandle as Supervised
 from testbed.text import parse_json
@@ -64,7 +65,7 @@ class SupervisedGuest:
 
     async def look(self) -> None:
         """Find its disks."""
-        answer = await self._supervised.ask("disks")
+        answer = await ControlClient(self._supervised).disks()
         self.command_s = answer["command_s"]
         self.disks = {
             name: Disk(name=name, **{key: one[key] for key in ("path", "number", "serial", "size_bytes")})
@@ -96,17 +97,17 @@ class SupervisedGuest:
         await self._shell.get(source, target, most_bytes=most_bytes)
 
     async def execute(self, command: str, arguments: dict[str, Any]) -> Any:
-        return (await self._supervised.ask("qmp", execute=command, arguments=arguments))["return"]
+        return await ControlClient(self._supervised).qmp(command, arguments)
 
     async def tell(self, some: Sequence[str]) -> Said:
         verb = commands.parse(some).verb  # refused here, where it was said
-        answer = await self._supervised.ask("hardware", words=list(some))
+        answer = await ControlClient(self._supervised).change_hardware(some)
         if verb == "plug":
             await self.look()
         return dict(next(iter(answer.values())))
 
     async def said(self, disk: str) -> Said:
-        return dict((await self._supervised.ask("hardware"))[disk])
+        return dict((await ControlClient(self._supervised).hardware())[disk])
 
     @property
     def lives(self) -> bool:
@@ -187,7 +188,7 @@ async def start_supervised(
 
 async def _end(supervised: Supervised) -> None:
     with contextlib.suppress(TestbedError):
-        await supervised.ask("down")
+        await ControlClient(supervised).down()
     await registry.wait_until_gone(supervised, _DOWN_S)
 
 

@@ -1,6 +1,6 @@
-"""One try to see a bug: a fresh guest with the bug's topology, its scripts, and a watch over everything that the signature names.
+"""Runs one try of a bug: a fresh guest with the bug's topology and scripts, watched for everything that the signature names.
 
-Whatever the guest does to itself ends as a `Try` that says what it was, within the bug's timeout and some seconds to find that out.
+Whatever happens to the guest ends as a `Try` that says why, within the bug's timeout and the few seconds that it takes to find out.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import contextlib
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from testbed.bugs import io_accounting, script_runner, shell_messages
 from testbed.bugs import outcome as tries
-from testbed.bugs.counter_baseline import CounterBaseline
 from testbed.bugs.io_accounting import Account
 from testbed.bugs.model import Bug
+from testbed.bugs.observer import Observer
 from testbed.bugs.outcome import Outcome, Try
 from testbed.bugs.script_files import CANNOT_TRY
-from testbed.bugs.signature import End, Match, Watch
+from testbed.bugs.signature import End, Match, SignatureMatcher
 from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, ReadingError, TestbedError, WireBroken
 from testbed.guest.channels.console import Console
 from testbed.guest.channels.kernel_log import Finding
@@ -38,10 +38,7 @@ from testbed.host.admission import Cores
 from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology.model import GuestModel
 
-_POLL_S = 1.0
-# What scripts print is kept as it comes, and so much of it.
-OUTPUT, _MAX_OUTPUT_BYTES = "output.txt", 8 << 20
-# How long a guest whose SSH is silent may take to say that it lives; it gets more where its host is slow.
+# How long a guest whose SSH is silent may take to prove that it lives; it gets longer where its host is slow.
 _ANSWER_S = 5.0
 _ENDS = {
     Loss.PANIC: End.PANIC,
@@ -50,16 +47,17 @@ _ENDS = {
     Loss.REBOOT: End.REBOOT,
     Loss.QEMU: End.QEMU,
 }
+_SIGNALS = {one.name.removeprefix("SIG") for one in signal.Signals}
 
 
-# Keeps a guest whose signature has just shown; it goes when this returns.
-Hold = Callable[[Guest, Match], Awaitable[None]]
+# Holds a guest whose signature has just shown; the guest ends when this returns.
+HoldGuest = Callable[[Guest, Match], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
-    """One try that is wanted. `hold`: what to do with the guest at the moment of the signature, which stands still then if `paused`.
-    `dump`: write its memory into its folder where it shows the bug, hangs or dies.
+class AttemptSpec:
+    """Describes one try. `logs`: the folder of its guest's log files. `hold`: called with the guest once the signature shows; with `paused`
+    the guest's CPUs are stopped then. `dump`: write the guest's memory into `logs` where it shows the bug, hangs or dies.
     """
 
     factory: GuestFactory
@@ -69,302 +67,282 @@ class Attempt:
     number: int
     seed: int
     timeout_s: float
-    evidence: Path
-    hold: Hold | None = None
+    logs: Path
+    hold: HoldGuest | None = None
     paused: bool = False
     dump: bool = False
 
 
-@dataclass(slots=True)
-class _Run:
-    """What is known of a try while it runs."""
+async def run_attempt(spec: AttemptSpec) -> Try:
+    """Try once, as soon as the host admits the guest. Any failure but a HostError is this try's TROUBLE, and other tries go on.
 
-    watch: Watch
-    tally: CounterBaseline
-    kept: BinaryIO | None = None
-    end: End = End.UNTRIED
-    why: str = ""
-    began: float = 0.0
-    ended: float = 0.0
-    hit_at: float | None = None
-    status: int | None = None
-    accounts: tuple[Account, ...] = ()
-    hit: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def console(self, data: bytes) -> None:
-        self.watch.hear_console(data)
-        self.look()
-
-    def output(self, data: bytes) -> None:
-        self._keep(data)
-        self.watch.hear_output(data)
-        self.look()
-
-    def errors(self, data: bytes) -> None:
-        self._keep(data)
-        self.watch.hear_errors(data)
-        self.look()
-
-    def _keep(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):
-            if self.kept is not None:
-                self.kept.write(data[: max(0, _MAX_OUTPUT_BYTES - self.kept.tell())])
-
-    def look(self) -> None:
-        if self.watch.hit is not None and self.hit_at is None:
-            self.hit_at = time.monotonic()
-            self.hit.set()
-
-
-async def attempt(wanted: Attempt) -> Try:
-    """Try once, as soon as the host has room. Whatever goes wrong with it is this try's trouble, and the others go on.
-
-    :raise HostError: this machine cannot run guests; no other try will do better.
+    :raise HostError: this machine cannot run guests; another try would fail in the same way.
     """
-    factory, hold = wanted.factory, wanted.hold
-    cores = Cores(wanted.bug.cores).count(factory.host)
-    async with factory.admitted((wanted.guest,), wanted.evidence.name, cores=cores) as ticket:
+    factory, hold = spec.factory, spec.hold
+    cores = Cores(spec.bug.cores).count(factory.host)
+    async with factory.admitted((spec.guest,), spec.logs.name, cores=cores) as ticket:
 
-        async def resting(guest: Guest, match: Match) -> None:
+        async def hold_idle(guest: Guest, match: Match) -> None:
             ticket.rest()
             if hold is not None:
                 await hold(guest, match)
 
-        return await _attempt(wanted if hold is None else replace(wanted, hold=resting))
+        return await Attempt(spec if hold is None else replace(spec, hold=hold_idle)).run()
 
 
-async def _attempt(wanted: Attempt) -> Try:
-    started = ready = time.monotonic()
-    run = _run(wanted.bug)
-    findings: list[Finding] = []
-    console: Console | None = None
-    dump = ""
-    try:
-        async with wanted.factory.guest("g0", wanted.guest, wanted.kernel, wanted.evidence) as guest:
-            console, findings = guest.console, guest.console.findings
-            ready = time.monotonic()
-            await _tried(guest, wanted, run)
-            if wanted.dump and (run.watch.hit is not None or run.end not in (End.DONE, End.STOPPED)):
-                dump = await vmcore.write_dump_or_reason(guest, wanted.evidence / "vmcore")
-            if wanted.hold is not None and run.watch.hit is not None and run.end not in (End.STOPPED, End.QEMU):
-                await wanted.hold(guest, run.watch.hit)
-    except HostError:
-        raise
-    except Exception as error:
-        # A guest that is gone after its script has ended has shown what there was to show.
-        if run.end in (End.UNTRIED, End.DONE) or not isinstance(error, GuestError):
-            run.why = failures.describe(error, wanted.evidence)
-            run.end = run.end if isinstance(error, GuestError) or run.watch.hit is not None else End.UNTRIED
-    outcome = _outcome(run)
-    found = Try(
-        number=wanted.number,
-        seed=wanted.seed,
-        outcome=outcome,
-        end=run.end,
-        why=run.why or run.end.value,
-        match=run.watch.hit,
-        ready_s=ready - started,
-        took_s=max(0.0, run.ended - run.began),
-        hit_after_s=None if run.hit_at is None or run.watch.hit is None else run.hit_at - run.began,
-        status=run.status,
-        console_bytes=console.printed_bytes if console is not None else 0,
-        findings=tuple(findings),
-        evidence=wanted.evidence,
-        dump=dump,
-        accounts=run.accounts,
-        last_line=run.watch.last,
-        uncounted=tuple(map(str, run.watch.uncounted)),
-    )
-    tries.record(found)
-    return found
+class Attempt:
+    """One try while it runs, and what is known of it so far."""
 
+    def __init__(self, spec: AttemptSpec) -> None:
+        self._spec = spec
+        self.matcher = SignatureMatcher(spec.bug.signature, spec.bug.main)
+        self._observer = Observer(self.matcher)
+        self._end, self.why = End.UNTRIED, ""
+        self._began = self._ended = 0.0
+        self._status: int | None = None
+        self._accounts: tuple[Account, ...] = ()
+        self._console: Console | None = None
+        self._findings: list[Finding] = []
+        self._dump = ""
 
-def _run(bug: Bug) -> _Run:
-    watch = Watch(bug.signature, bug.main)
-    return _Run(watch, CounterBaseline(watch))
+    async def run(self) -> Try:
+        """Start the guest, try, and write the outcome beside the guest's logs.
 
-
-def _outcome(run: _Run) -> Outcome:
-    """What a run shows that is over; where it shows nothing on account of its script, it says why."""
-    if run.watch.hit is not None:
-        return Outcome.HIT
-    if run.end in (End.DONE, End.TIMED_OUT) and (unknown := run.watch.unknown(run.status)):
-        run.why = f"nothing is known: {unknown}"
-        return Outcome.TROUBLE
-    if run.end is End.DONE and run.tally.unknown:
-        run.why = run.tally.unknown
-        return Outcome.TROUBLE
-    return Outcome.MISS if run.end is End.DONE else Outcome.TROUBLE
-
-
-async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
-    """Make the stack, run the scripts under the watch, and find out how it ended.
-
-    :raise GuestError: it came to nothing before the script.
-    """
-    bug = wanted.bug
-    stack, _ = await apply.apply_steps(guest)
-    guest.marks.reach(apply.STACK_MARK)
-    environment = script_runner.script_environment(guest, stack, wanted.seed)
-    if wanted.dump or wanted.hold is not None:
-        await guest.keep_qemu_after_end()
-        await vmcore.prepare_dump(guest)  # later it may not answer
-    if wanted.hold is not None:
-        await gdb.read_symbols(guest)
-    try:
-        if bug.preparation is not None:
-            limit_s = max(guest.deadlines.command_s, wanted.timeout_s)
-            done = await guest.wait(
-                script_runner.run_script(guest, bug.preparation, environment, timeout_s=limit_s), limit_s + 5
-            )
-            if unable := shell_messages.cannot_run(bug.preparation, done.stdout, done.stderr):
-                raise GuestError(f"prepare: {unable[0]}")
-    except CommandFailed as error:
-        raise GuestError(f"prepare: {error}") from error
-    before = await io_accounting.snapshot_before(guest) if guest.disks and wanted.hold is None else None
-    with (guest.logs / OUTPUT).open("wb", buffering=0) as run.kept, guest.console.listening(run.console):
-        run.began = time.monotonic()
+        :raise HostError: as `run_attempt`.
+        """
+        spec = self._spec
+        started = ready = time.monotonic()
         try:
-            async with sampling_disks(guest), run_timeline(guest):
-                await _watched(guest, wanted, run, environment)
-        except GuestLost:
-            await _lost(guest, run)
-        except TestbedError as error:
-            if guest.loss is Loss.HOST:
-                raise
-            # An act of the timeline was refused: whatever the script saw, it was not the bug's hardware.
-            run.end, run.why = End.UNTRIED, str(error) if isinstance(error, ReadingError) else f"its timeline: {error}"
-        if run.end is End.TIMED_OUT or run.end is End.SSH:
-            await _asked(guest, run)
-        if before is not None:
-            answers = guest.loss is None and not wanted.paused and run.end in (End.DONE, End.STOPPED, End.TIMED_OUT)
-            run.accounts = await io_accounting.snapshot_after(guest, before, answers=answers)
-    run.look()
+            async with spec.factory.guest("g0", spec.guest, spec.kernel, spec.logs) as guest:
+                self._console, self._findings = guest.console, guest.console.findings
+                ready = time.monotonic()
+                await self.try_on(guest)
+                await self._dump_or_hold(guest)
+        except HostError:
+            raise
+        except Exception as error:
+            # A guest that is lost after its script has ended has shown all that there was to show.
+            if self._end in (End.UNTRIED, End.DONE) or not isinstance(error, GuestError):
+                self.why = failures.describe(error, spec.logs)
+                is_known = isinstance(error, GuestError) or self.matcher.hit is not None
+                self._end = self._end if is_known else End.UNTRIED
+        done = self._result(ready - started)
+        tries.record(done)
+        return done
 
+    async def _dump_or_hold(self, guest: Guest) -> None:
+        spec, hit = self._spec, self.matcher.hit
+        if spec.dump and (hit is not None or self._end not in (End.DONE, End.STOPPED)):
+            self._dump = await vmcore.write_dump_or_reason(guest, spec.logs / "vmcore")
+        if spec.hold is not None and hit is not None and self._end not in (End.STOPPED, End.QEMU):
+            await spec.hold(guest, hit)
 
-async def _watched(guest: Guest, wanted: Attempt, run: _Run, environment: Mapping[str, str]) -> None:
-    """Run the script until it ends, the signature shows, the guest goes, or the time is over."""
-    limit_s, heard = wanted.timeout_s + 60, (run.output, run.errors)
-    running = script_runner.run_script(
-        guest, wanted.bug.main, environment, check=False, timeout_s=limit_s, listeners=heard
-    )
-    script: asyncio.Task[Result] = asyncio.create_task(running)
-    lost = asyncio.create_task(guest.lost())
-    hit = asyncio.create_task(run.hit.wait())
-    polling = [asyncio.create_task(_poll(guest, run))] if run.watch.counters else []
-    try:
-        for after_s in (*run.watch.hangs_s, wanted.timeout_s):
-            left_s = run.began + after_s - time.monotonic()
-            done, _ = await asyncio.wait(
-                {script, lost, hit, *polling}, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED
-            )
+    def _result(self, ready_s: float) -> Try:
+        spec, hit, hit_at = self._spec, self.matcher.hit, self._observer.hit_at
+        outcome = self.outcome()  # which may set the reason
+        return Try(
+            number=spec.number,
+            seed=spec.seed,
+            outcome=outcome,
+            end=self._end,
+            why=self.why or self._end.value,
+            match=hit,
+            ready_s=ready_s,
+            took_s=max(0.0, self._ended - self._began),
+            hit_after_s=None if hit_at is None or hit is None else hit_at - self._began,
+            status=self._status,
+            console_bytes=self._console.printed_bytes if self._console is not None else 0,
+            findings=tuple(self._findings),
+            logs=spec.logs,
+            dump=self._dump,
+            accounts=self._accounts,
+            last_line=self.matcher.last_line,
+            uncounted=tuple(map(str, self.matcher.uncounted)),
+        )
+
+    def outcome(self) -> Outcome:
+        """The outcome of a try that has ended. Sets `why` where neither a hit nor a miss can be told."""
+        if self.matcher.hit is not None:
+            return Outcome.HIT
+        if self._end in (End.DONE, End.TIMED_OUT) and (unknown := self.matcher.why_unknown(self._status)):
+            self.why = f"nothing is known: {unknown}"
+            return Outcome.TROUBLE
+        if self._end is End.DONE and self._observer.unread_counters:
+            self.why = self._observer.unread_counters
+            return Outcome.TROUBLE
+        return Outcome.MISS if self._end is End.DONE else Outcome.TROUBLE
+
+    async def try_on(self, guest: Guest) -> None:
+        """Build the block stack, run the scripts while the signature is watched, and find out how the try ended.
+
+        :raise GuestError: the stack or the `prepare` script failed.
+        """
+        spec = self._spec
+        environment = await self._prepare(guest)
+        before = await io_accounting.snapshot_before(guest) if guest.disks and spec.hold is None else None
+        with self._observer.write_output_to(guest.logs), guest.console.listening(self._observer.on_console):
+            self._began = time.monotonic()
+            try:
+                async with sampling_disks(guest), run_timeline(guest):
+                    await self._run_script(guest, environment)
+            except GuestLost:
+                await self._guest_lost(guest)
+            except TestbedError as error:
+                if guest.loss is Loss.HOST:
+                    raise
+                # An action of the timeline was refused: whatever the script saw, it was not the bug's hardware.
+                self._end = End.UNTRIED
+                self.why = str(error) if isinstance(error, ReadingError) else f"its timeline: {error}"
+            if self._end is End.TIMED_OUT or self._end is End.SSH:
+                await self._check_guest_answers(guest)
+            if before is not None:
+                ended = self._end in (End.DONE, End.STOPPED, End.TIMED_OUT)
+                answers = guest.loss is None and not spec.paused and ended
+                self._accounts = await io_accounting.snapshot_after(guest, before, answers=answers)
+        self._observer.check()
+
+    async def _prepare(self, guest: Guest) -> Mapping[str, str]:
+        """Build the stack and run the bug's `prepare` script; returns the environment of its scripts.
+
+        :raise GuestError: one of them failed.
+        """
+        spec, bug = self._spec, self._spec.bug
+        stack, _ = await apply.apply_steps(guest)
+        guest.marks.reach(apply.STACK_MARK)
+        environment = script_runner.script_environment(guest, stack, spec.seed)
+        if spec.dump or spec.hold is not None:
+            await guest.keep_qemu_after_end()
+            await vmcore.prepare_dump(guest)  # now: later the guest may not answer
+        if spec.hold is not None:
+            await gdb.read_symbols(guest)
+        try:
+            if bug.preparation is not None:
+                limit_s = max(guest.deadlines.command_s, spec.timeout_s)
+                done = await guest.wait(
+                    script_runner.run_script(guest, bug.preparation, environment, timeout_s=limit_s), limit_s + 5
+                )
+                if failed := shell_messages.cannot_run(bug.preparation, done.stdout, done.stderr):
+                    raise GuestError(f"prepare: {failed[0]}")
+        except CommandFailed as error:
+            raise GuestError(f"prepare: {error}") from error
+        return environment
+
+    async def _run_script(self, guest: Guest, environment: Mapping[str, str]) -> None:
+        """Run the script until it ends, the signature shows, the guest is lost, or the timeout is over."""
+        spec, observer = self._spec, self._observer
+        listeners = (observer.on_output, observer.on_errors)
+        running = script_runner.run_script(
+            guest, spec.bug.main, environment, check=False, timeout_s=spec.timeout_s + 60, listeners=listeners
+        )
+        script: asyncio.Task[Result] = asyncio.create_task(running)
+        lost = asyncio.create_task(guest.lost())
+        hit = asyncio.create_task(observer.hit.wait())
+        polling = [asyncio.create_task(observer.poll_counters(guest))] if self.matcher.counters else []
+        try:
+            await self._wait_for_any(script, lost, hit, *polling)
+            self._ended = time.monotonic()
+            for task in polling:
+                if task.done():
+                    task.result()  # polling ends only by an error
+            if lost.done():
+                await self._guest_lost(guest)
+            elif self.matcher.hit is not None:
+                await self._signature_shown(guest)
+            elif script.done():
+                await self._script_ended(guest, script)
+            else:
+                self._end = End.TIMED_OUT
+        finally:
+            for one in (script, lost, hit, *polling):
+                one.cancel()
+            await asyncio.gather(script, lost, hit, *polling, return_exceptions=True)
+
+    async def _wait_for_any(self, *tasks: asyncio.Task[Any]) -> None:
+        """Wait until one of the tasks is done, a `hang` of the signature shows, or the timeout is over."""
+        for after_s in (*self.matcher.hang_limits_s, self._spec.timeout_s):
+            left_s = self._began + after_s - time.monotonic()
+            done, _ = await asyncio.wait(tasks, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
             if done:
                 break
-            run.watch.hangs(after_s)
-            run.look()
-            if run.watch.hit is not None:
+            self.matcher.feed_runtime(after_s)
+            self._observer.check()
+            if self.matcher.hit is not None:
                 break
-        run.ended = time.monotonic()
-        for task in polling:
-            if task.done():
-                task.result()  # it ends by an error alone
-        if lost.done():
-            await _lost(guest, run)
-        elif run.watch.hit is not None:
-            if wanted.paused:
-                await guest.monitor.execute("stop")
-            elif run.watch.rests_on_script:
-                await script_runner.wait_until_idle(guest, _ANSWER_S)
-                run.watch.doubt()
-            run.end = End.DONE if run.watch.hit is None else End.STOPPED
-            if wanted.hold is not None and run.watch.hit is not None:
-                await wanted.hold(guest, run.watch.hit)  # the script goes on, or stands still with its guest
-        elif script.done():
-            await _ended(guest, run, script)
+
+    async def _signature_shown(self, guest: Guest) -> None:
+        spec = self._spec
+        if spec.paused:
+            await guest.monitor.execute("stop")
+        elif self.matcher.rests_on_script:
+            await script_runner.wait_until_idle(guest, _ANSWER_S)
+            self.matcher.drop_doubtful_hit()
+        self._end = End.DONE if self.matcher.hit is None else End.STOPPED
+        if spec.hold is not None and self.matcher.hit is not None:
+            await spec.hold(guest, self.matcher.hit)  # the script goes on meanwhile, or is stopped with its guest
+
+    async def _script_ended(self, guest: Guest, script: asyncio.Task[Result]) -> None:
+        """Handle the end of the script, or of its SSH connection."""
+        failure = script.exception()
+        if failure is None:
+            result = script.result()
+            if result.status >= 0 or result.signal:
+                await self._script_exited(guest, result)
+                return
+        elif not isinstance(failure, WireBroken | CommandFailed):
+            raise failure
+        # The connection ended without a status: the guest may be ending as well.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(4):
+                await guest.lost()
+        if guest.loss is not None:
+            await self._guest_lost(guest)
         else:
-            run.end = End.TIMED_OUT
-    finally:
-        for one in (script, lost, hit, *polling):
-            one.cancel()
-        await asyncio.gather(script, lost, hit, *polling, return_exceptions=True)
+            self._end = End.SSH
 
-
-async def _ended(guest: Guest, run: _Run, script: asyncio.Task[Result]) -> None:
-    """The script has ended, or its connection has."""
-    failure = script.exception()
-    if failure is None:
-        result = script.result()
-        if result.status >= 0 or result.signal:
-            number = signal.Signals[f"SIG{result.signal}"] if result.signal in _SIGNALS else 0
-            run.status = 128 + number if result.signal else result.status
-            run.end = End.UNTRIED if run.status == CANNOT_TRY else End.DONE
-            run.why = (
-                f"the script says that it could not try (status {CANNOT_TRY}): {_last(result)}"
-                if run.end is End.UNTRIED
-                else ""
-            )
-            if run.end is End.DONE:
-                await _count(guest, run, everything=True)
-                run.watch.ended(run.status)
-                run.why = run.watch.ending(run.status)
-                run.look()
+    async def _script_exited(self, guest: Guest, result: Result) -> None:
+        number = signal.Signals[f"SIG{result.signal}"] if result.signal in _SIGNALS else 0
+        self._status = 128 + number if result.signal else result.status
+        if self._status == CANNOT_TRY:
+            self._end = End.UNTRIED
+            self.why = f"the script says that it could not try (status {CANNOT_TRY}): {_last_output(result)}"
             return
-    elif not isinstance(failure, WireBroken | CommandFailed):
-        raise failure
-    # The connection ended without a status: the guest may be ending as well.
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(4):
-            await guest.lost()
-    if guest.loss is not None:
-        await _lost(guest, run)
-    else:
-        run.end = End.SSH
+        self._end = End.DONE
+        await self._observer.read_counters(guest, everything=True)
+        self.matcher.script_ended(self._status)
+        self.why = self.matcher.describe_exit(self._status)
+        self._observer.check()
+
+    async def _guest_lost(self, guest: Guest) -> None:
+        """Read the rest of the lost guest's console, and note why it was lost.
+
+        :raise HostError: this machine has ended it.
+        """
+        self._ended = self._ended or time.monotonic()
+        self.why = await guest.lost()
+        if guest.loss is Loss.HOST:
+            raise HostError(f"guest {guest.name}: {self.why}")
+        await guest.console.wait_until_quiet()
+        self._end = _ENDS.get(guest.loss or Loss.QEMU, End.QEMU)
+        self._feed_guest_end()
+        self._observer.check()
+
+    async def _check_guest_answers(self, guest: Guest) -> None:
+        """Find out whether a guest still answers whose script did not end in time, or whose SSH connection broke."""
+        slow = guest.deadlines.ssh_s / 20
+        lives = await guest.agent_answers(_ANSWER_S * slow)
+        if guest.loss is not None:
+            await self._guest_lost(guest)
+            return
+        if not lives:
+            self._end = End.HANG
+        elif self._end is End.TIMED_OUT:
+            await self._observer.read_counters(guest, everything=True)
+        self._feed_guest_end()
+
+    def _feed_guest_end(self) -> None:
+        self.matcher.flush()
+        self.matcher.guest_ended(self._end)
 
 
-_SIGNALS = {one.name.removeprefix("SIG") for one in signal.Signals}
-
-
-def _last(result: Result) -> str:
+def _last_output(result: Result) -> str:
     return (result.stderr or result.stdout).strip()[-300:] or "(no output)"
-
-
-async def _lost(guest: Guest, run: _Run) -> None:
-    """The guest is gone: hear the last of its console, and say what it was."""
-    run.ended = run.ended or time.monotonic()
-    run.why = await guest.lost()
-    if guest.loss is Loss.HOST:
-        raise HostError(f"guest {guest.name}: {run.why}")
-    await guest.console.wait_until_quiet()
-    run.end = _ENDS.get(guest.loss or Loss.QEMU, End.QEMU)
-    run.watch.no_more()
-    run.watch.guest_ended(run.end)
-    run.look()
-
-
-async def _asked(guest: Guest, run: _Run) -> None:
-    """The script has not ended in time, or its connection broke: does anything of the guest still answer?"""
-    slow = guest.deadlines.ssh_s / 20
-    lives = await guest.agent_answers(_ANSWER_S * slow)
-    if guest.loss is not None:
-        await _lost(guest, run)
-        return
-    if not lives:
-        run.end = End.HANG
-    elif run.end is End.TIMED_OUT:
-        await _count(guest, run, everything=True)
-    run.watch.no_more()
-    run.watch.guest_ended(run.end)
-
-
-async def _poll(guest: Guest, run: _Run) -> None:
-    while True:
-        await asyncio.sleep(_POLL_S)
-        await _count(guest, run)
-
-
-async def _count(guest: Guest, run: _Run, *, everything: bool = False) -> None:
-    """Read the counters that the signature names, or all there are, which are kept."""
-    lines = await run.tally.read(guest, everything=everything)
-    if lines:
-        (guest.logs / "counters.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    run.look()

@@ -1,94 +1,128 @@
-"""Between which two kernels of an ordered list a bug came, or went. Pure: numbers of kernels go out, answers come in."""
+"""Finds between which two kernels of an ordered list a bug came, or went, by trying it on one kernel after the other."""
 
 from __future__ import annotations
 
-import enum
-import math
-from collections.abc import Collection, Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from testbed.bugs import bisect_search, repro, statistics
+from testbed.bugs.bisect_search import BisectAnswer, BisectRange
+from testbed.bugs.kernel_tries import KernelTries, KernelVerdict
+from testbed.bugs.outcome import Outcome, Try
+from testbed.bugs.reduce import MEASURED_TRIES, OnStep
+from testbed.bugs.repro import ReproJob
+from testbed.bugs.statistics import Rate
+from testbed.errors import GuestError, TemplateError, UsageError
+from testbed.store.kernels.kernel_files import KernelFiles
+from testbed.store.kernels.table import Series, file_name
 
-class BisectAnswer(enum.Enum):
-    """Of one kernel. SKIP: it cannot be tried."""
-
-    GOOD = "good"
-    BAD = "bad"
-    SKIP = "skip"
+# What is reported of a kernel whose tries have not ended.
+UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BisectRange:
-    """The change is after the number `good` and not after `bad`, or the other way round where the bug went; `skipped` lie between them.
+class BisectStep:
+    """One kernel of a bisection: what it answered, None where its tries have not ended, and its tries."""
 
-    `wrong`: why there is no such change, in words: an end that is not what it was said to be, or a bug that comes and goes (`wavers`).
-    """
+    kernel: str
+    answer: BisectAnswer | None
+    tried: KernelTries
+    why: str = ""
 
-    good: int
-    bad: int
-    skipped: tuple[int, ...] = ()
-    wrong: str = ""
-    wavers: bool = False
-
-
-Search = Generator[int, BisectAnswer, BisectRange]
+    @property
+    def said(self) -> str:
+        return self.answer.value if self.answer is not None else UNFINISHED
 
 
-def bisect(good: int, bad: int) -> Search:
-    """Asks for both ends first, then for the middle of what is left; numbers are places in the list.
+class Bisector:
+    """Asks kernels whether they show a bug, so often that a good one is right but for a chance of `error` over the whole search."""
 
-    That finds one change of possibly many. So at last the middle of what was passed over on either side is asked: where that is not as its
-    end is, the bug comes and goes.
-    """
-    ends = {bad: BisectAnswer.BAD, good: BisectAnswer.GOOD}
-    found = {}
-    for end in ends:
-        found[end] = yield end
-        if found[end] is BisectAnswer.SKIP:
-            return BisectRange(good=good, bad=bad, wrong="it cannot be tried")
-    if found != ends:
-        return (yield from _wrong_ends(good, bad, found))
-    last, skipped = {BisectAnswer.GOOD: good, BisectAnswer.BAD: bad}, set[int]()
-    while left := _between(last[BisectAnswer.GOOD], last[BisectAnswer.BAD], skipped):
-        number = _middle(left, last[BisectAnswer.GOOD], last[BisectAnswer.BAD])
-        answer = yield number
+    def __init__(
+        self, job: ReproJob, kernel_of: Callable[[str], Awaitable[KernelFiles]], error: float, on_step: OnStep
+    ) -> None:
+        self._job, self._kernel_of, self._error, self._on_step = job, kernel_of, error, on_step
+        self.steps: list[BisectStep] = []
+        self.rate: float | None = None
+        self._trying: BisectStep | None = None
+
+    @property
+    def so_far(self) -> tuple[BisectStep, ...]:
+        """The kernels that were asked by now, with the one whose tries have not ended."""
+        return (*self.steps, *([self._trying] if self._trying is not None else []))
+
+    async def bisect(self, kernels: tuple[str, ...], good: int, bad: int, rate: float | None) -> BisectRange:
+        """Which neighbours of the list the change is between. `rate`: how often the bug shows on the bad side; measured there without it.
+
+        :raise HostError: this machine cannot run the guests.
+        """
+        self.rate = rate
+        share = self._error / (1 + bisect_search.most_steps(good, bad))
+        search = bisect_search.bisect(good, bad)
+        number = next(search)
+        try:
+            while True:
+                measure = number == bad and self.rate is None
+                answer = await self.ask(kernels[number], share, measure=measure)
+                number = search.send(answer)
+        except StopIteration as end:
+            found: BisectRange = end.value
+            return found
+
+    async def ask(self, spec: str, error: float, *, measure: bool = False) -> BisectAnswer:
+        """Whether one kernel is bad; one that cannot be unpacked or does not boot is skipped. `measure`: all tries, from which the rate is
+        taken: its interval's lower bound, to be sure.
+
+        :raise HostError: this machine cannot run the guests.
+        """
+        kernel, why = _unusable(spec), ""
+
+        def on_try(tried: KernelTries, one: Try) -> None:
+            self._trying = BisectStep(kernel=spec, answer=None, tried=tried)
+            self._job.on_try(tried, one)
+
+        try:
+            before = [one.tried.kernel for one in self.steps]
+            kernel = repro.distinct_names((*before, await self._kernel_of(spec)))[-1]
+            tries = MEASURED_TRIES if measure else statistics.tries_for(self.rate or self._stated_rate, error)
+            limits = replace(self._job.limits, tries=tries, every=measure, until=None)
+            tried = await repro.try_kernel(replace(self._job, limits=limits, on_try=on_try), kernel, must_show=True)
+        except (UsageError, TemplateError, GuestError) as failure:
+            tried, why = (
+                KernelTries(kernel=kernel, must_show=True, tries=(), took_s=0.0, first_hit_s=None),
+                str(failure),
+            )
+        answer = {
+            KernelVerdict.SHOWS: BisectAnswer.BAD,
+            KernelVerdict.ABSENT: BisectAnswer.GOOD,
+            KernelVerdict.TROUBLE: BisectAnswer.SKIP,
+        }[tried.verdict]
+        if measure and answer is BisectAnswer.BAD:
+            self.rate = tried.rate.low
         if answer is BisectAnswer.SKIP:
-            skipped.add(number)
-        else:
-            last[answer] = number
-    for end, expected in ends.items():
-        passed = _between(end, last[expected], skipped)
-        if passed:
-            answer = yield _middle(passed, end, last[expected])
-            if answer not in (expected, BisectAnswer.SKIP):
-                return BisectRange(good=good, bad=bad, wrong="it comes and goes", wavers=True)
-    now_good, now_bad = last[BisectAnswer.GOOD], last[BisectAnswer.BAD]
-    low, high = min(now_good, now_bad), max(now_good, now_bad)
-    return BisectRange(
-        good=now_good, bad=now_bad, skipped=tuple(sorted(number for number in skipped if low < number < high))
+            why = why or next((one.why for one in tried.tries if one.outcome is Outcome.TROUBLE), "")
+        self._trying = None
+        self.steps.append(BisectStep(kernel=spec, answer=answer, tried=tried, why=why))
+        self._on_step(f"{spec}: {answer.value}: {tried.words}{f'; {why}' if why else ''}")
+        return answer
+
+    @property
+    def _stated_rate(self) -> float:
+        """The file's; where it says none, what as many hits as `MEASURED_TRIES` would have shown at least."""
+        bug = self._job.case.bug
+        return bug.rate if "rate" in bug.model_fields_set else Rate(hits=MEASURED_TRIES, tries=MEASURED_TRIES).low
+
+
+def _unusable(spec: str) -> KernelFiles:
+    """What is known of a kernel whose files are not what they should be: its name."""
+    name = file_name(spec)
+    return KernelFiles(
+        name=name,
+        series=Series.UNKNOWN,
+        release="",
+        origin=spec,
+        sha256=spec,
+        folder=Path(),
+        early_modules=(),
+        has_modules=False,
     )
-
-
-def _wrong_ends(good: int, bad: int, found: Mapping[int, BisectAnswer]) -> Search:
-    """What to say of ends that are not as they were said to be; where both are alike, the middle may differ from them."""
-    if found[good] is not found[bad]:
-        return BisectRange(good=good, bad=bad, wrong="the ends are the other way round")
-    inside = _between(good, bad, ())
-    if inside:
-        answer = yield _middle(inside, good, bad)
-        if answer not in (found[good], BisectAnswer.SKIP):
-            return BisectRange(good=good, bad=bad, wrong="it comes and goes", wavers=True)
-    return BisectRange(good=good, bad=bad, wrong=f"both ends are {found[good].value}")
-
-
-def _between(one: int, other: int, without: Collection[int]) -> list[int]:
-    return [number for number in range(min(one, other) + 1, max(one, other)) if number not in without]
-
-
-def _middle(numbers: list[int], one: int, other: int) -> int:
-    return min(numbers, key=lambda number: (abs(number - (one + other) / 2), number))
-
-
-def most_steps(good: int, bad: int) -> int:
-    """How many kernels between the ends are asked for at most, where none is skipped: those of the search, and two that check it."""
-    between = abs(good - bad) - 1
-    return math.ceil(math.log2(between + 1)) + min(2, between) if between > 0 else 0

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Iterable, Sequence
 
 from testbed.bugs import absence
-from testbed.bugs.repro import KernelTries, KernelVerdict
+from testbed.bugs.kernel_tries import KernelTries, KernelVerdict
 
 
 class ReproResult(enum.Enum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from testbed.bugs.signature import Watch, render
+from testbed.bugs.signature import SignatureMatcher, render
 from testbed.errors import TestbedError
 from testbed.guest.guest import Guest
 from testbed.guest.metrics import readings
@@ -13,10 +13,10 @@ from testbed.guest.metrics import readings
 class CounterBaseline:
     """The counters that one try's signature looks at, as they are read while it runs and at its end."""
 
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
+    def __init__(self, matcher: SignatureMatcher) -> None:
+        self._matcher = matcher
         self._last: dict[tuple[str, str], int] = {}
-        self._unread: dict[tuple[str, str], str] = dict.fromkeys(watch.counters, "nobody has looked at it")
+        self._unread: dict[tuple[str, str], str] = dict.fromkeys(matcher.counters, "nobody has looked at it")
         self._failed = ""
 
     @property
@@ -42,10 +42,10 @@ class CounterBaseline:
             texts = await readings.read_cgroup_counters(guest)
             if everything:
                 lines = render(texts)
-                self._watch.counted(lines)
+                self._matcher.feed_counters(lines)
         except TestbedError as error:
-            self._failed = str(error) if everything and self._watch.looks_at_counters else ""
-        for cgroup, counter in self._watch.counters:
+            self._failed = str(error) if everything and self._matcher.uses_counters else ""
+        for cgroup, counter in self._matcher.counters:
             try:
                 value = await readings.read_counter(guest, texts, cgroup, counter)
             except TestbedError as error:
@@ -56,5 +56,5 @@ class CounterBaseline:
                 continue
             self._unread.pop((cgroup, counter), None)
             self._last[cgroup, counter] = value
-            self._watch.count(cgroup, counter, value)
+            self._matcher.feed_counter(cgroup, counter, value)
         return lines

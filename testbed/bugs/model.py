@@ -1,7 +1,8 @@
-"""What a bug file says, as frozen values; the JSON Schema of bug files comes from these classes."""
+"""The content of a bug file as frozen values, and the JSON Schema of bug files, for editors, made from these classes."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from testbed import regex
 from testbed.bugs.script_files import CANNOT_TRY, Script, script
 from testbed.topology.base import Duration, Model, PrintableText, Rate, TupleOf, Version
 from testbed.topology.cgroups import CgroupPath
+from testbed.topology.model import Document as TopologyDocument
 from testbed.topology.model import GuestModel
 from testbed.topology.timeline import Counter
 from testbed.units import format_duration
@@ -167,3 +169,19 @@ class Case(Model):
 
     bug: Bug
     guest: GuestModel
+
+
+def json_schema() -> str:
+    """Return the JSON Schema that is published as `topologies/bugs/schema.json`; its part for an inline topology is that of topology files."""
+    schema = Document.model_json_schema(by_alias=True)
+    topology = TopologyDocument.model_json_schema(by_alias=True)
+    definitions = topology.pop("$defs")
+    # Its version is the bug file's.
+    topology["required"] = [key for key in topology.get("required", []) if key != "version"]
+    schema["$defs"] = definitions | schema["$defs"]
+    schema["properties"]["topology"] = {
+        "anyOf": [{"type": "string", "pattern": r"\.yaml$"}, topology],
+        "description": "of one guest: here, or in a file",
+    }
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return json.dumps(schema, indent=2, sort_keys=True) + "\n"

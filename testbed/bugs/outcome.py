@@ -42,7 +42,7 @@ class Try:
     status: int | None
     console_bytes: int
     findings: tuple[Finding, ...]
-    evidence: Path
+    logs: Path
     dump: str = ""
     accounts: tuple[Account, ...] = ()
     last_line: str = ""
@@ -52,7 +52,7 @@ class Try:
 def record(one: Try) -> None:
     """The outcome, beside the guest's logs."""
     with contextlib.suppress(OSError):
-        (one.evidence / "try.json").write_text(json.dumps(describe(one)) + "\n", encoding="utf-8")
+        (one.logs / "try.json").write_text(json.dumps(describe(one)) + "\n", encoding="utf-8")
 
 
 def describe(one: Try) -> dict[str, object]:
@@ -70,7 +70,7 @@ def describe(one: Try) -> dict[str, object]:
         "hit_after_s": None if one.hit_after_s is None else round(one.hit_after_s, 3),
         "status": one.status,
         "console_bytes": one.console_bytes,
-        "evidence": one.evidence.name,
+        "evidence": one.logs.name,
         "dump": one.dump,
         "disks": [account.said() for account in one.accounts],
         "last_line": one.last_line,

@@ -1,30 +1,25 @@
-"""Questions about a bug that take many guests: what of its guest can go (`reduce`), and between which kernels it came (`bisect`)."""
+"""Reduces a bug: drops the parts of its guest without which it still shows as often, trying each candidate in many guests."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from testbed.bugs import bisect as bisection
 from testbed.bugs import ddmin, repro, statistics
-from testbed.bugs.bisect import BisectAnswer, BisectRange
 from testbed.bugs.ddmin import Part
+from testbed.bugs.kernel_tries import KernelTries
 from testbed.bugs.load import parse_mapping
 from testbed.bugs.model import Case
 from testbed.bugs.outcome import Outcome, Try
-from testbed.bugs.repro import KernelTries, KernelVerdict, ReproJob, StopRule
-from testbed.bugs.statistics import Rate, Sequential
-from testbed.errors import GuestError, TemplateError, TopologyError, UsageError
+from testbed.bugs.repro import ReproJob, StopRule
+from testbed.bugs.statistics import Sequential
+from testbed.errors import TopologyError
 from testbed.store.kernels.kernel_files import KernelFiles
-from testbed.store.kernels.table import Series, file_name
 from testbed.topology import trust
 
 # A sequential test of rates that are near each other could go on for ever.
 _MOST_TRIES = 60
-# What a kernel has answered whose tries have not ended.
-UNFINISHED = "unfinished"
 # Tries that measure a rate where nobody has stated one.
 MEASURED_TRIES = 5
 
@@ -156,110 +151,3 @@ class Reducer:
         for one in tried.tries:
             if test.verdict is None:
                 test.add(one.outcome is Outcome.HIT)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartAsked:
-    """One kernel of a bisection: what it answered, None where its tries have not ended, and its tries."""
-
-    kernel: str
-    answer: BisectAnswer | None
-    tried: KernelTries
-    why: str = ""
-
-    @property
-    def said(self) -> str:
-        return self.answer.value if self.answer is not None else UNFINISHED
-
-
-class Bisector:
-    """Asks kernels whether they show a bug, so often that a good one is right but for a chance of `error` over the whole search."""
-
-    def __init__(
-        self, job: ReproJob, kernel_of: Callable[[str], Awaitable[KernelFiles]], error: float, on_step: OnStep
-    ) -> None:
-        self._job, self._kernel_of, self._error, self._on_step = job, kernel_of, error, on_step
-        self.asked: list[PartAsked] = []
-        self.rate: float | None = None
-        self._trying: PartAsked | None = None
-
-    @property
-    def so_far(self) -> tuple[PartAsked, ...]:
-        """The kernels that were asked by now, with the one whose tries have not ended."""
-        return (*self.asked, *([self._trying] if self._trying is not None else []))
-
-    async def bisect(self, kernels: tuple[str, ...], good: int, bad: int, rate: float | None) -> BisectRange:
-        """Which neighbours of the list the change is between. `rate`: how often the bug shows on the bad side; measured there without it.
-
-        :raise HostError: this machine cannot run the guests.
-        """
-        self.rate = rate
-        share = self._error / (1 + bisection.most_steps(good, bad))
-        search = bisection.bisect(good, bad)
-        number = next(search)
-        try:
-            while True:
-                measure = number == bad and self.rate is None
-                answer = await self.ask(kernels[number], share, measure=measure)
-                number = search.send(answer)
-        except StopIteration as end:
-            found: BisectRange = end.value
-            return found
-
-    async def ask(self, spec: str, error: float, *, measure: bool = False) -> BisectAnswer:
-        """Whether one kernel is bad; one that cannot be unpacked or does not boot is skipped. `measure`: all tries, from which the rate is
-        taken: its interval's lower bound, to be sure.
-
-        :raise HostError: this machine cannot run the guests.
-        """
-        kernel, why = _unusable(spec), ""
-
-        def on_try(tried: KernelTries, one: Try) -> None:
-            self._trying = PartAsked(kernel=spec, answer=None, tried=tried)
-            self._job.on_try(tried, one)
-
-        try:
-            before = [one.tried.kernel for one in self.asked]
-            kernel = repro.distinct_names((*before, await self._kernel_of(spec)))[-1]
-            tries = MEASURED_TRIES if measure else statistics.tries_for(self.rate or self._stated_rate, error)
-            limits = replace(self._job.limits, tries=tries, every=measure, until=None)
-            tried = await repro.try_kernel(replace(self._job, limits=limits, on_try=on_try), kernel, must_show=True)
-        except (UsageError, TemplateError, GuestError) as failure:
-            tried, why = (
-                KernelTries(kernel=kernel, must_show=True, tries=(), took_s=0.0, first_hit_s=None),
-                str(failure),
-            )
-        answer = {
-            KernelVerdict.SHOWS: BisectAnswer.BAD,
-            KernelVerdict.ABSENT: BisectAnswer.GOOD,
-            KernelVerdict.TROUBLE: BisectAnswer.SKIP,
-        }[tried.verdict]
-        if measure and answer is BisectAnswer.BAD:
-            self.rate = tried.rate.low
-        if answer is BisectAnswer.SKIP:
-            why = why or next((one.why for one in tried.tries if one.outcome is Outcome.TROUBLE), "")
-        self._trying = None
-        self.asked.append(PartAsked(kernel=spec, answer=answer, tried=tried, why=why))
-        self._on_step(f"{spec}: {answer.value}: {tried.words}{f'; {why}' if why else ''}")
-        return answer
-
-    @property
-    def _stated_rate(self) -> float:
-        """The file's; where it says none, what as many hits as `MEASURED_TRIES` would have shown at least."""
-        bug = self._job.case.bug
-        return bug.rate if "rate" in bug.model_fields_set else Rate(hits=MEASURED_TRIES, tries=MEASURED_TRIES).low
-
-
-def _unusable(spec: str) -> KernelFiles:
-    """What is known of a kernel whose files are not what they should be: its name."""
-    name = file_name(spec)
-    return KernelFiles(
-        name=name,
-        series=Series.UNKNOWN,
-        release="",
-        origin=spec,
-        sha256=spec,
-        folder=Path(),
-        early_modules=(),
-        has_modules=False,
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import functools
 import re
 import time
@@ -12,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from testbed.bugs import absence, statistics
-from testbed.bugs.attempt import Attempt, Hold, attempt
+from testbed.bugs.attempt import AttemptSpec, HoldGuest, run_attempt
+from testbed.bugs.kernel_tries import KernelTries, KernelVerdict
 from testbed.bugs.model import Case
 from testbed.bugs.outcome import Outcome, Try
 from testbed.bugs.signature import End, Match
@@ -29,14 +29,6 @@ from testbed.store.kernels.kernel_files import KernelFiles
 _TROUBLES_IN_A_ROW = 3
 # A clean kernel is tried so often that a bug of the stated rate would be missed with this probability.
 _MISSED = 0.05
-
-
-class KernelVerdict(enum.Enum):
-    """Of one kernel: the bug SHOWS, was ABSENT in all tries, or nothing is known (TROUBLE)."""
-
-    SHOWS = "shows"
-    ABSENT = "absent"
-    TROUBLE = "trouble"
 
 
 # Takes the rate so far, how many tries run, and how many may come to something at most; returns whether these tries are enough.
@@ -57,74 +49,9 @@ class StopRule:
     jobs: int | None = None
 
     @property
-    def awaits(self) -> bool:
+    def waits_for_running(self) -> bool:
         """Whether tries that run are awaited where those before are enough, so that quick ones are not ahead of the others."""
         return self.until is not None or self.rule is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelTries:
-    """A bug on one kernel; `first_hit_s`: from the begin of the first try to the first hit, of this machine's time.
-
-    `stopped`: the hits chose the number of tries. `cut`: tries that ran then, of which nobody knows what they would have shown. `ended`:
-    no more tries were to come.
-    """
-
-    kernel: KernelFiles
-    must_show: bool
-    tries: tuple[Try, ...]
-    took_s: float
-    first_hit_s: float | None
-    stopped: bool = False
-    cut: int = 0
-    ended: bool = True
-
-    @property
-    def rate(self) -> Rate:
-        """Of the tries that came to something."""
-        outcomes = [one.outcome for one in self.tries]
-        hits = outcomes.count(Outcome.HIT)
-        return Rate(hits=hits, tries=hits + outcomes.count(Outcome.MISS))
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Of the rate, at 95 %. Tries that were stopped at a hit, by which quick ones are ahead, say less: then every one that was cut
-        short may have been either."""
-        rate = self.rate
-        if not self.stopped:
-            return rate.low, rate.high
-        return statistics.exact_interval(rate.hits, rate.hits + self.cut, rate.tries + self.cut)
-
-    @property
-    def words(self) -> str:
-        """Its rate."""
-        if not self.stopped:
-            return str(self.rate)
-        low, high = self.interval
-        at = "a hit" if self.rate.hits == 1 else f"{self.rate.hits} hits"
-        return f"{self.rate.hits} of {self.rate.tries}, stopped at {at} (95 % interval {low:.0%} to {high:.0%})"
-
-    @property
-    def troubles(self) -> int:
-        return sum(one.outcome is Outcome.TROUBLE for one in self.tries)
-
-    @property
-    def first_hit(self) -> int | None:
-        """The number of the first try that hit."""
-        return next((one.number for one in self.tries if one.outcome is Outcome.HIT), None)
-
-    @property
-    def median_hit_s(self) -> float | None:
-        """Of the times from a script's start to its hit."""
-        return statistics.median(
-            [one.hit_after_s for one in self.tries if one.outcome is Outcome.HIT and one.hit_after_s is not None]
-        )
-
-    @property
-    def verdict(self) -> KernelVerdict:
-        if self.rate.hits:
-            return KernelVerdict.SHOWS
-        return KernelVerdict.TROUBLE if self.troubles or not self.tries or not self.ended else KernelVerdict.ABSENT
 
 
 # Takes the tries on a kernel so far, and the one of them that has just ended.
@@ -141,7 +68,7 @@ class ReproJob:
     seed: int
     folder: Path
     on_try: OnTry
-    hold: Hold | None = None
+    hold: HoldGuest | None = None
     paused: bool = False
     dump: bool = False
 
@@ -232,99 +159,121 @@ async def try_kernel(job: ReproJob, kernel: KernelFiles, *, must_show: bool) -> 
 
     :raise HostError: this machine cannot run the guests.
     """
-    limits = job.limits
-    most = limits.jobs or default_jobs(job.factory.host, job.case)
     await job.factory.prepare(job.case.guest, kernel)
-    begun = time.monotonic()
-    tried: list[Try] = []
-    first_hit_s: float | None = None
-    running: set[asyncio.Task[Try]] = set()
-    number = 0
-    holding = False
+    return await TryLoop(job, kernel, must_show=must_show).run()
 
-    def so_far(*, ended: bool) -> KernelTries:
+
+class TryLoop:
+    """The tries on one kernel: starts as many at once as the limits allow, until these say that it is enough."""
+
+    def __init__(self, job: ReproJob, kernel: KernelFiles, *, must_show: bool) -> None:
+        self._job, self._limits, self._kernel, self._must_show = job, job.limits, kernel, must_show
+        self._most_at_once = job.limits.jobs or default_jobs(job.factory.host, job.case)
+        self._began = time.monotonic()
+        self._tries: list[Try] = []
+        self._first_hit_s: float | None = None
+        self._running: set[asyncio.Task[Try]] = set()
+        self._started = 0
+        self._holding = False
+
+    async def run(self) -> KernelTries:
+        """Try until it is enough; cancels the tries that still run then.
+
+        :raise HostError: this machine cannot run the guests.
+        """
+        try:
+            while True:
+                self._start_tries()
+                if not self._running:
+                    break
+                done, self._running = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+                self._collect(done)
+                # A held try ends by itself.
+                if not self._holding and self._may_stop():
+                    break
+        finally:
+            for task in self._running:
+                task.cancel()
+            await asyncio.gather(*self._running, return_exceptions=True)
+        return self._so_far(ended=True)
+
+    def _start_tries(self) -> None:
+        # The stopping rule must hold for the running tries as well, or new ones would be started for nothing.
+        while (
+            self._started < self._limits.tries
+            and len(self._running) < self._most_at_once
+            and not self._holding
+            and not _is_enough(self._limits, self._tries, len(self._running))
+        ):
+            self._started += 1
+            hold = functools.partial(self._hold, self._started) if self._job.hold else None
+            self._running.add(asyncio.create_task(run_attempt(self._spec(self._started, hold))))
+
+    def _collect(self, done: Iterable[asyncio.Task[Try]]) -> None:
+        """Record the tries that have ended. Cancelled ones were stopped for the held one; results count before an error ends all.
+
+        :raise HostError: this machine cannot run the guests.
+        """
+        whole = [task for task in done if not task.cancelled()]
+        for task in sorted(whole, key=lambda task: task.exception() is not None):
+            one = task.result()
+            if one.outcome is Outcome.HIT and self._first_hit_s is None:
+                self._first_hit_s = time.monotonic() - self._began
+            self._record(one)
+
+    def _may_stop(self) -> bool:
+        if _is_hopeless(self._tries):
+            return True
+        return not self._limits.waits_for_running and _is_enough(self._limits, self._tries, len(self._running))
+
+    def _record(self, one: Try) -> None:
+        """Add a try; the result of a held try replaces what was recorded when its hold began."""
+        self._tries[:] = [*(other for other in self._tries if other.number != one.number), one]
+        self._job.on_try(self._so_far(ended=False), one)
+
+    def _so_far(self, *, ended: bool) -> KernelTries:
         return KernelTries(
-            kernel=kernel,
-            must_show=must_show,
-            tries=tuple(sorted(tried, key=lambda one: one.number)),
-            took_s=time.monotonic() - begun,
-            first_hit_s=first_hit_s,
-            stopped=first_hit_s is not None and not limits.every and limits.until is None,
-            cut=number - len(tried),
+            kernel=self._kernel,
+            must_show=self._must_show,
+            tries=tuple(sorted(self._tries, key=lambda one: one.number)),
+            took_s=time.monotonic() - self._began,
+            first_hit_s=self._first_hit_s,
+            stopped=self._first_hit_s is not None and not self._limits.every and self._limits.until is None,
+            cut=self._started - len(self._tries),
             ended=ended,
         )
 
-    def known(one: Try) -> None:
-        """What came of a try; of one that was held, in place of what was known then."""
-        tried[:] = [*(other for other in tried if other.number != one.number), one]
-        job.on_try(so_far(ended=False), one)
-
-    async def hold(number: int, guest: Guest, match: Match) -> None:
-        """The first that shows it is held; the others go. Whatever ends the hold, that it has shown is known."""
-        nonlocal holding, first_hit_s
-        holding, first_hit_s = True, time.monotonic() - begun
-        for task in running - {asyncio.current_task()}:
+    async def _hold(self, number: int, guest: Guest, match: Match) -> None:
+        """HoldGuest the first guest that shows the bug, and cancel the other tries. The hit is recorded before, however the hold ends."""
+        self._holding, self._first_hit_s = True, time.monotonic() - self._began
+        for task in self._running - {asyncio.current_task()}:
             task.cancel()
-        known(_held(_wanted(job, kernel, number, None), match))
-        assert job.hold is not None  # or nobody would call this
-        await job.hold(guest, match)
+        self._record(_held_try(self._spec(number, None), match))
+        assert self._job.hold is not None  # or nothing would call this
+        await self._job.hold(guest, match)
 
-    try:
-        while True:
-            # The rule must hold for the tries that run as well, or they would be started in vain.
-            while (
-                number < limits.tries
-                and len(running) < most
-                and not holding
-                and not _enough(limits, tried, len(running))
-            ):
-                number += 1
-                running.add(
-                    asyncio.create_task(
-                        attempt(_wanted(job, kernel, number, functools.partial(hold, number) if job.hold else None))
-                    )
-                )
-            if not running:
-                break
-            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            # Cancelled ones went for the one that is held; what came of the others counts before one that could not run ends all.
-            whole = [task for task in done if not task.cancelled()]
-            for task in sorted(whole, key=lambda task: task.exception() is not None):
-                one = task.result()
-                if one.outcome is Outcome.HIT and first_hit_s is None:
-                    first_hit_s = time.monotonic() - begun
-                known(one)
-            # The one that is held has its own end.
-            if not holding and (_hopeless(tried) or (not limits.awaits and _enough(limits, tried, len(running)))):
-                break
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-    return so_far(ended=True)
+    def _spec(self, number: int, hold: HoldGuest | None) -> AttemptSpec:
+        job = self._job
+        return AttemptSpec(
+            factory=job.factory,
+            bug=job.case.bug,
+            guest=job.case.guest,
+            kernel=self._kernel,
+            number=number,
+            seed=(job.seed + number) % (1 << 31),
+            timeout_s=self._limits.timeout_s,
+            logs=job.folder / "guests" / f"{self._kernel.name}-{number}",
+            hold=hold,
+            paused=job.paused,
+            dump=job.dump,
+        )
 
 
-def _wanted(job: ReproJob, kernel: KernelFiles, number: int, hold: Hold | None) -> Attempt:
-    return Attempt(
-        factory=job.factory,
-        bug=job.case.bug,
-        guest=job.case.guest,
-        kernel=kernel,
-        number=number,
-        seed=(job.seed + number) % (1 << 31),
-        timeout_s=job.limits.timeout_s,
-        evidence=job.folder / "guests" / f"{kernel.name}-{number}",
-        hold=hold,
-        paused=job.paused,
-        dump=job.dump,
-    )
-
-
-def _held(wanted: Attempt, match: Match) -> Try:
-    """A try whose guest is held: that it shows the bug is all that is known of it yet."""
+def _held_try(spec: AttemptSpec, match: Match) -> Try:
+    """The result of a try whose guest is held: so far only that it shows the bug."""
     return Try(
-        number=wanted.number,
-        seed=wanted.seed,
+        number=spec.number,
+        seed=spec.seed,
         outcome=Outcome.HIT,
         end=End.STOPPED,
         why=End.STOPPED.value,
@@ -335,30 +284,28 @@ def _held(wanted: Attempt, match: Match) -> Try:
         status=None,
         console_bytes=0,
         findings=(),
-        evidence=wanted.evidence,
+        logs=spec.logs,
     )
 
 
-def _hopeless(tried: list[Try]) -> bool:
-    """Whether the next tries would come to nothing as well."""
-    last = tried[-_TROUBLES_IN_A_ROW:]
+def _is_hopeless(tries: list[Try]) -> bool:
+    """Whether so many tries in a row were TROUBLE that the next ones would be as well."""
+    last = tries[-_TROUBLES_IN_A_ROW:]
     return len(last) == _TROUBLES_IN_A_ROW and all(one.outcome is Outcome.TROUBLE for one in last)
 
 
-def _enough(limits: StopRule, tried: list[Try], running: int) -> bool:
-    """Whether the tries so far, and for a rule those that run, say all that is wanted."""
-    if _hopeless(tried):
+def _is_enough(limits: StopRule, tries: list[Try], running: int) -> bool:
+    """Whether the tries that have ended, and for a rule those that run, are all that is needed."""
+    if _is_hopeless(tries):
         return True
-    outcomes = [one.outcome for one in tried]
+    outcomes = [one.outcome for one in tries]
     hits = outcomes.count(Outcome.HIT)
     if limits.every:
-        return len(tried) >= limits.tries
-    rate, most = (
-        Rate(hits=hits, tries=hits + outcomes.count(Outcome.MISS)),
-        limits.tries - outcomes.count(Outcome.TROUBLE),
-    )
+        return len(tries) >= limits.tries
+    rate = Rate(hits=hits, tries=hits + outcomes.count(Outcome.MISS))
+    most = limits.tries - outcomes.count(Outcome.TROUBLE)
     if limits.until is not None:
         return statistics.until_rate(limits.until, rate, most) is not NextTry.GO_ON
     if limits.rule is not None:
         return limits.rule(rate, running, most)
-    return hits > 0 or len(tried) >= limits.tries
+    return hits > 0 or len(tries) >= limits.tries

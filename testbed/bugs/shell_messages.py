@@ -93,7 +93,7 @@ def cannot_run(script: Script, output: str, errors: str) -> list[CannotRun]:
         found
         for stream, text in streams
         for line in text.splitlines()
-        if (found := stream.unable(line[:LONGEST_LINE])) is not None
+        if (found := stream.failed_command(line[:LONGEST_LINE])) is not None
     ]
 
 
@@ -149,7 +149,7 @@ class Source:
             compile_linear(rf"{_BEGINS}(?:\w+=\S*\s+)*[\"']?{escape(program)}").search(self.plain[line - 1]) is not None
         )
 
-    def quoted(self, line: str, start: int, end: int) -> bool:
+    def is_quoted(self, line: str, start: int, end: int) -> bool:
         """Whether what stands at a place of a printed line stands there behind the very command that is to print it, as in the source.
 
         :raise OverflowError: a guest that prints pieces of the source for ever has had it compared often enough.
@@ -187,7 +187,7 @@ class Stream:
         self._left = 0
         self._checked = False
 
-    def own(self, line: str) -> str | None:
+    def why_not_output(self, line: str) -> str | None:
         """What makes a line the interpreter's and not the script's; None where the script printed it. To be asked of every line, once."""
         if self._until and self._goes_on(line):
             return "the shell printed it as a part of the script's own text"
@@ -233,7 +233,7 @@ class Stream:
             self._until = ""
         return True
 
-    def unable(self, line: str) -> CannotRun | None:
+    def failed_command(self, line: str) -> CannotRun | None:
         """What a line of an interpreter or a launcher says that it cannot run."""
         if not self._speaks:
             return None

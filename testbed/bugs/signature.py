@@ -90,14 +90,14 @@ def _line(raw: bytes) -> str:
 
 
 @dataclass(slots=True)
-class _Watched:
+class _Progress:
     """One condition, and what of it was seen."""
 
     number: int
     condition: Condition
     patterns: dict[_Key, Pattern]
     seen: dict[_Key, str] = field(default_factory=dict)
-    told: set[_Key] = field(default_factory=set)  # which of it the script alone has said
+    from_script: set[_Key] = field(default_factory=set)  # which of it the script alone has said
 
     @property
     def wanted(self) -> tuple[_Key, ...]:
@@ -107,10 +107,10 @@ class _Watched:
     @property
     def rests_on_script(self) -> bool:
         """Whether only the script's own word shows it: what it prints, how it ends, that it does not end."""
-        return all(key in self.told for key in self.wanted) and self.condition.status not in UNABLE
+        return all(key in self.from_script for key in self.wanted) and self.condition.status not in UNABLE
 
 
-class Watch:
+class SignatureMatcher:
     """One try's signature. Tell it what is seen; `hit` is the condition that holds, as soon as one does.
 
     `script`: whose output is heard; what its interpreter says on its own account is none of it. `unable`: what the script could not run:
@@ -119,8 +119,8 @@ class Watch:
     """
 
     def __init__(self, signature: Sequence[Condition], script: Script | None = None) -> None:
-        self._watched = [
-            _Watched(
+        self._conditions = [
+            _Progress(
                 number,
                 one,
                 {
@@ -131,7 +131,7 @@ class Watch:
             )
             for number, one in enumerate(signature, 1)
         ]
-        self._console, self._said, self._errors = _Lines(), _Lines(), _Lines()
+        self._console, self._stdout, self._stderr = _Lines(), _Lines(), _Lines()
         self._source = None if script is None else Source(script)
         self._streams = (
             None if self._source is None else (Stream(self._source, errors=False), Stream(self._source, errors=True))
@@ -139,38 +139,38 @@ class Watch:
         # Lines, where a pattern spans several.
         self._output: deque[str] = deque()
         self._output_characters = 0
-        self._spans = any(pattern.spans_lines for one in self._watched for pattern in one.patterns.values())
+        self._spans = any(pattern.spans_lines for one in self._conditions for pattern in one.patterns.values())
         self.hit: Match | None = None
-        self._shown: _Watched | None = None  # what the hit is of
-        self.unable: list[CannotRun] = []
+        self._shown: _Progress | None = None  # what the hit is of
+        self.failed_commands: list[CannotRun] = []
         self.uncounted: list[NotCounted] = []
-        self.last = ""
-        self.untold = ""  # why nobody can say whether lines that matched are the script's
+        self.last_line = ""
+        self.undecidable = ""  # why nobody can say whether lines that matched are the script's
 
     @property
     def counters(self) -> tuple[tuple[str, str], ...]:
         """Cgroup and counter of each condition that has one."""
-        found = ((one.condition.cgroup, one.condition.counter) for one in self._watched)
+        found = ((one.condition.cgroup, one.condition.counter) for one in self._conditions)
         return tuple(dict.fromkeys((str(cgroup), str(counter)) for cgroup, counter in found if counter is not None))
 
     @property
-    def looks_at_counters(self) -> bool:
+    def uses_counters(self) -> bool:
         """Whether a counter at the end can be what shows it."""
-        return any(one.condition.counter is not None or one.condition.expect is not None for one in self._watched)
+        return any(one.condition.counter is not None or one.condition.expect is not None for one in self._conditions)
 
     @property
-    def hangs_s(self) -> tuple[float, ...]:
+    def hang_limits_s(self) -> tuple[float, ...]:
         """After how many seconds it counts that the script has not ended, each in turn."""
-        return tuple(sorted({one.condition.hang / 1e6 for one in self._watched if one.condition.hang is not None}))
+        return tuple(sorted({one.condition.hang / 1e6 for one in self._conditions if one.condition.hang is not None}))
 
-    def hear_console(self, data: bytes) -> None:
+    def feed_console(self, data: bytes) -> None:
         for line in self._console.split(data):
             self._search(line, "console", "expect")
 
-    def hear_output(self, data: bytes) -> None:
+    def feed_output(self, data: bytes) -> None:
         """What the script prints."""
-        for line in self._said.split(data):
-            if self._heard(line, errors=False):
+        for line in self._stdout.split(data):
+            if self._is_own(line, errors=False):
                 self._keep(line)
 
     def _keep(self, line: str) -> None:
@@ -182,119 +182,121 @@ class Watch:
         while self._output_characters > _KEPT_CHARACTERS:
             self._output_characters -= len(self._output.popleft()) + 1
 
-    def hear_errors(self, data: bytes) -> None:
+    def feed_errors(self, data: bytes) -> None:
         """What it prints on its standard error."""
-        for line in self._errors.split(data):
-            self._heard(line, errors=True)
+        for line in self._stderr.split(data):
+            self._is_own(line, errors=True)
 
-    def _heard(self, line: str, *, errors: bool) -> bool:
+    def _is_own(self, line: str, *, errors: bool) -> bool:
         """Whether a line of the script's outputs is its own."""
         if not line:
             return True
         why = None
         if self._streams is not None:
             stream = self._streams[errors]
-            if len(self.unable) < _MOST_NOTED and (unable := stream.unable(line)) is not None:
-                self.unable.append(unable)
-            why = stream.own(line)
+            if len(self.failed_commands) < _MOST_NOTED and (failed := stream.failed_command(line)) is not None:
+                self.failed_commands.append(failed)
+            why = stream.why_not_output(line)
         if why is None:
-            self.last = line
+            self.last_line = line
         self._search(line, "output", "expect", script=True, why=why)
         return why is None
 
-    def count(self, cgroup: str, counter: str, value: int) -> None:
-        for one in self._watched:
+    def feed_counter(self, cgroup: str, counter: str, value: int) -> None:
+        for one in self._conditions:
             wanted = one.condition
             if (wanted.cgroup, wanted.counter) != (cgroup, counter):
                 continue
             above = wanted.above is not None and value > wanted.above
             if above or (wanted.below is not None and value < wanted.below):
-                self._see(one, "counter", f"{cgroup}/{counter} is {value}")
+                self._record(one, "counter", f"{cgroup}/{counter} is {value}")
 
-    def counted(self, lines: Sequence[str]) -> None:
+    def feed_counters(self, lines: Sequence[str]) -> None:
         """All counters at the end, a line `CGROUP/FILE NAME VALUE` each."""
         for line in lines:
             self._search(line[:LONGEST_LINE], "expect")
 
-    def hangs(self, after_s: float) -> None:
+    def feed_runtime(self, after_s: float) -> None:
         """The script has not ended after so long."""
-        for one in self._watched:
+        for one in self._conditions:
             if one.condition.hang is not None and one.condition.hang / 1e6 <= after_s:
-                self._see(one, "hang", f"no end after {format_duration(one.condition.hang)}", script=True)
+                self._record(one, "hang", f"no end after {format_duration(one.condition.hang)}", script=True)
 
-    def ended(self, status: int) -> None:
+    def script_ended(self, status: int) -> None:
         """The script has ended, with this status (128 and the signal where one killed it)."""
-        self.no_more()
-        for one in self._watched:
+        self.flush()
+        for one in self._conditions:
             wanted = one.condition.status
             if wanted is not None and (status not in (0, *UNABLE) if wanted == "failure" else status == wanted):
-                self._see(one, "status", f"status {status}", script=True)
+                self._record(one, "status", f"status {status}", script=True)
 
-    def unknown(self, status: int | None) -> str:
+    def why_unknown(self, status: int | None) -> str:
         """Why the script's own word shows nothing, neither the bug nor that it is absent; empty where it does. `status`: it ended with."""
-        if any(one.condition.status == status and status in UNABLE for one in self._watched):
+        if any(one.condition.status == status and status in UNABLE for one in self._conditions):
             return ""
-        if self.untold:
-            return self.untold
-        if self.unable:
-            more = f"; and {len(self.unable) - 1} more" if len(self.unable) > 1 else ""
-            return f"{self.unable[0]}{more}; what the script can do without is asked for with `command -v`, or has no error output"
+        if self.undecidable:
+            return self.undecidable
+        if self.failed_commands:
+            more = f"; and {len(self.failed_commands) - 1} more" if len(self.failed_commands) > 1 else ""
+            return f"{self.failed_commands[0]}{more}; what the script can do without is asked for with `command -v`, or has no error output"
         if status in UNABLE:
-            return f"status {status}: the shell could not run a command; the last line: {self.last or 'none'}"
+            return f"status {status}: the shell could not run a command; the last line: {self.last_line or 'none'}"
         return ""
 
-    def ending(self, status: int) -> str:
+    def describe_exit(self, status: int) -> str:
         """How a script has ended that does not show the bug, in words."""
-        said = f"status {status}, " + (f"last line: {self.last[:200]}" if self.last else "and it printed nothing")
+        said = f"status {status}, " + (
+            f"last line: {self.last_line[:200]}" if self.last_line else "and it printed nothing"
+        )
         return said + (f"; {self.uncounted[0]}" if self.uncounted else "")
 
-    def no_more(self) -> None:
+    def flush(self) -> None:
         """Nothing more is printed."""
         self._search(self._console.rest(), "console", "expect")
-        if (rest := self._said.rest()) and self._heard(rest, errors=False):
+        if (rest := self._stdout.rest()) and self._is_own(rest, errors=False):
             self._keep(rest)
-        self._heard(self._errors.rest(), errors=True)
+        self._is_own(self._stderr.rest(), errors=True)
         output = "\n".join(("", *self._output))
-        for one in self._watched:
+        for one in self._conditions:
             for key in ("output", "expect"):
                 pattern = one.patterns.get(key)
                 if pattern is not None and pattern.spans_lines and (found := pattern.search(output)) is not None:
-                    self._see(one, key, found, script=True)
+                    self._record(one, key, found, script=True)
 
     @property
     def rests_on_script(self) -> bool:
         """Whether the hit is shown by the script's own word alone."""
         return self._shown is not None and self._shown.rests_on_script
 
-    def doubt(self) -> None:
+    def drop_doubtful_hit(self) -> None:
         """Drop a hit that rests on the script's word where the script turns out to lack a command: it said so earlier."""
-        if (self.unable or self.untold) and self.rests_on_script:
+        if (self.failed_commands or self.undecidable) and self.rests_on_script:
             self.hit = self._shown = None
 
     def guest_ended(self, end: End) -> None:
         """The guest is gone, or does not answer."""
         word = end.of_guest
-        for one in self._watched:
+        for one in self._conditions:
             if one.condition.guest is not None and word is not None and one.condition.guest in ("lost", word):
-                self._see(one, "guest", end.value)
+                self._record(one, "guest", end.value)
 
     def _search(self, line: str, *keys: _Key, script: bool = False, why: str | None = None) -> None:
         """Look for patterns in a line. `script`: which printed it. `why` it does not count, where it does not."""
         if not line:
             return
-        for one in self._watched:
+        for one in self._conditions:
             for key in keys:
                 pattern = one.patterns.get(key)
                 if pattern is None or key in one.seen or pattern.search(line) is None:
                     continue
-                quoted = script and why is None and self._is_quoted(line, pattern)
-                if why is not None or quoted:
+                is_quoted = script and why is None and self._is_quoted(line, pattern)
+                if why is not None or is_quoted:
                     if len(self.uncounted) < _MOST_NOTED:
                         self.uncounted.append(
                             NotCounted(line=line[:300], why=why or "it holds a piece of the script's own source")
                         )
                     continue
-                self._see(one, key, line, script=script)
+                self._record(one, key, line, script=script)
 
     def _is_quoted(self, line: str, pattern: Pattern) -> bool:
         """Whether each part of a line that matches is a piece of the script's source."""
@@ -304,19 +306,21 @@ class Watch:
             return (
                 self._source is not None
                 and bool(found)
-                and all(self._source.quoted(plain, start, end) for start, end in found)
+                and all(self._source.is_quoted(plain, start, end) for start, end in found)
             )
         except OverflowError:
             # Neither a hit nor none.
-            self.untold = "the script prints pieces of its own source more often than they can be told from its output"
+            self.undecidable = (
+                "the script prints pieces of its own source more often than they can be told from its output"
+            )
             return True
 
-    def _see(self, one: _Watched, key: _Key, said: str, *, script: bool = False) -> None:
+    def _record(self, one: _Progress, key: _Key, said: str, *, script: bool = False) -> None:
         one.seen.setdefault(key, said.strip()[:300])
         if script:
-            one.told.add(key)
+            one.from_script.add(key)
         if self.hit is None and all(key in one.seen for key in one.wanted):
-            if (self.unable or self.untold) and one.rests_on_script:
+            if (self.failed_commands or self.undecidable) and one.rests_on_script:
                 return
             self._shown = one
             self.hit = Match(condition=one.number, seen="; ".join(one.seen[key] for key in one.wanted))

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from testbed.bugs import Case, bisect
-from testbed.bugs.bisect import BisectAnswer, BisectRange
-from testbed.bugs.reduce import Bisector
+from testbed.bugs import Case, bisect_search
+from testbed.bugs.bisect import Bisector
+from testbed.bugs.bisect_search import BisectAnswer, BisectRange
 from testbed.bugs.repro import ReproJob
 from testbed.cli import option_values
 from testbed.cli.app import SKIP, Json, Quiet, app, err, out, run_async
@@ -162,7 +162,7 @@ class _BisectRun:
         if self._options.as_json:
             print(json.dumps(document))
         else:
-            for one in self._bisector.asked:
+            for one in self._bisector.steps:
                 out.print(f"{one.kernel}: {one.said}: {one.tried.words}", markup=False, highlight=False, soft_wrap=True)
             out.print(document["reason"], markup=False, highlight=False, soft_wrap=True)
             print(self._job.folder)
@@ -180,8 +180,8 @@ class _BisectRun:
 
     def _document(self, why: str | None) -> dict[str, Any]:
         """Return the results so far. `why`: the reason of an early end, empty while the run goes on; None if they are complete."""
-        most = 2 + bisect.most_steps(self._range.good, self._range.bad)
-        ended = len(self._bisector.asked)
+        most = 2 + bisect_search.most_steps(self._range.good, self._range.bad)
+        ended = len(self._bisector.steps)
         partial = None if why is None else Partial(ended=ended, wanted=most, at_most=True, what="kernels", why=why)
         return results.bisect_document(
             self._job,
@@ -242,7 +242,7 @@ class _AskRun:
         return answer
 
     def _document(self, why: str | None) -> dict[str, Any]:
-        ended = len(self._bisector.asked)
+        ended = len(self._bisector.steps)
         partial = None if why is None else Partial(ended=ended, wanted=1, what="kernels", why=why)
         took_s = time.monotonic() - self._started
         return results.ask_document(self._job, self._name, self._bisector, self._rate, sys.argv, took_s, partial)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from testbed.cli.app import err
 from testbed.errors import HostError
+from testbed.host.control_client import ControlClient
 from testbed.host.registry import VmHandle
 
 _ESCAPE = b"\x1d"  # Ctrl-], as telnet and virsh have it
@@ -26,7 +27,7 @@ async def attach(vm: VmHandle) -> int:
     :raise HostError: the guest has ended.
     """
     columns, rows = shutil.get_terminal_size()
-    await vm.ask("shell", rows=rows, columns=columns)
+    await ControlClient(vm).shell(rows=rows, columns=columns)
     connection = _Connection(*await asyncio.open_unix_connection(vm.folder / "console"))
     if sys.stdin.isatty():
         err.print(f"console of {vm.record.name}; Ctrl-] leaves it", markup=False, highlight=False)

@@ -14,6 +14,7 @@ from testbed.errors import UsageError
 from testbed.guest.debug import gdb as debugger
 from testbed.guest.debug import vmcore
 from testbed.host import paths, registry
+from testbed.host.control_client import ControlClient
 from testbed.units import format_size
 
 _GDB_S, _DUMP_S = 120.0, 700.0
@@ -33,7 +34,7 @@ def gdb(
     """Debug a guest's kernel with gdb, through QEMU's stub: breakpoints work. The guest stands still while gdb has it."""
     found = registry.find_vm(paths.folders(), vm)
 
-    opened = completed(found.ask("gdb", timeout_s=_GDB_S, symbols=str(symbols.resolve()) if symbols else ""))
+    opened = completed(ControlClient(found).gdb(symbols, timeout_s=_GDB_S))
     if opened["note"]:
         err.print(opened["note"], markup=False, highlight=False, soft_wrap=True)
     words = debugger.command(opened, tuple(more or ()))
@@ -55,8 +56,8 @@ def dump(
     found = registry.find_vm(paths.folders(), vm)
 
     async def work() -> int:
-        written = await found.ask("dump", timeout_s=_DUMP_S, path=str(file.resolve()), format=kind)
-        err.print(f"{file}: {format_size(written['bytes'])} of {vm}'s memory", markup=False, highlight=False)
+        written = await ControlClient(found).dump(file, kind, timeout_s=_DUMP_S)
+        err.print(f"{file}: {format_size(written)} of {vm}'s memory", markup=False, highlight=False)
         return 0
 
     run_async(work())

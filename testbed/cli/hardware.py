@@ -17,6 +17,7 @@ from testbed.errors import UsageError
 from testbed.hardware.commands import SURPRISE
 from testbed.hardware.profiles import PROFILES
 from testbed.host import paths, registry
+from testbed.host.control_client import ControlClient
 from testbed.report import vm_tables
 from testbed.report.docs import profiles_markdown
 from testbed.units import parse_duration
@@ -169,10 +170,10 @@ def power_cut(
     chosen = secrets.randbelow(1 << 32) if seed is None else seed
 
     async def work() -> int:
-        found = await registry.find_vm(paths.folders(), vm).ask("power-cut", timeout_s=_BOOT_S, share=keep, seed=chosen)
-        lost: dict[str, int] = found["lost_blocks"]
+        client = ControlClient(registry.find_vm(paths.folders(), vm))
+        lost = await client.power_cut(share=keep, seed=chosen, timeout_s=_BOOT_S)
         if as_json:
-            print(json.dumps({"seed": chosen, **found}))
+            print(json.dumps({"seed": chosen, "lost_blocks": lost}))
         else:
             said = (
                 ", ".join(f"{disk} lost {blocks} blocks of 4K" for disk, blocks in lost.items())
@@ -201,9 +202,9 @@ def sample(
         raise UsageError(f"--every: expected a duration of more than nothing, got {every!r}")
 
     async def work() -> int:
-        there, due = registry.find_vm(paths.folders(), vm), time.monotonic()
+        client, due = ControlClient(registry.find_vm(paths.folders(), vm)), time.monotonic()
         for number in itertools.count(1):
-            print(json.dumps(await there.ask("sample")), flush=True)
+            print(json.dumps(await client.sample()), flush=True)
             if number == count:
                 break
             due = max(due + every_s, time.monotonic())
@@ -232,7 +233,7 @@ def hardware(vm: VmArgument, as_json: Json = False) -> None:
     """How a guest's disks behave now: limits, delays, faults, and the errors that there were; its memory and CPUs."""
 
     async def work() -> int:
-        _show(await registry.find_vm(paths.folders(), vm).ask("hardware"), as_json)
+        _show(await ControlClient(registry.find_vm(paths.folders(), vm)).hardware(), as_json)
         return 0
 
     run_async(work())
@@ -243,7 +244,7 @@ def resume(vm: VmArgument) -> None:
     """Let a guest go on that stands still at an error of a disk (`werror: stop`); the request is tried again."""
 
     async def work() -> int:
-        await registry.find_vm(paths.folders(), vm).ask("resume")
+        await ControlClient(registry.find_vm(paths.folders(), vm)).resume()
         return 0
 
     run_async(work())
@@ -251,7 +252,7 @@ def resume(vm: VmArgument) -> None:
 
 def _tell(vm: str, as_json: bool, *words: str) -> None:
     async def work() -> int:
-        _show(await registry.find_vm(paths.folders(), vm).ask("hardware", words=words), as_json)
+        _show(await ControlClient(registry.find_vm(paths.folders(), vm)).change_hardware(words), as_json)
         return 0
 
     run_async(work())

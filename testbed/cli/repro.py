@@ -15,9 +15,11 @@ from typing import Annotated, Any
 import typer
 
 from testbed.bugs import Case, bundle_rules, repro
+from testbed.bugs.attempt import HoldGuest
+from testbed.bugs.kernel_tries import KernelTries
 from testbed.bugs.load import to_yaml
 from testbed.bugs.outcome import Try, describe
-from testbed.bugs.repro import KernelTries, ReproJob, StopRule
+from testbed.bugs.repro import ReproJob, StopRule
 from testbed.cli import option_values
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
 from testbed.cli.bundle import note_differences, unpacked_kernels
@@ -237,25 +239,26 @@ class _ReproRun:
             seed=seed if options.seed is None else options.seed,
             folder=folder,
             on_try=self._on_try,
-            hold=self._holder(factory).hold if options.hold.hold else None,
+            hold=self._hold(factory) if options.hold.hold else None,
             paused=options.hold.paused,
             dump=options.hold.dump,
         )
 
-    def _holder(self, factory: GuestFactory) -> Holder:
+    def _hold(self, factory: GuestFactory) -> HoldGuest:
         held = self._options.hold
         name = held.name or "held"
         launcher.check_name(name)
         launcher.check_free((name,), factory.folders)
-        how: Callable[[str], None] = _print_always if self._options.quiet else self._progress.note
-        return Holder(
+        announce: Callable[[str], None] = _print_always if self._options.quiet else self._progress.note
+        holder = Holder(
             folders=factory.folders,
             name=name,
             file=self._bug.title,
             key=factory.key.openssh,
             paused=held.paused,
-            how=how,
+            announce=announce,
         )
+        return lambda guest, match: holder.hold(guest, match.seen)
 
     def _write_bug(self) -> None:
         """Write the bug with the kernels of this run, so that a bundle of the run is run on the same ones."""

@@ -10,6 +10,7 @@ from testbed.cli.app import app, run_async
 from testbed.cli.vms import VmArgument
 from testbed.errors import UsageError
 from testbed.host import paths, registry
+from testbed.host.control_client import ControlClient
 from testbed.store import snapshot_files
 
 # Saving writes the guest's memory, and a restored guest answers once it has woken up.
@@ -52,7 +53,7 @@ def snapshot(
         return
 
     async def work() -> int:
-        await registry.find_vm(paths.folders(), vm).ask("snapshot", timeout_s=SAVING_S, folder=str(folder))
+        await ControlClient(registry.find_vm(paths.folders(), vm)).snapshot(folder, timeout_s=SAVING_S)
         return 0
 
     run_async(work())
@@ -64,7 +65,7 @@ def restore(vm: VmArgument, name: NameArgument) -> None:
     found = snapshot_files.find_snapshot(paths.folders().state, vm, name)
 
     async def work() -> int:
-        await registry.find_vm(paths.folders(), vm).ask("restore", timeout_s=SAVING_S, folder=str(found.folder))
+        await ControlClient(registry.find_vm(paths.folders(), vm)).restore(found.folder, timeout_s=SAVING_S)
         return 0
 
     run_async(work())

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import os
-import signal
 import socket
-import sys
-import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,13 +17,15 @@ from testbed.cli.snapshots import SAVING_S, known
 from testbed.cli.vms import VmArgument
 from testbed.guest import session
 from testbed.host import paths, registry
+from testbed.host.control_client import ControlClient
 from testbed.report import live
 from testbed.store import snapshot_files
 from testbed.store.kernels.table import shipped_table
 from testbed.topology import Topology, load, trust
 from testbed.topology.host_limits import HostLimits
 from testbed.topology.kernel_abilities import KernelAbilities
-from testbed.vms import launcher, prefork, supervisor
+from testbed.vms import launcher, prefork, supervisor_main
+from testbed.vms.launcher import GuestRequest, LaunchRequest
 from testbed.vms.prefork import PreforkedWorker
 
 Point = Annotated[str | None, typer.Option("--point", help="A point of its matrix, such as disk=nvme,filesystem=xfs.")]
@@ -94,36 +91,37 @@ def _up(options: UpOptions) -> None:
     topology = load(options.file, options.point, limits=HostLimits.of_this_host(), check_kernels=check)
     for model in topology.guests.values():
         trust.check_trusted(model.qemu_args)
-    called = launcher.guest_names(topology, options.name)
-    with prefork.fork_workers(len(topology.guests), _supervise) as waiting:
-        run_async(_start(options, topology, called, waiting))
+    names = launcher.guest_names(topology, options.name)
+    with prefork.fork_workers(len(topology.guests), _serve) as workers:
+        run_async(_start(options, topology, names, workers))
 
 
 async def _start(
-    options: UpOptions, topology: Topology, called: Mapping[str, str], waiting: tuple[PreforkedWorker, ...]
+    options: UpOptions, topology: Topology, names: Mapping[str, str], workers: tuple[PreforkedWorker, ...]
 ) -> int:
     table = shipped_table()
     folders, logs = paths.folders(), options.logs
-    launcher.check_free(called.values(), folders)
+    launcher.check_free(names.values(), folders)
     run = paths.new_run_folder(folders.runs) if logs is None else logs.absolute()
     run_folder = in_run_folder(run) if logs is None else contextlib.nullcontext()
+    request = LaunchRequest(
+        topology=topology,
+        file=options.file.resolve(),
+        point=options.point or "",
+        guests=tuple(
+            GuestRequest(
+                guest=guest,
+                name=names[guest],
+                kernel=table.absolute(options.kernel or model.kernel or table.patched),
+                logs=run / (names[guest] if logs is None else guest),
+            )
+            for guest, model in topology.guests.items()
+        ),
+        cold=options.cold,
+        at_once=options.at_once,
+    )
     with run_folder, live.progress(err, quiet=options.quiet) as progress:
-        started = await launcher.start_vms(
-            topology,
-            file=options.file.resolve(),
-            point=options.point or "",
-            called=called,
-            kernels={
-                guest: table.absolute(options.kernel or model.kernel or table.patched)
-                for guest, model in topology.guests.items()
-            },
-            folders=folders,
-            evidence={guest: run / (name if logs is None else guest) for guest, name in called.items()},
-            cold=options.cold,
-            at_once=options.at_once,
-            progress=progress,
-            waiting=waiting,
-        )
+        started = await launcher.start_vms(request, folders, progress, workers)
     if options.as_json:
         print(json.dumps([asdict(vm.record) for vm in started]))
     elif not options.quiet:
@@ -135,52 +133,8 @@ async def _start(
     return 0
 
 
-def _supervise(wire: socket.socket) -> NoReturn:
-    """The life of a process that waits: keep the guest that it is told to, and end."""
-    status: object = ERROR
-    try:
-        line = wire.makefile("rb").readline()
-        if not line:
-            os._exit(0)
-        spec = supervisor.VmSpec.from_json(line.decode())
-        # Whoever started us goes on: nothing of ours must hold its ends open, nor its folder.
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for number in (1, 2):
-            os.dup2(os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
-        paths.resolve_environment()
-        os.chdir("/")
-
-        def say(message: dict[str, object]) -> None:
-            with contextlib.suppress(OSError):
-                wire.sendall(json.dumps(message).encode() + b"\n")
-
-        run_async(_kept(wire, spec, say))
-    except SystemExit as ended:
-        status = ended.code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status if isinstance(status, int) else ERROR)
-
-
-async def _kept(wire: socket.socket, spec: supervisor.VmSpec, say: supervisor.Say) -> int:
-    """Ends as well when whoever started it is gone before it has heard that all guests are ready: nobody would know of this one."""
-    loop = asyncio.get_running_loop()
-
-    def heard() -> None:
-        loop.remove_reader(wire)
-        kept = b""
-        with contextlib.suppress(ConnectionResetError):  # it went with words of ours that it had not read
-            kept = wire.recv(len(launcher.KEPT))
-        if kept:
-            wire.close()
-        else:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    loop.add_reader(wire, heard)
-    return await supervisor.supervise(spec, say)
+def _serve(connection: socket.socket) -> NoReturn:
+    supervisor_main.serve(connection, run_async, ERROR)
 
 
 @app.command()
@@ -194,7 +148,7 @@ def fork(
 ) -> None:
     """Start another guest that is what this one is, or was at a snapshot, with copies of its disks."""
 
-    async def work(waiting: tuple[PreforkedWorker, ...]) -> int:
+    async def work(workers: tuple[PreforkedWorker, ...]) -> int:
         folders = paths.folders()
         launcher.check_name(new)
         launcher.check_free((new,), folders)
@@ -204,16 +158,16 @@ def fork(
                 saved = snapshot_files.find_snapshot(folders.state, vm, from_)
             else:
                 folder = own.scratch / vm / "now"
-                await registry.find_vm(folders, vm).ask("snapshot", timeout_s=SAVING_S, folder=str(folder))
+                await ControlClient(registry.find_vm(folders, vm)).snapshot(folder, timeout_s=SAVING_S)
                 saved = snapshot_files.read_snapshot(folder)
-            evidence = paths.new_run_folder(folders.runs)
-            with in_run_folder(evidence), live.progress(err, quiet=quiet) as progress:
+            run = paths.new_run_folder(folders.runs)
+            with in_run_folder(run), live.progress(err, quiet=quiet) as progress:
                 started = await launcher.fork_vms(
-                    saved, new, folders=folders, evidence=evidence, progress=progress, waiting=waiting
+                    saved, new, folders=folders, run=run, progress=progress, workers=workers
                 )
         if not quiet:
             out.print(f"{new}: enter it with: testbed ssh {started.record.name}", highlight=False, soft_wrap=True)
         return 0
 
-    with prefork.fork_workers(1, _supervise) as waiting:
-        run_async(work(waiting))
+    with prefork.fork_workers(1, _serve) as workers:
+        run_async(work(workers))

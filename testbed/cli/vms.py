@@ -22,6 +22,7 @@ from testbed.cli.console import attach
 from testbed.errors import TestbedError, UsageError
 from testbed.guest import session
 from testbed.host import paths, process, registry
+from testbed.host.control_client import ControlClient
 from testbed.host.paths import Folders
 from testbed.report import inventory, vm_tables
 from testbed.text import printable
@@ -87,7 +88,7 @@ def top(
 
     async def reading(vm: registry.VmHandle) -> dict[str, Any] | None:
         try:
-            return await vm.ask("stats")
+            return await ControlClient(vm).stats()
         except TestbedError as error:
             # It stands still, or has just gone: no reason to stop.
             if (why := str(error)) not in said:
@@ -238,7 +239,7 @@ def down(
 
     async def end(vm: registry.VmHandle) -> None:
         if vm.record.supervisor:
-            await vm.ask("down")
+            await ControlClient(vm).down()
         await registry.wait_until_gone(vm, _DOWN_S)
 
     async def work() -> int:

@@ -20,16 +20,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import filelock
 from pydantic import TypeAdapter
 
-from testbed.errors import HostError, UsageError, one_line
+from testbed.errors import HostError, UsageError
 from testbed.host import process
 from testbed.host.paths import Folders
 from testbed.host.tempdirs import lock_file
-from testbed.text import parse_json, parse_json_object
+from testbed.text import parse_json
 
 SSH = "ssh"
 # One that has ENDED is held with its memory.
@@ -82,40 +81,14 @@ class VmHandle:
     def ssh_config(self) -> Path:
         return self.folder / "ssh_config"
 
-    async def ask(self, verb: str, *, timeout_s: float = 60, **arguments: Any) -> dict[str, Any]:
-        """The supervisor's answer.
-
-        :raise HostError: it does not answer, or is stopped. :raise TestbedError: it says why not.
-        """
-        name, stopped = self.record.name, _by_signal(self.record)
-        # A supervisor ends a QEMU that is stopped, and asks it for everything else.
-        if stopped is not None and (verb != "down" or stopped == self.record.supervisor):
-            raise HostError(stopped_message(_stopped(self.record, stopped)))
-        try:
-            async with asyncio.timeout(timeout_s):
-                reader, writer = await asyncio.open_unix_connection(self.folder / "control", limit=LONGEST_LINE)
-                with contextlib.closing(writer):
-                    writer.write(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
-                    line = await reader.readline()
-            answer = parse_json_object(line)
-        except TimeoutError:
-            raise HostError(
-                f"{name}: its supervisor (pid {self.record.supervisor}) does not answer `{verb}` within {timeout_s:.0f} s"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise HostError(f"{name}: its supervisor (pid {self.record.supervisor}) went away at `{verb}`") from error
-        if "error" in answer:
-            raise one_line(str(answer["error"]), answer.get("code", ""))
-        return dict(answer)
-
 
 def refresh(record: VmRecord) -> VmRecord:
     """A record with what it cannot say itself: that its guest stands still because its supervisor or QEMU is stopped by a signal."""
-    pid = _by_signal(record)
-    return record if pid is None else _stopped(record, pid)
+    pid = stopped_process(record)
+    return record if pid is None else mark_stopped(record, pid)
 
 
-def _stopped(record: VmRecord, pid: int) -> VmRecord:
+def mark_stopped(record: VmRecord, pid: int) -> VmRecord:
     whose = "supervisor" if pid == record.supervisor else "QEMU"
     return replace(record, why=f"its {whose} (pid {pid}) is stopped by a signal", resume_with=f"kill -CONT {pid}")
 
@@ -125,7 +98,7 @@ def stopped_message(record: VmRecord) -> str:
     return f"{record.name} stands still: {record.why}; let it go on with: {record.resume_with}"
 
 
-def _by_signal(record: VmRecord) -> int | None:
+def stopped_process(record: VmRecord) -> int | None:
     """The supervisor's process id, or QEMU's, where that is stopped by a signal, as by Ctrl-Z."""
     return next((pid for pid in (record.supervisor, record.qemu) if pid and process.is_stopped(pid)), None)
 

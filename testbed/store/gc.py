@@ -88,7 +88,7 @@ def select_unused(
 def select_needed(folders: Folders) -> set[Path]:
     """List the images and kernels of supervised guests and of snapshots, which can be restored only with their own."""
     kernels = {vm.record.kernel for vm in registry.list_vms(folders)}
-    kernels |= {str(snapshot.order["kernel"]) for snapshot in snapshot_files.list_snapshots(folders.state)}
+    kernels |= {str(snapshot.vm_spec["kernel"]) for snapshot in snapshot_files.list_snapshots(folders.state)}
     if not kernels:
         return set()
     known, images = shipped_table(), paths.shipped("images")

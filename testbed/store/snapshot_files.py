@@ -24,13 +24,13 @@ _UNFINISHED = ".unfinished"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """`order`: how its guest was started, as JSON; `machine`: the key of its machine; the rest as in `Template`."""
+    """`vm_spec`: how its VM was launched, as JSON; `machine`: the key of its machine; the rest as in `Template`."""
 
     folder: Path
     host_key: bytes
     boot_s: float
     machine: str
-    order: dict[str, Any]
+    vm_spec: dict[str, Any]
     memory: Path | None = None  # guest memory is in the state file
 
     @property
@@ -130,7 +130,7 @@ def read_snapshot(folder: Path) -> Snapshot:
             host_key=bytes.fromhex(meta["host_key"]),
             boot_s=float(meta["boot_s"]),
             machine=str(meta["machine"]),
-            order=dict(meta["order"]),
+            vm_spec=dict(meta["order"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise HostError(f"{folder / cache.META}: expected a snapshot's record, got {error!r}") from error

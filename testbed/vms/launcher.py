@@ -1,4 +1,4 @@
-"""Starts guests that stay: what they need is made here, with progress; then each is given to a supervisor, a process that outlives us."""
+"""Launches VMs: prepares what their guests need, with progress, then hands each guest to a supervisor process that outlives us."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,175 +25,212 @@ from testbed.vms.prefork import PreforkedWorker
 from testbed.vms.supervisor import VmSpec
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,32}")
-# How long the steps of a stack may take before somebody should look.
+# A guest that is not ready by then, with its block stack, is given up.
 _START_S = 1800.0
-# Tells a supervisor that its guest is wanted now that all are ready: from then on it is on its own.
+# Sent to each supervisor once all guests are ready: from then on it lives without the launching process.
 KEPT = b"kept\n"
 
 
-def guest_names(topology: Topology, wanted: str | None) -> dict[str, str]:
-    """What each guest of a topology is called on this machine: as in its file; or `wanted`, which comes before it where there are several.
+def guest_names(topology: Topology, name: str | None) -> dict[str, str]:
+    """Return the VM name of each guest: without `name` that of the topology file; several guests get `name` as a prefix.
 
-    :raise UsageError: it is no name.
+    :raise UsageError: one is no valid name.
     """
     guests = list(topology.guests)
-    found = {
-        guest: guest if wanted is None else wanted if len(guests) == 1 else f"{wanted}-{guest}" for guest in guests
-    }
-    for name in found.values():
-        check_name(name)
-    return found
+    names = {guest: guest if name is None else name if len(guests) == 1 else f"{name}-{guest}" for guest in guests}
+    for one in names.values():
+        check_name(one)
+    return names
 
 
 def check_name(name: str) -> None:
-    """:raise UsageError: it is no name of a guest."""
+    """:raise UsageError: it is no valid name of a VM."""
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"expected a guest's name of small letters, digits and dashes, beginning with a letter, at most 33, got {name!r}"
+            "expected a guest's name of small letters, digits and dashes, beginning with a letter, at most 33,"
+            f" got {name!r}"
         )
 
 
 def check_free(names: Iterable[str], folders: Folders) -> None:
     """:raise UsageError: one of the names is taken."""
-    there = {vm.record.name for vm in registry.list_vms(folders)}
+    taken = {vm.record.name for vm in registry.list_vms(folders)}
     for name in names:
-        if name in there:
+        if name in taken:
             raise registry.name_taken(name)
 
 
-async def start_vms(
-    topology: Topology,
-    *,
-    file: Path,
-    point: str,
-    called: Mapping[str, str],
-    kernels: Mapping[str, str],
-    folders: Folders,
-    evidence: Mapping[str, Path],
-    cold: bool,
-    at_once: bool,
-    progress: Progress,
-    waiting: tuple[PreforkedWorker, ...],
-) -> tuple[VmHandle, ...]:
-    """Start all guests of a topology, side by side as far as the host has room. `called`, `kernels`, `evidence`: by guest; `waiting`: a
-    process for each; `at_once`: whether there is room or not.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestRequest:
+    """One guest of a topology to launch as a VM: its name in the topology file and on this machine, its kernel, and the folder of its
+    logs."""
 
-    :raise TestbedError: one did not get ready; then none is there.
+    guest: str
+    name: str
+    kernel: str
+    logs: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchRequest:
+    """The guests of a topology to launch as VMs. `file`, `point`: where the topology is from. `at_once`: without waiting for admission."""
+
+    topology: Topology
+    file: Path
+    point: str
+    guests: tuple[GuestRequest, ...]
+    cold: bool = False
+    at_once: bool = False
+
+    def vm_specs(self, networks: Path) -> list[VmSpec]:
+        """The spec of each VM. `networks`: the folder of the sockets of their networks."""
+        topology = self.topology
+        return [
+            VmSpec(
+                name=one.name,
+                topology=topology.model_dump(mode="json", by_alias=True, exclude_unset=True),
+                file=str(self.file),
+                point=self.point,
+                guest=one.guest,
+                kernel=one.kernel,
+                networks=str(networks),
+                evidence=str(one.logs),
+                cold=self.cold,
+                at_once=self.at_once,
+                sharing=len(topology.guests),
+                trusted=trust.are_trusted(topology.guests[one.guest].qemu_args),
+            )
+            for one in self.guests
+        ]
+
+
+async def start_vms(
+    request: LaunchRequest, folders: Folders, progress: Progress, workers: tuple[PreforkedWorker, ...]
+) -> tuple[VmHandle, ...]:
+    """Prepare images, kernels and templates here, with progress; then start all VMs of a topology, one worker each.
+
+    :raise TestbedError: one did not get ready; then all were ended.
     """
-    async with open_factory(progress, kernels=tuple(dict.fromkeys(kernels.values())), cold=cold) as factory:
-        for guest, model in topology.guests.items():
-            await factory.prepare(model, await factory.kernel(kernels[guest]))
-            for beyond in disk_speed.too_fast_profiles(model, disk_speed.load(factory.folders.cache, factory.host)):
-                progress.note(f"{guest}: {beyond}")
-    networks = folders.runtime / f"net-{secrets.token_hex(4)}"
-    specs = [
-        VmSpec(
-            name=called[guest],
-            topology=topology.model_dump(mode="json", by_alias=True, exclude_unset=True),
-            file=str(file),
-            point=point,
-            guest=guest,
-            kernel=kernels[guest],
-            networks=str(networks),
-            evidence=str(evidence[guest]),
-            cold=cold,
-            at_once=at_once,
-            sharing=len(topology.guests),
-            trusted=trust.are_trusted(topology.guests[guest].qemu_args),
-        )
-        for guest in topology.guests
-    ]
-    return await launch_vms(specs, waiting, folders, progress)
+    kernels = tuple(dict.fromkeys(one.kernel for one in request.guests))
+    async with open_factory(progress, kernels=kernels, cold=request.cold) as factory:
+        for one in request.guests:
+            model = request.topology.guests[one.guest]
+            await factory.prepare(model, await factory.kernel(one.kernel))
+            for too_fast in disk_speed.too_fast_profiles(model, disk_speed.load(factory.folders.cache, factory.host)):
+                progress.note(f"{one.guest}: {too_fast}")
+    return await launch_vms(request.vm_specs(_new_networks(folders)), workers, folders, progress)
+
+
+def _new_networks(folders: Folders) -> Path:
+    return folders.runtime / f"net-{secrets.token_hex(4)}"
 
 
 async def fork_vms(
-    saved: Snapshot,
+    snapshot: Snapshot,
     name: str,
     *,
     folders: Folders,
-    evidence: Path,
+    run: Path,
     progress: Progress,
-    waiting: tuple[PreforkedWorker, ...],
+    workers: tuple[PreforkedWorker, ...],
 ) -> VmHandle:
-    """Start another guest from a snapshot, beside the one that it is of, and on no network: it would have the other's addresses.
+    """Start another VM from a snapshot, beside the original. It has no network, since it would have the original's addresses.
+
+    `run`: the folder that gets the folder of its logs.
 
     :raise TestbedError: the guest did not get ready.
     """
-    networks = folders.runtime / f"net-{secrets.token_hex(4)}"
     changes: dict[str, Any] = {
         "name": name,
-        "networks": str(networks),
-        "evidence": str(evidence / name),
-        "snapshot": str(saved.folder),
+        "networks": str(_new_networks(folders)),
+        "evidence": str(run / name),
+        "snapshot": str(snapshot.folder),
         "at_once": False,
         "sharing": 1,
     }
-    (vm,) = await launch_vms([VmSpec(**{**saved.order, **changes})], waiting, folders, progress)
+    (vm,) = await launch_vms([VmSpec(**{**snapshot.vm_spec, **changes})], workers, folders, progress)
     return vm
 
 
 async def launch_vms(
-    specs: list[VmSpec], waiting: tuple[PreforkedWorker, ...], folders: Folders, progress: Progress
+    specs: list[VmSpec], workers: tuple[PreforkedWorker, ...], folders: Folders, progress: Progress
 ) -> tuple[VmHandle, ...]:
-    """Give each order to one that waits; all of their guests are ready afterwards, or none is there.
+    """Hand each spec to a worker, which becomes the VM's supervisor. Afterwards either all guests are ready, or all were ended.
 
-    :raise TestbedError: as the supervisors say.
+    :raise TestbedError: as the supervisors report.
     """
-    failures: list[TestbedError] = []
-    wires: list[asyncio.StreamWriter] = []
-
-    async def one(spec: VmSpec, spare: PreforkedWorker) -> None:
-        try:
-            with progress.task(spec.name) as task:
-                Path(spec.evidence).mkdir(parents=True, exist_ok=True, mode=0o700)
-                async with asyncio.timeout(_START_S):
-                    reader, writer = await asyncio.open_connection(sock=spare.wire, limit=registry.LONGEST_LINE)
-                    wires.append(writer)
-                    writer.write(spec.to_json().encode() + b"\n")
-                    await _ready(reader, spec, progress, task)
-        except TimeoutError:
-            failures.append(
-                HostError(f"{spec.name}: expected to be ready within {_START_S:.0f} s; see {spec.evidence}")
-            )
-        except OSError as error:
-            failures.append(HostError(f"{spec.name}: {spec.evidence}: cannot be made: {error.strerror}"))
-        except TestbedError as error:
-            failures.append(error)
-
+    launches = [_Launch(spec, worker, progress) for spec, worker in zip(specs, workers, strict=True)]
     try:
         async with asyncio.TaskGroup() as group:
-            for spec, spare in zip(specs, waiting, strict=True):
-                group.create_task(one(spec, spare))
-        if failures:
-            # Of one class, or of none in particular.
+            tasks = [group.create_task(launch.run()) for launch in launches]
+        if failures := [failure for task in tasks if (failure := task.result()) is not None]:
+            # The error has the class of all failures, or that of none where they differ.
             codes = {error.code for error in failures}
             raise one_line("\n".join(map(str, failures)), codes.pop() if len(codes) == 1 else "")
-        for wire in wires:
-            wire.write(KEPT)
+        for launch in launches:
+            launch.keep()
         return tuple(registry.find_vm(folders, spec.name) for spec in specs)
     except BaseException:
-        for spare in waiting:
-            await asyncio.to_thread(spare.end)
+        for worker in workers:
+            await asyncio.to_thread(worker.end)
         for folder in {spec.networks for spec in specs}:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
-        for wire in wires:
-            wire.close()
+        for launch in launches:
+            launch.close()
 
 
-async def _ready(reader: asyncio.StreamReader, spec: VmSpec, progress: Progress, task: Task) -> None:
-    async for line in reader:
-        said = parse_json_object(line)
-        if "ready" in said:
-            return
-        if "error" in said:
-            raise one_line(f"{said['error']}\n  its logs: {spec.evidence}", said.get("code", ""))
-        if "note" in said:
-            progress.note(f"{spec.name}: {said['note']}")
-        else:
-            task.update(detail=said.get("stage", ""))
-    last = spec.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if spec.log.exists() else []
-    raise HostError(
-        f"{spec.name}: its supervisor ended before it was ready: {last[-1] if last else 'it said nothing'}; see {spec.log}"
-    )
+class _Launch:
+    """The launch of one VM: sends its spec to a worker and reads the worker's reports until the guest is ready."""
+
+    def __init__(self, spec: VmSpec, worker: PreforkedWorker, progress: Progress) -> None:
+        self._spec, self._worker, self._progress = spec, worker, progress
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def run(self) -> TestbedError | None:
+        """Wait until the guest is ready; returns why it did not get ready."""
+        spec = self._spec
+        try:
+            with self._progress.task(spec.name) as task:
+                Path(spec.evidence).mkdir(parents=True, exist_ok=True, mode=0o700)
+                async with asyncio.timeout(_START_S):
+                    reader, self._writer = await asyncio.open_connection(
+                        sock=self._worker.socket, limit=registry.LONGEST_LINE
+                    )
+                    self._writer.write(spec.to_json().encode() + b"\n")
+                    await self._read_reports(reader, task)
+        except TimeoutError:
+            return HostError(f"{spec.name}: expected to be ready within {_START_S:.0f} s; see {spec.evidence}")
+        except OSError as error:
+            return HostError(f"{spec.name}: {spec.evidence}: cannot be made: {error.strerror}")
+        except TestbedError as error:
+            return error
+        return None
+
+    def keep(self) -> None:
+        """Let the supervisor live without us."""
+        if self._writer is not None:
+            self._writer.write(KEPT)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    async def _read_reports(self, reader: asyncio.StreamReader, task: Task) -> None:
+        spec = self._spec
+        async for line in reader:
+            report = parse_json_object(line)
+            if "ready" in report:
+                return
+            if "error" in report:
+                raise one_line(f"{report['error']}\n  its logs: {spec.evidence}", report.get("code", ""))
+            if "note" in report:
+                self._progress.note(f"{spec.name}: {report['note']}")
+            else:
+                task.update(detail=report.get("stage", ""))
+        lines = spec.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if spec.log.exists() else []
+        raise HostError(
+            f"{spec.name}: its supervisor ended before it was ready: {lines[-1] if lines else 'it said nothing'};"
+            f" see {spec.log}"
+        )

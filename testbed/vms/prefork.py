@@ -1,6 +1,6 @@
-"""Processes that wait for an order: copies of this one, made while it has neither threads nor an event loop.
+"""Forks supervisor processes in advance, while this process has neither threads nor an event loop.
 
-A supervisor is such a copy, because a Python that starts anew takes most of a second to load what this one has loaded already.
+A supervisor is a fork of this process because a new Python interpreter takes most of a second to load what is loaded here already.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _GRACE_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreforkedWorker:
-    """One that waits; `wire` is read by it until it has its order, and then it answers there."""
+    """A forked process that waits. It reads the spec of its VM from `socket`, and reports there."""
 
     pid: int
-    wire: socket.socket
+    socket: socket.socket
 
     def end(self) -> None:
-        """Ask it to end, and wait until it has; one that does not is killed, and takes its QEMU along."""
+        """Ask the process to end, and wait until it has; one that does not is killed, and its QEMU is killed with it."""
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGTERM)
             until = time.monotonic() + _GRACE_S
@@ -39,23 +39,23 @@ class PreforkedWorker:
 
 @contextlib.contextmanager
 def fork_workers(count: int, serve: Callable[[socket.socket], NoReturn]) -> Iterator[tuple[PreforkedWorker, ...]]:
-    """So many copies, each in a session of its own, in which `serve` runs; it must not return.
+    """Fork `count` workers, each in a session of its own, which run `serve`; it must not return.
 
-    When this is left, the wires are closed: one without an order reads the end of it, and ends.
+    At the end the sockets are closed: a worker that has no spec yet reads end of file, and exits.
     """
-    found: list[PreforkedWorker] = []
+    workers: list[PreforkedWorker] = []
     for _ in range(count):
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
             os.setsid()
-            for end in (ours, *(other.wire for other in found)):
+            for end in (ours, *(other.socket for other in workers)):
                 end.close()
             serve(theirs)
         theirs.close()
-        found.append(PreforkedWorker(pid=pid, wire=ours))
+        workers.append(PreforkedWorker(pid=pid, socket=ours))
     try:
-        yield tuple(found)
+        yield tuple(workers)
     finally:
-        for spare in found:
-            spare.wire.close()
+        for worker in workers:
+            worker.socket.close()

@@ -1,6 +1,6 @@
-"""Keeps one guest after the command that started it has ended, and answers the commands that come later.
+"""Supervises one VM: keeps its guest running after the launching command has ended, and serves the commands that come later.
 
-Every guest that stays has a supervisor of its own, a process that owns its QEMU: when one ends, however it ends, so does the other.
+Each VM has its own supervisor process, which owns the VM's QEMU: when one of the two ends, for whatever reason, so does the other.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,17 +31,17 @@ from testbed.text import parse_json
 from testbed.topology import trust
 from testbed.topology.model import GuestModel, Topology
 from testbed.vms import control, ssh_config
-from testbed.vms.control import ControlServer
+from testbed.vms.control import ControlServer, Reply, Verb
 
-# Tells whoever started the supervisor: {"stage": ...} or {"note": TEXT}, and at last {"ready": RECORD} or {"error": TEXT}.
-Say = Callable[[dict[str, Any]], None]
+# Reports to the launching process: {"stage": ...} or {"note": TEXT}, and at last {"ready": RECORD} or {"error": TEXT}.
+Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmSpec:
-    """One guest to keep. `topology`: the whole file's, as JSON; `networks`: the folder of its guests' sockets; `evidence`: of its logs;
-    `snapshot`: the folder of one to go on from. `at_once`: whether the host has room or not. `sharing`: how many guests that are started
-    together share what a run may take of this machine's disks. `trusted`: whether its `qemu-args` are, which JSON does not say.
+    """How to launch one VM. `topology`: the whole file, as JSON; `networks`: folder of the sockets of its guests; `evidence`: folder of the
+    guest's logs; `snapshot`: folder of the snapshot to restore. `at_once`: without waiting for admission. `sharing`: how many VMs that are
+    launched together share a run's disk quota. `trusted`: whether the `qemu-args` are trusted, which the topology's JSON does not say.
     """
 
     name: str
@@ -63,7 +63,7 @@ class VmSpec:
 
     @property
     def log(self) -> Path:
-        """What the supervisor itself has to say."""
+        """The supervisor's own log file."""
         return Path(self.evidence) / "supervisor.log"
 
     @classmethod
@@ -72,56 +72,56 @@ class VmSpec:
 
 
 class _Notes(Silent):
-    """Remarks are told to whoever started the supervisor."""
+    """Progress whose notes are reported to the launching process."""
 
-    def __init__(self, say: Say) -> None:
-        self._say = say
+    def __init__(self, report: Report) -> None:
+        self._report = report
 
     def note(self, text: str) -> None:
-        self._say({"note": text})
+        self._report({"note": text})
 
 
-async def supervise(spec: VmSpec, say: Say) -> int:
-    """Keep the guest until somebody ends it; the exit code of its process."""
+async def supervise(spec: VmSpec, report: Report) -> int:
+    """Supervise a VM until `down`; returns the exit code of the process."""
     folders = paths.folders()
     try:
         with eventlog.write_events_to(Path(spec.evidence)), registry.claim_name(folders, spec.name) as folder:
             async with open_factory(
-                _Notes(say), kernels=(spec.kernel,), cold=spec.cold, sharing=spec.sharing
+                _Notes(report), kernels=(spec.kernel,), cold=spec.cold, sharing=spec.sharing
             ) as factory:
-                keeper = Supervisor(spec, folder, factory, say)
-                async with control.listen(folder / "control", keeper.answer):
-                    await keeper.keep()
+                vm = Supervisor(spec, folder, factory, report)
+                async with control.listen(folder / "control", vm.answer):
+                    await vm.run()
     except TestbedError as error:
         if os.environ.get("TESTBED_DEBUG"):
-            traceback.print_exc()  # into its log
-        say({"error": str(error), "code": error.code})
+            traceback.print_exc()  # into the supervisor's log
+        report({"error": str(error), "code": error.code})
         return 1
     return 0
 
 
 class Supervisor:
-    """One guest that stays."""
+    """The supervisor of one VM: its guest, its record in the registry, and the verbs that end or replace the guest."""
 
-    def __init__(self, spec: VmSpec, folder: Path, factory: GuestFactory, say: Say) -> None:
-        self._spec, self._folder, self._factory, self._say = spec, folder, factory, say
+    def __init__(self, spec: VmSpec, folder: Path, factory: GuestFactory, report: Report) -> None:
+        self._spec, self._folder, self._factory, self._report = spec, folder, factory, report
         self._topology = Topology.model_validate(spec.topology)
         self._model: GuestModel = self._topology.guests[spec.guest]
         if spec.trusted:
             self._model = self._model.model_copy(update={"qemu_args": trust.trusted_args(self._model.qemu_args)})
         self._guest: Guest | None = None
-        self._surviving_disks: Path | None = None  # the disks of the one before, whose power was cut
-        self._asked = asyncio.Event()  # to end, or to go on from a snapshot
-        self._ends = False
+        self._surviving_disks: Path | None = None  # folder of the disks of the previous guest, whose power was cut
+        self._stop_guest = asyncio.Event()  # asks for the guest's end: to end the VM, or to start another guest
+        self._is_ending = False
         self._was_ready = False
-        self._settled = asyncio.Event()  # ready, or lost
-        self._verbs: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
-            "down": self._down,
-            "snapshot": self._snapshot,
-            "restore": self._restore,
-            "power-cut": self._power_cut,
+        self._settled = asyncio.Event()  # the guest is ready, or lost
+        self._verbs: dict[str, Verb] = {
+            "down": lambda _: self._down(),
+            "snapshot": lambda request: self._snapshot(Path(request["folder"])),
+            "restore": lambda request: self._restore(str(request["folder"])),
+            "power-cut": lambda request: self._power_cut(share=float(request["share"]), seed=int(request["seed"])),
         }
-        self._desk = ControlServer(spec.name, self._ready)
+        self._control = ControlServer(spec.name, self._ready)
         self._record = VmRecord(
             name=spec.name,
             state=registry.STARTING,
@@ -139,97 +139,93 @@ class Supervisor:
             supervisor=os.getpid(),
             since=time.time(),
         )
-        self._note()
+        self._update_record()
 
-    def _note(self, **changes: Any) -> None:
+    def _update_record(self, **changes: Any) -> None:
         self._record = replace(self._record, **changes)
         registry.write_record(self._folder, self._record)
 
-    def _wait(self, why: str) -> None:
-        self._say({"note": why})
+    def _on_wait(self, why: str) -> None:
+        self._report({"note": why})
 
-    # Its life ---------------------------------------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Run guests, one after the other, until `down`. The record says so meanwhile where the guest is lost.
 
-    async def keep(self) -> None:
-        """Start the guest and keep it until it is told to go; a guest that is lost is remembered until then.
-
-        :raise TestbedError: it did not get ready.
+        :raise TestbedError: the first guest did not get ready.
         """
         while True:
-            living = asyncio.create_task(self._live())
-            asked = asyncio.create_task(self._asked.wait())
+            running = asyncio.create_task(self._run_guest())
+            stop = asyncio.create_task(self._stop_guest.wait())
             try:
-                await asyncio.wait((living, asked), return_when=asyncio.FIRST_COMPLETED)
-                if living.done() and not self._was_ready:
-                    return living.result()
-                if living.done() and not self._asked.is_set():
-                    self._note(state=registry.LOST, why=_why(living), resume_with="")
+                await asyncio.wait((running, stop), return_when=asyncio.FIRST_COMPLETED)
+                if running.done() and not self._was_ready:
+                    return running.result()
+                if running.done() and not self._stop_guest.is_set():
+                    self._update_record(state=registry.LOST, why=_why(running), resume_with="")
                     self._settled.set()
-                    await asked
+                    await stop
             finally:
-                # Also when we are cancelled. Left to the end of the loop, a program that is being started would hang it: asyncio.run
-                # cancels the tasks of asyncio's own by which that start would end (seen with Python 3.11).
-                living.cancel()
-                asked.cancel()
-                await asyncio.gather(living, asked, return_exceptions=True)
-            self._asked.clear()
-            if self._ends:
+                # Also when we are cancelled. If this were left to the end of the event loop, a subprocess that is just being started would
+                # hang it: asyncio.run cancels the internal tasks by which that start would end (seen with Python 3.11).
+                running.cancel()
+                stop.cancel()
+                await asyncio.gather(running, stop, return_exceptions=True)
+            self._stop_guest.clear()
+            if self._is_ending:
                 return None
 
-    async def _live(self) -> None:
+    async def _run_guest(self) -> None:
         spec = self._spec
         kernel = await self._factory.kernel(spec.kernel)
-        self._note(release=kernel.release)
-        self._say({"stage": "starting"})
+        self._update_record(release=kernel.release)
+        self._report({"stage": "starting"})
         Path(spec.networks).mkdir(mode=0o700, exist_ok=True)
         wiring = NetworkSockets(folder=Path(spec.networks), guest=spec.guest, ends=self._topology.links[spec.guest])
-        started = (spec.name, self._model, kernel, Path(spec.evidence), wiring)
+        launch = (spec.name, self._model, kernel, Path(spec.evidence), wiring)
         surviving_disks, self._surviving_disks = self._surviving_disks, None
         saved = snapshot_files.read_snapshot(Path(spec.snapshot)) if spec.snapshot and surviving_disks is None else None
         async with (
             self._factory.admitted(
-                (self._model,), spec.name, cores=1, on_wait=self._wait, at_once=spec.at_once
+                (self._model,), spec.name, cores=1, on_wait=self._on_wait, at_once=spec.at_once
             ) as ticket,
-            self._factory.restored(*started, saved)
+            self._factory.restored(*launch, saved)
             if saved
-            else self._factory.guest(*started, savable=True, surviving_disks=surviving_disks) as guest,
+            else self._factory.guest(*launch, savable=True, surviving_disks=surviving_disks) as guest,
             control.listen(
                 self._folder / "console", lambda reader, writer: control.stream_console(guest, reader, writer)
             ),
             control.serve_ssh_connections(self._folder, guest),
-            apply.stack_applied(guest, built=saved is not None) as made,
+            apply.stack_applied(guest, built=saved is not None) as stack,
         ):
             self._guest = guest
-            guest.hardware.errors.on_stop = self._note_still
+            guest.hardware.errors.on_stop = self._record_stopped
             limit_s = guest.deadlines.command_s
             ssh_config.write_ssh_files(
                 self._folder, spec.name, self._factory.key.openssh, guest.host_key.public, connect_s=limit_s
             )
-            guest.on_disks_changed = lambda: self._note(
-                devices=made.devices | {name: disk.path for name, disk in guest.disks.items()}
+            guest.on_disks_changed = lambda: self._update_record(
+                devices=stack.devices | {name: disk.path for name, disk in guest.disks.items()}
             )
-            self._note(state=registry.READY, qemu=guest.pid, devices=made.devices)
-            self._say({"ready": asdict(self._record)})
+            self._update_record(state=registry.READY, qemu=guest.pid, devices=stack.devices)
+            self._report({"ready": asdict(self._record)})
             self._was_ready = True
             ticket.rest()
             self._settled.set()
             async with sampling_disks(guest), run_timeline(guest):
                 raise GuestLost(guest.name, guest.state.value, await guest.lost(), guest.console.tail())
 
-    # What it is asked -------------------------------------------------------------------------------------------------------------
-
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One line of the control socket."""
-        await control.answer_request(self._spec.name, {**self._desk.verbs, **self._verbs}, reader, writer)
-        self._note_still()
+        """Answer one request on the control socket."""
+        await control.answer_request(self._spec.name, {**self._control.verbs, **self._verbs}, reader, writer)
+        self._record_stopped()
 
-    def _note_still(self) -> None:
-        """That the guest stands still, or goes on again; not while one of its verbs makes it so for a moment."""
-        if self._guest is None or self._record.state != registry.READY or self._desk.turn.locked():
+    def _record_stopped(self) -> None:
+        """Record that the guest is stopped at a disk error, or runs again; not while a verb stops it for a moment."""
+        if self._guest is None or self._record.state != registry.READY or self._control.exclusive.locked():
             return
         why = self._guest.hardware.errors.stopped
         if why != self._record.why:
-            self._note(why=why, resume_with=f"testbed resume {self._spec.name}" if why else "")
+            self._update_record(why=why, resume_with=f"testbed resume {self._spec.name}" if why else "")
 
     def _ready(self) -> Guest:
         if self._guest is None or self._record.state != registry.READY:
@@ -238,16 +234,14 @@ class Supervisor:
             )
         return self._guest
 
-    async def _down(self, asked: dict[str, Any]) -> dict[str, Any]:
-        del asked
-        self._ends = True
-        self._asked.set()
+    async def _down(self) -> Reply:
+        self._is_ending = True
+        self._stop_guest.set()
         return {}
 
-    async def _snapshot(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Save the guest as a snapshot in a new `folder`."""
-        folder = Path(asked["folder"])
-        async with self._desk.turn, self._desk.agent:
+    async def _snapshot(self, folder: Path) -> Reply:
+        """Save the guest as a snapshot in a new folder."""
+        async with self._control.exclusive, self._control.agent_lock:
             guest = self._ready()
             if folder.exists():
                 raise UsageError(
@@ -258,30 +252,30 @@ class Supervisor:
             await snapshot.save_snapshot(guest, folder, asdict(self._spec))
         return {}
 
-    async def _restore(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Go on from the snapshot in `folder`, whatever the guest is doing, and also where it is lost."""
-        async with self._desk.turn:
-            self._spec = replace(self._spec, snapshot=str(asked["folder"]))
-            await self._again()
+    async def _restore(self, folder: str) -> Reply:
+        """Replace the guest by that of a snapshot, whether it is ready or lost."""
+        async with self._control.exclusive:
+            self._spec = replace(self._spec, snapshot=folder)
+            await self._replace_guest()
         return {}
 
-    async def _power_cut(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Let the guest lose its power, and boot it again on what its disks hold then."""
-        async with self._desk.turn:
-            kept = self._factory.new_folder()
-            lost = await self._ready().cut_power(kept, share=float(asked["share"]), seed=int(asked["seed"]))
-            self._surviving_disks = kept
-            await self._again()
+    async def _power_cut(self, *, share: float, seed: int) -> Reply:
+        """Cut the guest's power, and boot it again on what its disks hold then."""
+        async with self._control.exclusive:
+            survivors = self._factory.new_folder()
+            lost = await self._ready().cut_power(survivors, share=share, seed=seed)
+            self._surviving_disks = survivors
+            await self._replace_guest()
         return {"lost_blocks": lost}
 
-    async def _again(self) -> None:
-        """Put another guest in the place of this one.
+    async def _replace_guest(self) -> None:
+        """End the guest, and wait until the next one is ready.
 
         :raise TestbedError: it does not get ready.
         """
-        self._note(state=registry.STARTING, why="", resume_with="")
+        self._update_record(state=registry.STARTING, why="", resume_with="")
         self._settled.clear()
-        self._asked.set()
+        self._stop_guest.set()
         await self._settled.wait()
         self._ready()
 

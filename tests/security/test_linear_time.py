@@ -12,7 +12,7 @@ from testbed.api.blktests import Status
 from testbed.bugs import shell_messages
 from testbed.bugs.model import Condition
 from testbed.bugs.script_files import script
-from testbed.bugs.signature import Watch, render
+from testbed.bugs.signature import SignatureMatcher, render
 from testbed.errors import TestbedError
 from testbed.guest import devices, shell_functions
 from testbed.guest.channels import dmesg, kernel_log
@@ -40,12 +40,12 @@ def watched(data: bytes, piece: int) -> None:
         Condition(expect="a"),
         Condition(output="a+$"),
     ]
-    watch = Watch(conditions, BASH)
+    watch = SignatureMatcher(conditions, BASH)
     for at in range(0, len(data), piece):
-        watch.hear_console(data[at : at + piece])
-        watch.hear_output(data[at : at + piece])
-        watch.hear_errors(data[at : at + piece])
-    watch.no_more()
+        watch.feed_console(data[at : at + piece])
+        watch.feed_output(data[at : at + piece])
+        watch.feed_errors(data[at : at + piece])
+    watch.flush()
 
 
 def spoken(text: str) -> None:
@@ -53,8 +53,8 @@ def spoken(text: str) -> None:
         shell_messages.cannot_run(source, text, text)
         stream = shell_messages.Stream(shell_messages.Source(source), errors=True)
         for line in text.splitlines():
-            stream.own(line[:4096])
-            stream.own(f"{source.path}: line 3: 77 Killed {line[:4000]}")
+            stream.why_not_output(line[:4096])
+            stream.why_not_output(f"{source.path}: line 3: 77 Killed {line[:4000]}")
 
 
 def console_lines(text: str) -> None:
@@ -228,8 +228,8 @@ def test_a_script_that_prints_its_own_source_for_ever_is_no_hit_and_none_missed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shell_messages, "_MOST_COMPARISONS", 1000)
-    watch = Watch([Condition(output="a")], BASH)
+    watch = SignatureMatcher([Condition(output="a")], BASH)
     for _ in range(1000):
-        watch.hear_output(b"  echo a a a a\n")
-    watch.ended(0)
-    assert watch.hit is None and "its own source" in watch.unknown(0)
+        watch.feed_output(b"  echo a a a a\n")
+    watch.script_ended(0)
+    assert watch.hit is None and "its own source" in watch.why_unknown(0)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from testbed.api import blktests
 from testbed.api.blktests import TestResult
 from testbed.bugs import conclusion, repro
-from testbed.bugs.bisect import BisectRange
+from testbed.bugs.bisect import UNFINISHED, Bisector, BisectStep
+from testbed.bugs.bisect_search import BisectRange
 from testbed.bugs.conclusion import ReproResult
+from testbed.bugs.kernel_tries import KernelTries, KernelVerdict
 from testbed.bugs.outcome import describe
-from testbed.bugs.reduce import UNFINISHED, Bisector, PartAsked, Reduced
-from testbed.bugs.repro import KernelTries, KernelVerdict, ReproJob
+from testbed.bugs.reduce import Reduced
+from testbed.bugs.repro import ReproJob
 from testbed.host.facts import Host
 from testbed.report.partial import Partial
 from testbed.store.image import Image
@@ -173,7 +175,7 @@ def _asked_by_then(bisector: Bisector) -> str:
 
 def _between(every: tuple[str, ...], found: BisectRange, bisector: Bisector) -> str:
     if found.wrong:
-        seen = sorted(bisector.asked, key=lambda one: every.index(one.kernel))
+        seen = sorted(bisector.steps, key=lambda one: every.index(one.kernel))
         answers = ", ".join(f"{one.kernel} {one.said}" for one in seen)
         return f"{found.wrong}: {answers}" + ("" if found.wavers else "; choose other ends")
     good, bad = every[found.good], every[found.bad]
@@ -254,7 +256,7 @@ def _head(
     }
 
 
-def _asked(one: PartAsked) -> dict[str, Any]:
+def _asked(one: BisectStep) -> dict[str, Any]:
     return {"kernel": one.kernel, "answer": one.said, "why": one.why, **_kernel(one.tried)}
 
 

@@ -10,7 +10,7 @@ from testbed import cgroupfs
 from testbed.api import blktests
 from testbed.bugs.model import Condition
 from testbed.bugs.script_files import script
-from testbed.bugs.signature import Watch, render
+from testbed.bugs.signature import SignatureMatcher, render
 from testbed.guest import cpu_memory, devices, shell_functions
 from testbed.guest.channels import dmesg, kernel_log
 from testbed.guest.channels.agent import Agent
@@ -57,16 +57,16 @@ def script_output(data: bytes) -> None:
     """Errors, output and console of a bug's script with NUL between; its length says which kind of interpreter it has."""
     errors, output, shown = [*data.split(b"\0", 2), b"", b""][:3]
     first = ("", "#!/bin/sh\n", "#!/usr/bin/python3\n")[len(data) % 3]
-    watch = Watch(_bug(), script("crash.sh", first + _SCRIPT))
+    watch = SignatureMatcher(_bug(), script("crash.sh", first + _SCRIPT))
     for at in range(0, len(errors), 4096):
-        watch.hear_errors(errors[at : at + 4096])
-    watch.hear_output(output)
-    watch.hear_console(shown)
-    watch.counted(render({"a/memory.events": place.text(shown)}))
-    watch.ended(3)
-    watch.doubt()
-    watch.unknown(3)
-    watch.ending(3)
+        watch.feed_errors(errors[at : at + 4096])
+    watch.feed_output(output)
+    watch.feed_console(shown)
+    watch.feed_counters(render({"a/memory.events": place.text(shown)}))
+    watch.script_ended(3)
+    watch.drop_doubtful_hit()
+    watch.why_unknown(3)
+    watch.describe_exit(3)
 
 
 class _Wire:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from testbed.bugs import load
-from testbed.bugs.repro import KernelTries, KernelVerdict, ReproJob, StopRule, try_kernel
+from testbed.bugs.kernel_tries import KernelTries, KernelVerdict
+from testbed.bugs.repro import ReproJob, StopRule, try_kernel
 from testbed.guest.factory import GuestFactory, open_factory
 from testbed.host import process
 from testbed.progress import Silent

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from testbed.bugs import Case
-from testbed.bugs.attempt import Attempt, attempt
+from testbed.bugs.attempt import AttemptSpec, run_attempt
 from testbed.bugs.conclusion import conclude
+from testbed.bugs.kernel_tries import KernelTries
 from testbed.bugs.load import parse_mapping
 from testbed.bugs.outcome import Outcome, Try
-from testbed.bugs.repro import KernelTries, ReproJob, StopRule, try_kernel
+from testbed.bugs.repro import ReproJob, StopRule, try_kernel
 from testbed.bugs.signature import End
 from testbed.guest.factory import GuestFactory
 from testbed.qemu import command_line
@@ -61,7 +62,7 @@ def trying(factory: GuestFactory, kernel: KernelFiles, tmp_path: Path) -> Any:
     """Tries a bug once, and sees to it that it ends in time and that nothing of its guest is left: processes, sockets, scratch disks."""
 
     async def once(bug: Case, timeout_s: float = 60, **more: Any) -> Try:
-        wanted = Attempt(
+        spec = AttemptSpec(
             factory=factory,
             bug=bug.bug,
             guest=bug.guest,
@@ -69,12 +70,12 @@ def trying(factory: GuestFactory, kernel: KernelFiles, tmp_path: Path) -> Any:
             number=1,
             seed=7,
             timeout_s=timeout_s,
-            evidence=tmp_path / "guest",
+            logs=tmp_path / "guest",
             **more,
         )
         await factory.prepare(bug.guest, kernel)
         async with asyncio.timeout(timeout_s + _BESIDES_S):
-            one = await attempt(wanted)
+            one = await run_attempt(spec)
         assert not list(factory._session.sockets.iterdir()) and not list(factory._session.scratch.iterdir())
         assert not processes_with(str(factory._session.sockets))
         assert json.loads((tmp_path / "guest" / "try.json").read_text())["outcome"] == one.outcome.value
@@ -187,7 +188,7 @@ async def test_a_guest_that_does_its_worst_is_reported_as_what_it_is(
     assert why in one.why
     # What is printed in the moment before the machine stops may still be in the guest's buffers then.
     at_once = end in (End.PANIC, End.POWER_OFF, End.REBOOT)
-    printed = (one.evidence / "output.txt").read_text()
+    printed = (one.logs / "output.txt").read_text()
     assert printed.startswith("begun\n") or (at_once and printed == "")
 
 

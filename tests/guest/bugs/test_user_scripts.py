@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from testbed.bugs import Case, attempt
-from testbed.bugs.attempt import Attempt
+from testbed.bugs import Case
+from testbed.bugs.attempt import Attempt, AttemptSpec
 from testbed.bugs.load import parse_mapping
 from testbed.bugs.outcome import Outcome
-from testbed.bugs.signature import Watch
+from testbed.bugs.signature import SignatureMatcher
 from testbed.guest.factory import GuestFactory
 from testbed.store.kernels.kernel_files import KernelFiles
 
@@ -48,7 +48,7 @@ def case(script: str, *signature: dict[str, Any], **more: Any) -> Case:
     )
 
 
-Runs = Callable[[Case], Awaitable[tuple[Outcome, Watch, str]]]
+Runs = Callable[[Case], Awaitable[tuple[Outcome, SignatureMatcher, str]]]
 
 
 @pytest.fixture
@@ -58,10 +58,10 @@ async def runs(factory: GuestFactory, kernel: KernelFiles, tmp_path: Path) -> As
     number = 0
     async with factory.guest("g0", guest_model, kernel, tmp_path / "guest") as guest:
 
-        async def one(bug: Case) -> tuple[Outcome, Watch, str]:
+        async def one(bug: Case) -> tuple[Outcome, SignatureMatcher, str]:
             nonlocal number
             number += 1
-            wanted = Attempt(
+            spec = AttemptSpec(
                 factory=factory,
                 bug=bug.bug,
                 guest=guest_model,
@@ -69,11 +69,11 @@ async def runs(factory: GuestFactory, kernel: KernelFiles, tmp_path: Path) -> As
                 number=1,
                 seed=number,
                 timeout_s=300,
-                evidence=tmp_path / "guest",
+                logs=tmp_path / "guest",
             )
-            run = attempt._run(bug.bug)
-            await attempt._tried(guest, wanted, run)
-            return attempt._outcome(run), run.watch, run.why
+            attempt = Attempt(spec)
+            await attempt.try_on(guest)
+            return attempt.outcome(), attempt.matcher, attempt.why
 
         yield one
 

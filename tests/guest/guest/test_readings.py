@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from testbed.bugs.attempt import Attempt, attempt
+from testbed.bugs.attempt import AttemptSpec, run_attempt
 from testbed.bugs.load import parse_mapping
 from testbed.bugs.outcome import Outcome, Try
 from testbed.errors import ReadingError
@@ -183,8 +183,8 @@ def trying(factory: GuestFactory, kernel: KernelFiles, tmp_path: Path) -> Any:
         )
         folder = tmp_path / f"guest-{len(list(tmp_path.iterdir()))}"
         async with asyncio.timeout(600):
-            return await attempt(
-                Attempt(
+            return await run_attempt(
+                AttemptSpec(
                     factory=factory,
                     bug=case.bug,
                     guest=case.guest,
@@ -192,7 +192,7 @@ def trying(factory: GuestFactory, kernel: KernelFiles, tmp_path: Path) -> Any:
                     number=1,
                     seed=7,
                     timeout_s=60,
-                    evidence=folder,
+                    logs=folder,
                 )
             )
 

@@ -15,7 +15,7 @@ from typing import Any
 import drgn
 import pytest
 
-from testbed.bugs.attempt import Attempt, attempt
+from testbed.bugs.attempt import AttemptSpec, run_attempt
 from testbed.bugs.load import parse_mapping
 from testbed.bugs.outcome import Outcome
 from testbed.bugs.signature import End, Match
@@ -251,7 +251,7 @@ async def test_a_guest_that_panics_leaves_its_memory_and_is_held(
         found.append((await process.run(list(words), timeout_s=60)).stdout)
 
     logs = tmp_path / "g"
-    wanted = Attempt(
+    spec = AttemptSpec(
         factory=factory,
         bug=case.bug,
         guest=case.guest,
@@ -259,11 +259,11 @@ async def test_a_guest_that_panics_leaves_its_memory_and_is_held(
         number=1,
         seed=1,
         timeout_s=60,
-        evidence=logs,
+        logs=logs,
         dump=True,
         hold=hold,
     )
-    one = await attempt(wanted)
+    one = await run_attempt(spec)
     assert "reboot ()" in found[0], "where a kernel stands that has panicked"
     assert (one.outcome, one.end) == (Outcome.HIT, End.PANIC)
     assert one.dump == str(tmp_path / "g" / "vmcore")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from testbed.host import registry
+from testbed.host.control_client import ControlClient
 
 SAVABLE = """\
 version: 1
@@ -167,7 +168,7 @@ async def test_a_guest_stays_is_entered_saved_restored_forked_and_ended(testbed:
     while (record := registry.read_record(folder)) is None or record.state == registry.READY:
         assert not restoring.done(), restoring.result()
         await asyncio.sleep(0.01)
-    await registry.VmHandle(folder=folder, record=record).ask("down")
+    await ControlClient(registry.VmHandle(folder=folder, record=record)).down()
     assert "one was ended by another command before this was done" in (await restoring).err
     assert "Traceback" not in Path(up["evidence"], "supervisor.log").read_text()
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.bugs.bisect import BisectAnswer, BisectRange, bisect, most_steps
+from testbed.bugs.bisect_search import BisectAnswer, BisectRange, bisect, most_steps
 from testbed.store.kernels.folder_scan import scan_folder
 from testbed.store.kernels.versions import sort_by_version
 

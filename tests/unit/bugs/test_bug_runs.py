@@ -14,11 +14,13 @@ from testbed.api.blktests import RESULTS, Status
 from testbed.api.blktests import TestResult as SuiteOutcome
 from testbed.api.suites import Suite
 from testbed.bugs import conclusion, repro
-from testbed.bugs.bisect import BisectAnswer, BisectRange
+from testbed.bugs.bisect import UNFINISHED, Bisector, BisectStep
+from testbed.bugs.bisect_search import BisectAnswer, BisectRange
+from testbed.bugs.kernel_tries import KernelTries, KernelVerdict
 from testbed.bugs.load import parse_mapping
 from testbed.bugs.outcome import Outcome, Try
-from testbed.bugs.reduce import UNFINISHED, Bisector, PartAsked, Reduced, Step
-from testbed.bugs.repro import KernelTries, ReproJob, StopRule
+from testbed.bugs.reduce import Reduced, Step
+from testbed.bugs.repro import ReproJob, StopRule
 from testbed.bugs.signature import End, Match
 from testbed.cli import scenario_run
 from testbed.errors import GuestLost, UsageError
@@ -54,7 +56,7 @@ def kernel(name: str, sha256: str) -> KernelFiles:
     )
 
 
-def one(number: int, outcome: Outcome, evidence: str = "k") -> Try:
+def one(number: int, outcome: Outcome, logs: str = "k") -> Try:
     hit = outcome is Outcome.HIT
     return Try(
         number=number,
@@ -69,7 +71,7 @@ def one(number: int, outcome: Outcome, evidence: str = "k") -> Try:
         status=0,
         console_bytes=5,
         findings=(),
-        evidence=Path(f"/run/guests/{evidence}-{number}"),
+        logs=Path(f"/run/guests/{logs}-{number}"),
     )
 
 
@@ -161,8 +163,8 @@ def documents(folder: Path, partial: Partial | None = None) -> dict[str, dict[st
     step = Step(what=f"without {EVIL}", kept=True, hits=3, tries=3, folder="candidate-1")
     reduced = Reduced(plain={}, dropped=("disks.data",), whole=shows, steps=(step,), guests=5)
     asked = [
-        PartAsked(kernel="bad", answer=BisectAnswer.BAD, tried=shows),
-        PartAsked(kernel="good", answer=BisectAnswer.GOOD, tried=clean),
+        BisectStep(kernel="bad", answer=BisectAnswer.BAD, tried=shows),
+        BisectStep(kernel="good", answer=BisectAnswer.GOOD, tried=clean),
     ]
     bisector: Any = SimpleNamespace(rate=0.5, asked=asked, so_far=asked)
     alone: Any = SimpleNamespace(rate=0.5, asked=asked[:1], so_far=asked[:1])
@@ -255,8 +257,8 @@ def test_what_is_known_of_a_suite_or_a_clean_kernel_stays_known_where_a_run_ends
     assert results.repro_document(job(tmp_path), found, [], 9.0, INTERRUPTED)["result"] == "invalid"
     # No hit in some of the tries is no absence.
     assert (
-        tried("bad", MISS, MISS, ended=False).verdict is repro.KernelVerdict.TROUBLE
-        and tried("bad", MISS).verdict is repro.KernelVerdict.ABSENT
+        tried("bad", MISS, MISS, ended=False).verdict is KernelVerdict.TROUBLE
+        and tried("bad", MISS).verdict is KernelVerdict.ABSENT
     )
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from testbed.bugs import attempt, io_accounting
-from testbed.bugs.attempt import Attempt
+from testbed.bugs import io_accounting
+from testbed.bugs.attempt import AttemptSpec, run_attempt
 from testbed.bugs.counter_baseline import CounterBaseline
 from testbed.bugs.io_accounting import Snapshot
 from testbed.bugs.load import parse_mapping
 from testbed.bugs.outcome import Outcome
-from testbed.bugs.signature import Watch
+from testbed.bugs.signature import SignatureMatcher
 from testbed.errors import CommandFailed, GuestLost, HostError
 from testbed.guest.metrics import readings
 from testbed.guest.shell_functions import FileTexts
@@ -83,8 +83,8 @@ def test_what_cannot_be_compared_says_why_and_is_no_finding(before: Snapshot, af
 COUNTER = {"cgroup": "a", "counter": "memory.events oom_kill", "above": 0}
 
 
-def watch(*signature: dict[str, Any]) -> Watch:
-    return Watch(
+def watch(*signature: dict[str, Any]) -> SignatureMatcher:
+    return SignatureMatcher(
         parse_mapping({"version": 1, "summary": "a test", "script": "true", "signature": list(signature)}).bug.signature
     )
 
@@ -150,7 +150,7 @@ async def test_an_error_at_the_end_is_unknown_where_counters_matter(counted: dic
 # Errors that nobody expected -------------------------------------------------------------------------------------------------------------
 
 
-def wanted(folder: Path, raises: BaseException) -> Attempt:
+def attempt_spec(folder: Path, raises: BaseException) -> AttemptSpec:
     """A try in a lab whose guest does not come up."""
 
     @contextlib.asynccontextmanager
@@ -165,7 +165,7 @@ def wanted(folder: Path, raises: BaseException) -> Attempt:
     factory: Any = SimpleNamespace(host=SimpleNamespace(cores=2), admitted=admitted, guest=guest)
     case = parse_mapping({"version": 1, "summary": "a test", "script": "true", "signature": [{"output": "BAD"}]})
     kernel: Any = SimpleNamespace(name="k")
-    return Attempt(
+    return AttemptSpec(
         factory=factory,
         bug=case.bug,
         guest=case.guest,
@@ -173,7 +173,7 @@ def wanted(folder: Path, raises: BaseException) -> Attempt:
         number=1,
         seed=7,
         timeout_s=9,
-        evidence=folder / "k-1",
+        logs=folder / "k-1",
     )
 
 
@@ -190,7 +190,7 @@ def wanted(folder: Path, raises: BaseException) -> Attempt:
     ],
 )
 async def test_whatever_goes_wrong_in_a_try_is_that_tries_trouble(raised: Exception, why: str, tmp_path: Path) -> None:
-    one = await attempt.attempt(wanted(tmp_path, raised))
+    one = await run_attempt(attempt_spec(tmp_path, raised))
     assert one.outcome is Outcome.TROUBLE and why in one.why
     assert (tmp_path / "k-1/traceback.txt").exists() is ("mistake" in why)
 
@@ -198,4 +198,4 @@ async def test_whatever_goes_wrong_in_a_try_is_that_tries_trouble(raised: Except
 @pytest.mark.parametrize("raised", [HostError("no QEMU"), KeyboardInterrupt(), asyncio.CancelledError()])
 async def test_a_machine_that_cannot_run_guests_and_a_person_end_the_run(raised: BaseException, tmp_path: Path) -> None:
     with pytest.raises(type(raised)):
-        await attempt.attempt(wanted(tmp_path, raised))
+        await run_attempt(attempt_spec(tmp_path, raised))

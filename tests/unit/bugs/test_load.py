@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from testbed.bugs import load, parse
 from testbed.bugs.load import is_bug, parse_mapping, self_contained, to_yaml
-from testbed.bugs.model import Case
-from testbed.bugs.schema import json_schema
+from testbed.bugs.model import Case, json_schema
 from testbed.errors import TopologyError
 
 MUSEUM = Path(__file__).parents[3] / "topologies" / "bugs"

@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 
 from testbed.bugs import conclusion, repro
-from testbed.bugs.attempt import Attempt
+from testbed.bugs.attempt import AttemptSpec
 from testbed.bugs.conclusion import ReproResult
+from testbed.bugs.kernel_tries import KernelTries, KernelVerdict
 from testbed.bugs.outcome import Outcome, Try
-from testbed.bugs.repro import KernelTries, ReproJob, StopRule, try_kernel
+from testbed.bugs.repro import ReproJob, StopRule, try_kernel
 from testbed.bugs.signature import Match
 from testbed.report.bugs import results
 from tests.unit.bugs.test_bug_runs import HIT, MISS, TROUBLE, job, kernel, one, tried
 
-Answer = Callable[[Attempt], Awaitable[Outcome]]
+Answer = Callable[[AttemptSpec], Awaitable[Outcome]]
 
 
 @pytest.fixture
@@ -30,12 +31,12 @@ def trying(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Tries on a kernel whose guests do what `answer` says."""
 
     async def run(limits: StopRule, answer: Answer, hold: Any = None, on_try: Any = lambda *_: None) -> KernelTries:
-        async def attempt(wanted: Attempt) -> Try:
-            return one(wanted.number, await answer(wanted))
+        async def attempt(spec: AttemptSpec) -> Try:
+            return one(spec.number, await answer(spec))
 
         async def prepare(*_: Any) -> None: ...
 
-        monkeypatch.setattr(repro, "attempt", attempt)
+        monkeypatch.setattr(repro, "run_attempt", attempt)
         factory: Any = SimpleNamespace(prepare=prepare)
         wanted: ReproJob = replace(job(Path("/run")), factory=factory, limits=limits, hold=hold, on_try=on_try)
         async with asyncio.timeout(10):
@@ -49,8 +50,8 @@ async def never() -> None:
 
 
 async def test_the_first_hit_cuts_short_what_runs_beside_it(trying: Any) -> None:
-    async def answer(wanted: Attempt) -> Outcome:
-        if wanted.number == 3:
+    async def answer(spec: AttemptSpec) -> Outcome:
+        if spec.number == 3:
             return HIT
         await never()
         return MISS
@@ -63,11 +64,11 @@ async def test_the_first_hit_cuts_short_what_runs_beside_it(trying: Any) -> None
 async def test_for_a_rate_slow_tries_are_awaited_and_may_undo_what_quick_ones_said(trying: Any) -> None:
     slow = asyncio.Event()
 
-    async def answer(wanted: Attempt) -> Outcome:
-        if wanted.number <= 4:
+    async def answer(spec: AttemptSpec) -> Outcome:
+        if spec.number <= 4:
             await slow.wait()
             return MISS
-        if wanted.number == 8:
+        if spec.number == 8:
             asyncio.get_running_loop().call_soon(slow.set)
         return HIT
 
@@ -87,10 +88,10 @@ async def test_one_guest_is_held_and_the_others_go(trying: Any) -> None:
         assert known == [[HIT]]
         await asyncio.sleep(0)
 
-    async def answer(wanted: Attempt) -> Outcome:
-        assert wanted.hold is not None
-        guest: Any = wanted.number
-        await wanted.hold(guest, Match(condition=1, seen="x"))
+    async def answer(spec: AttemptSpec) -> Outcome:
+        assert spec.hold is not None
+        guest: Any = spec.number
+        await spec.hold(guest, Match(condition=1, seen="x"))
         return HIT
 
     found = await trying(
@@ -106,11 +107,11 @@ async def test_one_guest_is_held_and_the_others_go(trying: Any) -> None:
 async def test_tries_that_come_to_nothing_end_it_after_three_in_a_row(trying: Any) -> None:
     outcomes = [TROUBLE, TROUBLE, MISS, TROUBLE, TROUBLE, TROUBLE, HIT]
 
-    async def answer(wanted: Attempt) -> Outcome:
-        return outcomes[wanted.number - 1]
+    async def answer(spec: AttemptSpec) -> Outcome:
+        return outcomes[spec.number - 1]
 
     found = await trying(StopRule(tries=20, timeout_s=1, jobs=1, every=True), answer)
-    assert len(found.tries) == 6 and found.verdict is repro.KernelVerdict.TROUBLE
+    assert len(found.tries) == 6 and found.verdict is KernelVerdict.TROUBLE
 
 
 @pytest.fixture
@@ -120,14 +121,12 @@ def reproducing(monkeypatch: pytest.MonkeyPatch) -> Any:
     async def run(shows: float, clean: float, limits: StopRule, seed: int = 0) -> tuple[KernelTries, ...]:
         chance = random.Random(seed)
 
-        async def attempt(wanted: Attempt) -> Try:
-            return one(
-                wanted.number, HIT if chance.random() < (shows if wanted.kernel.name == "old" else clean) else MISS
-            )
+        async def attempt(spec: AttemptSpec) -> Try:
+            return one(spec.number, HIT if chance.random() < (shows if spec.kernel.name == "old" else clean) else MISS)
 
         async def prepare(*_: Any) -> None: ...
 
-        monkeypatch.setattr(repro, "attempt", attempt)
+        monkeypatch.setattr(repro, "run_attempt", attempt)
         factory: Any = SimpleNamespace(prepare=prepare)
         wanted: ReproJob = replace(job(Path("/run")), factory=factory, limits=limits)
         return await repro.reproduce(wanted, (kernel("old", "aa"),), (kernel("new", "bb"),))

@@ -154,8 +154,8 @@ def test_no_script_holds_up_this_machine(guest: GuestModel, text: str) -> None:
         "+" * 4096,
         "a" * 4000 + ": 3: x: not found",
     ):
-        heard.unable(line)
-        heard.own(line)
+        heard.failed_command(line)
+        heard.why_not_output(line)
 
 
 def test_a_byte_order_mark_is_a_mistake(guest: GuestModel) -> None:

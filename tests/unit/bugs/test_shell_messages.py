@@ -10,19 +10,19 @@ from hypothesis import strategies as st
 
 from testbed.bugs.model import Condition
 from testbed.bugs.script_files import script
-from testbed.bugs.signature import Match, Watch
+from testbed.bugs.signature import Match, SignatureMatcher
 
 
 def heard(
     text: str, errors: str, *conditions: dict[str, Any], output: str = "", status: int | None = 0, first: str = ""
-) -> Watch:
+) -> SignatureMatcher:
     """A watch that has heard all of a script `crash.sh`; without conditions for what names BYPASSED."""
     signature = [Condition.model_validate(one) for one in conditions or ({"output": "BYPASSED"},)]
-    watch = Watch(signature, script("crash.sh", f"{first}{text}"))
-    watch.hear_errors(errors.encode())
-    watch.hear_output(output.encode())
+    watch = SignatureMatcher(signature, script("crash.sh", f"{first}{text}"))
+    watch.feed_errors(errors.encode())
+    watch.feed_output(output.encode())
     if status is not None:
-        watch.ended(status)
+        watch.script_ended(status)
     return watch
 
 
@@ -96,7 +96,7 @@ def test_a_trace_that_seems_to_be_open_ends_at_the_next_line_of_the_trace() -> N
 
 def test_what_a_script_prints_of_others_is_no_word_of_its_shell() -> None:
     watch = heard("cat log", "", output="bash: line 1: perf: command not found\nBYPASSED\n")
-    assert watch.hit is not None and not watch.unable
+    assert watch.hit is not None and not watch.failed_commands
 
 
 def test_a_script_prints_what_stands_in_it() -> None:
@@ -217,44 +217,44 @@ def test_a_script_that_could_not_run_shows_nothing(first: str, errors: str, what
             first=first,
         )
         assert watch.hit is None
-        assert watch.unknown(status).startswith(what)
+        assert watch.why_unknown(status).startswith(what)
 
 
 def test_a_complaint_that_comes_after_the_output_that_it_stood_before_takes_the_hit_back() -> None:
     watch = heard("perf", "", {"output": "BYPASSED"}, output="BYPASSED\n", status=None)
     assert watch.hit is not None and watch.rests_on_script
-    watch.doubt()
+    watch.drop_doubtful_hit()
     assert watch.hit is not None, "nothing speaks against it"
-    watch.hear_errors(b"/run/testbed/crash.sh: line 1: perf: command not found\n")
-    watch.doubt()
-    assert watch.hit is None and watch.unknown(None).startswith("crash.sh:1: perf: not found")
+    watch.feed_errors(b"/run/testbed/crash.sh: line 1: perf: command not found\n")
+    watch.drop_doubtful_hit()
+    assert watch.hit is None and watch.why_unknown(None).startswith("crash.sh:1: perf: not found")
     # What others see stays.
     watch = heard(
         "perf", "/run/testbed/crash.sh: line 1: perf: command not found\n", {"console": "BUG: KASAN"}, status=None
     )
-    watch.hear_console(b"BUG: KASAN: use-after-free\n")
-    watch.doubt()
+    watch.feed_console(b"BUG: KASAN: use-after-free\n")
+    watch.drop_doubtful_hit()
     assert watch.hit is not None and not watch.rests_on_script
 
 
 def test_what_others_see_of_a_script_that_could_not_run_counts() -> None:
     errors = "/run/testbed/crash.sh: line 1: perf: command not found\n"
     watch = heard("perf", errors, {"console": "BUG: KASAN"}, status=None)
-    watch.hear_console(b"BUG: KASAN: use-after-free\n")
+    watch.feed_console(b"BUG: KASAN: use-after-free\n")
     assert watch.hit is not None
     watch = heard("perf", errors, {"cgroup": "a", "counter": "memory.events oom_kill", "above": 0}, status=None)
-    watch.count("a", "memory.events oom_kill", 1)
+    watch.feed_counter("a", "memory.events oom_kill", 1)
     assert watch.hit is not None
-    assert heard("perf", errors, {"hang": "1s"}, status=None).unknown(None)
+    assert heard("perf", errors, {"hang": "1s"}, status=None).why_unknown(None)
 
 
 @pytest.mark.parametrize("status", [126, 127])
 def test_a_bug_that_is_meant_to_end_so_says_so(status: int) -> None:
     errors = "/run/testbed/crash.sh: line 1: perf: command not found\n"
-    assert heard("perf", errors, {"status": "failure"}, status=status).unknown(status)
-    assert heard("exit", "", {"status": "failure"}, status=status).unknown(status).startswith(f"status {status}: ")
+    assert heard("perf", errors, {"status": "failure"}, status=status).why_unknown(status)
+    assert heard("exit", "", {"status": "failure"}, status=status).why_unknown(status).startswith(f"status {status}: ")
     watch = heard("perf", errors, {"status": status}, status=status)
-    assert watch.hit == Match(condition=1, seen=f"status {status}") and not watch.unknown(status)
+    assert watch.hit == Match(condition=1, seen=f"status {status}") and not watch.why_unknown(status)
 
 
 def test_what_only_looks_like_it_could_not_run() -> None:
@@ -269,17 +269,17 @@ def test_what_only_looks_like_it_could_not_run() -> None:
         ("modprobe foo", "modprobe: FATAL: Module foo not found in directory /lib/modules/6.1.0"),
     ):
         watch = heard(text, f"{said}\n", {"status": 1}, status=1)
-        assert watch.hit is not None and not watch.unknown(1), text
+        assert watch.hit is not None and not watch.why_unknown(1), text
 
 
 def test_a_miss_says_how_it_ended() -> None:
     watch = heard("", "warned\n", output="first\nrefused\n")
-    assert watch.ending(0) == "status 0, last line: refused"
-    assert heard("", "").ending(3) == "status 3, and it printed nothing"
+    assert watch.describe_exit(0) == "status 0, last line: refused"
+    assert heard("", "").describe_exit(3) == "status 3, and it printed nothing"
     text, errors = OF_JOBS["the issue's"]
     watch = heard(text, errors, output="before\n")
-    assert watch.ending(0).startswith("status 0, last line: before; '/run/testbed/crash.sh: line 3:")
-    assert "matches and does not count: it is what the shell says of a job of the script" in watch.ending(0)
+    assert watch.describe_exit(0).startswith("status 0, last line: before; '/run/testbed/crash.sh: line 3:")
+    assert "matches and does not count: it is what the shell says of a job of the script" in watch.describe_exit(0)
 
 
 WORDS = st.sampled_from(
@@ -323,4 +323,4 @@ def test_whatever_scripts_and_guests_say_is_an_answer(text: str, said: str, stat
             status=status,
             first=first,
         )
-        assert watch.ending(status).startswith(f"status {status}, ") and watch.unknown(status) is not None
+        assert watch.describe_exit(status).startswith(f"status {status}, ") and watch.why_unknown(status) is not None

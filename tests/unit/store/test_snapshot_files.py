@@ -42,7 +42,7 @@ def test_one_that_is_saved_is_found_until_it_is_removed_with_its_guests_folder(t
         snapshot_files.write_record(made, host_key=b"key", boot_s=8.5, machine="m", order={"kernel": "k"})
     assert snapshot_files.remove_unfinished(tmp_path) == ()
     found = snapshot_files.find_snapshot(tmp_path, "g", "now")
-    assert (found.host_key, found.boot_s, found.machine, found.order, found.complete) == (
+    assert (found.host_key, found.boot_s, found.machine, found.vm_spec, found.complete) == (
         b"key",
         8.5,
         "m",

@@ -24,6 +24,7 @@ from testbed.cli import vms as cli_vms
 from testbed.errors import GuestError, GuestLost, HostError, UsageError
 from testbed.guest.metrics import disk_speed
 from testbed.host import paths, registry
+from testbed.host.control_client import ControlClient
 from testbed.host.paths import Folders
 from testbed.host.registry import VmHandle, VmRecord
 from testbed.progress import Silent
@@ -32,6 +33,7 @@ from testbed.report import inventory, vm_tables
 from testbed.topology.model import Topology
 from testbed.vms import control as desk
 from testbed.vms import launcher, supervisor
+from testbed.vms.launcher import GuestRequest, LaunchRequest
 from testbed.vms.prefork import PreforkedWorker
 from testbed.vms.supervisor import VmSpec
 from tests.support import places
@@ -120,10 +122,10 @@ async def test_a_supervisor_that_does_not_answer_is_named(folders: Folders) -> N
     silent = await asyncio.start_unix_server(say_nothing, folders.runtime / "control")
     async with silent:
         with pytest.raises(HostError, match=rf"g0: its supervisor \(pid {os.getpid()}\) does not answer `status`"):
-            await VmHandle(folder=folders.runtime, record=RECORD).ask("status", timeout_s=0.1)
+            await ControlClient(VmHandle(folder=folders.runtime, record=RECORD)).ask("status", timeout_s=0.1)
         await ended.wait()
     with pytest.raises(HostError, match="went away at `status`"):
-        await VmHandle(folder=folders.runtime / "nowhere", record=RECORD).ask("status")
+        await ControlClient(VmHandle(folder=folders.runtime / "nowhere", record=RECORD)).ask("status")
 
 
 def reading(at: float, requests: int, **cgroups: int) -> dict[str, Any]:
@@ -240,19 +242,13 @@ async def test_guests_that_are_started_together_share_what_a_run_may_take(
         monkeypatch.setattr(module, "open_factory", opened)
     monkeypatch.setattr(paths, "folders", lambda: folders)
     names = ("a", "b")
-    await launcher.start_vms(
-        Topology.model_validate({"version": 1, "guests": {name: {} for name in names}}),
+    request = LaunchRequest(
+        topology=Topology.model_validate({"version": 1, "guests": {name: {} for name in names}}),
         file=tmp_path / "x.yaml",
         point="",
-        called={name: name for name in names},
-        kernels=dict.fromkeys(names, "debian-6.1"),
-        folders=folders,
-        evidence={name: tmp_path for name in names},
-        cold=False,
-        at_once=False,
-        progress=Silent(),
-        waiting=(),
+        guests=tuple(GuestRequest(guest=name, name=name, kernel="debian-6.1", logs=tmp_path) for name in names),
     )
+    await launcher.start_vms(request, folders, Silent(), ())
     assert shares == [1, 2, 2]
 
 
@@ -275,7 +271,7 @@ async def test_guests_that_do_not_get_ready_leave_no_network(folders: Folders, t
     with ours, theirs:
         theirs.shutdown(socket.SHUT_WR)
         with pytest.raises(HostError, match="g0: its supervisor ended before it was ready"):
-            await launcher.launch_vms([spec], (PreforkedWorker(pid=supervising.pid, wire=ours),), folders, Silent())
+            await launcher.launch_vms([spec], (PreforkedWorker(pid=supervising.pid, socket=ours),), folders, Silent())
     assert not network.exists()
 
 
@@ -338,7 +334,7 @@ async def test_an_error_of_a_supervisor_keeps_its_class(folders: Folders) -> Non
             folder / "control", lambda reader, writer: desk.answer_request("g0", {"lose": lost}, reader, writer)
         ):
             with pytest.raises(GuestLost, match="guest g0: ready: it ended"):
-                await registry.find_vm(folders, "g0").ask("lose")
+                await ControlClient(registry.find_vm(folders, "g0")).ask("lose")
 
 
 async def test_an_error_of_this_machine_and_an_end_meanwhile_are_answers(folders: Folders) -> None:
@@ -358,7 +354,7 @@ async def test_an_error_of_this_machine_and_an_end_meanwhile_are_answers(folders
         async with desk.listen(
             folder / "control", lambda reader, writer: desk.answer_request("g0", verbs, reader, writer)
         ):
-            there = registry.find_vm(folders, "g0")
+            there = ControlClient(registry.find_vm(folders, "g0"))
             with pytest.raises(HostError, match="g0: /state/g0/good: No space left on device"):
                 await there.ask("fill")
             waiting = asyncio.create_task(there.ask("wait"))
