@@ -109,7 +109,7 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
     ),
     (
         "README.md",
-        "The others see writes on {} filesystems",
+        "The others cover writes on {} filesystems",
         (word(sum(name.startswith("write-") for name in SCENARIOS)),),
     ),
     ("README.md", "a difference above {} % is shown as a finding", (percent(verdict._BALANCED),)),
