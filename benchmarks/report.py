@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import children
 from testbed.host import tempdirs
 from testbed.report import formats, results
+from testbed.report.schema import Document
 from testbed.units import MIB
 
 
@@ -25,14 +26,11 @@ async def _run(state: Path) -> Path:
     return state / "runs" / str(json.loads(out)["run"])
 
 
-def repeated(document: dict[str, Any], count: int) -> dict[str, Any]:
-    """The same results with so many cases."""
-    cases = document["scenarios"]
-    many = [
-        {**cases[number % len(cases)], "name": f"{cases[number % len(cases)]['name']}/{number}"}
-        for number in range(count)
-    ]
-    return {**document, "scenarios": many}
+def repeated(document: Document, count: int) -> Document:
+    """Repeat the cases of a run until there are `count`."""
+    cases = [document.scenarios[number % len(document.scenarios)] for number in range(count)]
+    many = [case.model_copy(update={"name": f"{case.name}/{number}"}) for number, case in enumerate(cases)]
+    return document.model_copy(update={"scenarios": many})
 
 
 async def measure(*, cases: int, opens: int) -> list[dict[str, Any]]:
@@ -41,7 +39,7 @@ async def measure(*, cases: int, opens: int) -> list[dict[str, Any]]:
     with tempdirs.temporary() as state:
         folder = await _run(state)
         document = results.read(str(folder), folder.parent)
-        for count in (len(document["scenarios"]), cases):
+        for count in (len(document.scenarios), cases):
             many = repeated(document, count)
             started = time.monotonic()
             formats.write(many, folder)

@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from testbed.errors import UsageError
 from testbed.host import paths
-from testbed.report import partial, results
+from testbed.report import results
 from testbed.report.bugs import files
+from testbed.report.bugs.schema import Suite
 from testbed.report.markdown import cell
 
-Document = Mapping[str, Any]
 # What a test is, by kernel: a status and its reason for each run.
 Seen = dict[str, dict[str, list[tuple[str, str]]]]
 
 
-def read(run: str) -> Document:
+def read(run: str) -> Suite:
     """The results of a run of `testbed suite`.
 
     :raise UsageError: it is none.
     """
     folder = results.locate(run, paths.folders().runs)
     found = files.read(folder)
-    if found is None or found["what"] != "suite":
+    if not isinstance(found, Suite):
         raise UsageError(f"run {run!r}: expected a run of `testbed suite`, got another: {folder}")
     return found
 
 
-def markdown(documents: Sequence[Document]) -> str:
+def markdown(documents: Sequence[Suite]) -> str:
     """A table test by kernel, why tests did not pass, and those that were not the same in each run of one kernel."""
     return "\n".join(_lines(documents)) + "\n"
 
 
-def _lines(documents: Sequence[Document]) -> Iterator[str]:
+def _lines(documents: Sequence[Suite]) -> Iterator[str]:
     seen = _seen(documents)
-    kernels = list(dict.fromkeys(document["kernel"]["name"] for document in documents))
+    kernels = list(dict.fromkeys(document.kernel.name for document in documents))
     yield from (f"| test | {' | '.join(kernels)} |", f"|---|{'---|' * len(kernels)}")
     for test, by_kernel in seen.items():
         yield f"| {cell(test)} | {' | '.join(_said(by_kernel.get(kernel, [])) for kernel in kernels)} |"
@@ -52,26 +51,26 @@ def _lines(documents: Sequence[Document]) -> Iterator[str]:
         yield f"| {status} | {cell(reason)} | {', '.join(cell(test) for test in tests)} |"
     yield ""
     for document in documents:
-        end = partial.read_partial(document)
-        kernel = document["kernel"]
-        counts = f"{document['reason']} in {document['took_s']:.0f} s"
-        yield f"- {document['run']}, {kernel['name']} ({kernel['release']}): {f'{end}; ' if end else ''}{counts}"
+        end = f"{document.partial}; " if document.partial else ""
+        kernel = document.kernel
+        counts = f"{document.reason} in {document.took_s:.0f} s"
+        yield f"- {document.run}, {kernel.name} ({kernel.release}): {end}{counts}"
 
 
-def _seen(documents: Sequence[Document]) -> Seen:
+def _seen(documents: Sequence[Suite]) -> Seen:
     """A test that runs once for each device (`block/005 (vdc)`) has one result, without a device, where it hung or lost its guest: there
     each of its devices has that one.
     """
     devices: dict[str, dict[str, None]] = {}
     for document in documents:
-        for test in document["tests"]:
-            devices.setdefault(test["name"].partition(" (")[0], {})[test["name"]] = None
+        for test in document.tests:
+            devices.setdefault(test.name.partition(" (")[0], {})[test.name] = None
     seen: Seen = {}
     for document in documents:
-        for test in document["tests"]:
-            for name in [name for name in devices.get(test["name"], {}) if name != test["name"]] or [test["name"]]:
+        for test in document.tests:
+            for name in [name for name in devices.get(test.name, {}) if name != test.name] or [test.name]:
                 row = seen.setdefault(name, {})
-                row.setdefault(document["kernel"]["name"], []).append((test["status"], test["reason"]))
+                row.setdefault(document.kernel.name, []).append((test.status, test.reason))
     return dict(sorted(seen.items()))
 
 

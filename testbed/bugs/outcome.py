@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from testbed.bugs.io_accounting import Account
 from testbed.bugs.signature import End, Match
@@ -55,7 +56,7 @@ def record(one: Try) -> None:
         (one.logs / "try.json").write_text(json.dumps(describe(one)) + "\n", encoding="utf-8")
 
 
-def describe(one: Try) -> dict[str, object]:
+def describe(one: Try) -> dict[str, Any]:
     """A try as JSON, its folder by its name."""
     return {
         "number": one.number,

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -40,6 +40,8 @@ from testbed.guest.factory import open_factory
 from testbed.progress import Progress, Silent
 from testbed.report import live
 from testbed.report.bugs import files, results
+from testbed.report.bugs.results import RunInfo
+from testbed.report.bugs.schema import Bisect
 from testbed.report.partial import Partial
 from testbed.report.result_writer import ResultWriter
 from testbed.store.kernels import folder_scan
@@ -141,7 +143,7 @@ class _BisectRun:
         self._job: ReproJob
         self._bisector: Bisector
         self._progress: Progress
-        self._writer: ResultWriter
+        self._writer: ResultWriter[Bisect]
 
     async def run(self) -> int:
         """Search, print the answer, and return the exit code."""
@@ -158,15 +160,15 @@ class _BisectRun:
                     writing_results(self._job.folder, self._document, files.write, self._progress.note)
                 )
                 self._range = await self._bisector.bisect(kernels, ends.good, ends.bad, self._rate)
-            document = self._writer.finished()
+            document = self._writer.finish_or_raise()
         if self._options.as_json:
-            print(json.dumps(document))
+            print(json.dumps(document.as_json()))
         else:
             for one in self._bisector.steps:
                 out.print(f"{one.kernel}: {one.said}: {one.tried.words}", markup=False, highlight=False, soft_wrap=True)
-            out.print(document["reason"], markup=False, highlight=False, soft_wrap=True)
+            out.print(document.reason, markup=False, highlight=False, soft_wrap=True)
             print(self._job.folder)
-        return results.EXIT_CODES[document["result"]]
+        return results.EXIT_CODES[document.result]
 
     def _note_others(self) -> None:
         """Name files of the folder that are no kernels."""
@@ -178,21 +180,14 @@ class _BisectRun:
         self._progress.note(text)
         self._writer.update()
 
-    def _document(self, why: str | None) -> dict[str, Any]:
+    def _document(self, why: str | None) -> Bisect:
         """Return the results so far. `why`: the reason of an early end, empty while the run goes on; None if they are complete."""
         most = 2 + bisect_search.most_steps(self._range.good, self._range.bad)
         ended = len(self._bisector.steps)
         partial = None if why is None else Partial(ended=ended, wanted=most, at_most=True, what="kernels", why=why)
-        return results.bisect_document(
-            self._job,
-            self._listed.kernels,
-            self._range,
-            self._bisector,
-            sys.argv,
-            time.monotonic() - self._started,
-            partial,
-            self._listed.others,
-        )
+        run = RunInfo(command=sys.argv, took_s=time.monotonic() - self._started, partial=partial)
+        listed = self._listed
+        return results.bisect_document(self._job, listed.kernels, self._range, self._bisector, run, listed.others)
 
 
 def _ask_one(options: SearchOptions, rate: float | None, kernel: str | BuildSpec) -> None:
@@ -215,7 +210,7 @@ class _AskRun:
         self._name = ""
         self._job: ReproJob
         self._bisector: Bisector
-        self._writer: ResultWriter
+        self._writer: ResultWriter[Bisect]
 
     async def run(self, kernel: str | BuildSpec) -> int:
         """Build the kernel if it has no name yet, ask it, and return the exit code for git."""
@@ -238,14 +233,14 @@ class _AskRun:
                 self._bisector.rate = self._rate
                 with writing_results(self._job.folder, self._document, files.write, progress.note) as self._writer:
                     answer = await self._bisector.ask(self._name, options.error)
-                    self._writer.finished()
+                    self._writer.finish_or_raise()
         return answer
 
-    def _document(self, why: str | None) -> dict[str, Any]:
+    def _document(self, why: str | None) -> Bisect:
         ended = len(self._bisector.steps)
-        partial = None if why is None else Partial(ended=ended, wanted=1, what="kernels", why=why)
-        took_s = time.monotonic() - self._started
-        return results.ask_document(self._job, self._name, self._bisector, self._rate, sys.argv, took_s, partial)
+        partial = None if why is None else Partial(ended=ended, wanted=1, at_most=False, what="kernels", why=why)
+        run = RunInfo(command=sys.argv, took_s=time.monotonic() - self._started, partial=partial)
+        return results.ask_document(self._job, self._name, self._bisector, self._rate, run)
 
 
 def _find_kernels(kernels: str | None) -> FoundKernel:

@@ -15,7 +15,8 @@ from testbed.errors import HostError, UsageError
 from testbed.guest.factory import GuestFactory
 from testbed.host import paths, untrusted_files
 from testbed.progress import Progress
-from testbed.report import result_reader, runs
+from testbed.report import result_reader
+from testbed.report.bugs.schema import Repro
 from testbed.store.kernels import kernel_files
 from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.store.kernels.table import LocalKernel, shipped_table
@@ -51,10 +52,10 @@ def _kernels(folder: Path, cache: Path, *, with_kernel: bool) -> dict[str, Path]
     table = shipped_table()
     found: dict[str, Path] = {}
     document = result_reader.read_document(folder)
-    if document is None or runs.results(folder) != bundle_rules.RESULTS:
+    if not isinstance(document, Repro):
         raise UsageError(f"{folder}: expected the folder of a run of `testbed repro`")
-    for one in document["kernels"]:
-        name, there = str(one["name"]), cache / "kernels" / Path(one["cached"]).name
+    for one in document.kernels:
+        name, there = one.name, cache / "kernels" / Path(one.cached).name
         if not with_kernel:
             if name not in table.rows:
                 raise UsageError(
@@ -62,12 +63,12 @@ def _kernels(folder: Path, cache: Path, *, with_kernel: bool) -> dict[str, Path]
                 )
             continue
         try:
-            same = kernel_files.read_folder(LocalKernel(name=name), there).sha256 == one["sha256"]
+            same = kernel_files.read_folder(LocalKernel(name=name), there).sha256 == one.sha256
         except HostError:
             same = False
         if not same:
             raise UsageError(
-                f"bundle: kernel {name}: expected {one['release']} in the cache, as it was; it is not there any longer"
+                f"bundle: kernel {name}: expected {one.release} in the cache, as it was; it is not there any longer"
             )
         found[name] = there
     return found

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -24,6 +24,8 @@ from testbed.guest.factory import open_factory
 from testbed.progress import Progress
 from testbed.report import live
 from testbed.report.bugs import files, results
+from testbed.report.bugs.results import RunInfo
+from testbed.report.bugs.schema import Reduce
 from testbed.report.partial import Partial
 from testbed.report.result_writer import ResultWriter
 
@@ -84,7 +86,7 @@ class _ReduceRun:
         self._job: ReproJob
         self._reducer: Reducer
         self._progress: Progress
-        self._writer: ResultWriter
+        self._writer: ResultWriter[Reduce]
 
     async def run(self, target: Path) -> int:
         """Reduce the bug, write the smaller one, and return the exit code."""
@@ -101,34 +103,36 @@ class _ReduceRun:
                     writing_results(self._job.folder, self._document, files.write, self._progress.note)
                 )
                 await self._reducer.reduce(self_contained(options.file), self._tries)
-            document = self._writer.finished()
-            if smaller := document["smaller"]:
+            document = self._writer.finish_or_raise()
+            if smaller := document.smaller:
                 _write(smaller, target)
         if options.as_json:
-            print(json.dumps(document | {"reduced": str(target) if smaller else None}))
+            print(json.dumps(document.as_json() | {"reduced": str(target) if smaller else None}))
         else:
             left = f"; the smaller bug is {target}" if smaller else ""
-            out.print(document["reason"], markup=False, highlight=False, soft_wrap=True)
-            out.print(f"{document['guests']} guests{left}", markup=False, highlight=False, soft_wrap=True)
+            out.print(document.reason, markup=False, highlight=False, soft_wrap=True)
+            out.print(f"{document.guests} guests{left}", markup=False, highlight=False, soft_wrap=True)
             print(self._job.folder)
-        return results.EXIT_CODES[document["result"]]
+        return results.EXIT_CODES[document.result]
 
     def _on_step(self, text: str) -> None:
         self._progress.note(text)
         self._writer.update()
 
-    def _document(self, why: str | None) -> dict[str, Any]:
+    def _document(self, why: str | None) -> Reduce:
         """Return the results so far. `why`: the reason of an early end, empty while the run goes on; None if they are complete."""
         so_far = self._reducer.so_far
-        partial = None if why is None else Partial(ended=len(so_far.steps), wanted=None, what="candidates", why=why)
+        partial = Partial(ended=len(so_far.steps), wanted=None, at_most=False, what="candidates", why=why or "")
         origin = (
             f"Reduced from {self._options.file.name} by {so_far.guests} guests on {self._name}; "
             f"as it was: {so_far.whole.rate}"
         )
         head = f"yaml-language-server: $schema=schema.json\n{origin}"
         smaller = to_yaml(so_far.plain, head) if so_far.plain is not None else ""
-        took_s = time.monotonic() - self._started
-        return results.reduce_document(self._job, so_far, smaller, sys.argv, took_s, partial)
+        run = RunInfo(
+            command=sys.argv, took_s=time.monotonic() - self._started, partial=None if why is None else partial
+        )
+        return results.reduce_document(self._job, so_far, smaller, run)
 
 
 def _write(smaller: str, target: Path) -> None:

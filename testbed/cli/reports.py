@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import webbrowser
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +21,9 @@ from testbed.report import formats as artefacts
 from testbed.report import runs as store
 from testbed.report.bugs import files
 from testbed.report.bugs import results as bug_results
+from testbed.report.bugs.schema import BugDocument
 from testbed.report.runs import Run
+from testbed.report.schema import Document
 from testbed.report.vm_tables import age
 from testbed.scenarios.verdict import EXIT_CODES, Verdict
 from testbed.units import format_size
@@ -69,17 +70,24 @@ def report_command(
         raise UsageError(f"--format {kind}: expected one of {_FORMATS}")
     folder = results.locate(named[0], there)
     bug = files.read(folder)
-    document, formats = (results.read(named[0], there), artefacts.FORMATS) if bug is None else (bug, files.FORMATS)
+    document = results.read(named[0], there) if bug is None else bug
     if show:
         page = folder.resolve() / artefacts.PAGE
-        artefacts.write_atomically(formats["html"](document, folder), page)
+        artefacts.write_atomically(_text(document, "html", folder), page)
         if not webbrowser.open(page.as_uri()):
             err.print(f"no browser could be started; the page is {page}", markup=False, highlight=False, soft_wrap=True)
     else:
-        _told(formats["json" if as_json else kind](document, folder), output, folder)
-    said = document["result"] if bug else document["verdict"]
-    err.print(live.last_line(said, folder), markup=False, highlight=False, soft_wrap=True)
-    sys.exit(bug_results.EXIT_CODES[said] if bug else EXIT_CODES[Verdict(said)])
+        _told(_text(document, "json" if as_json else kind, folder), output, folder)
+    scenarios = isinstance(document, Document)
+    result = document.verdict if isinstance(document, Document) else document.result
+    err.print(live.last_line(result, folder), markup=False, highlight=False, soft_wrap=True)
+    sys.exit(EXIT_CODES[Verdict(result)] if scenarios else bug_results.EXIT_CODES[result])
+
+
+def _text(document: Document | BugDocument, kind: str, folder: Path) -> str:
+    if isinstance(document, Document):
+        return artefacts.FORMATS[kind](document, folder)
+    return files.FORMATS[kind](document, folder)
 
 
 def _diff(named: list[str], there: Path, as_json: bool, output: Path | None) -> None:
@@ -87,11 +95,11 @@ def _diff(named: list[str], there: Path, as_json: bool, output: Path | None) -> 
         raise UsageError(f"report --diff: expected two runs, got {', '.join(named)}")
     found = diff.compare(*(results.read(one, there) for one in named))
     _told(
-        json.dumps(found) + "\n" if as_json else diff.text(found),
+        json.dumps(found.as_json()) + "\n" if as_json else diff.text(found),
         output,
         *(results.locate(one, there) for one in named),
     )
-    sys.exit(diff.EXIT_CODES[found["result"]])
+    sys.exit(diff.EXIT_CODES[found.result])
 
 
 def _told(text: str, output: Path | None, *folders: Path) -> None:
@@ -137,7 +145,7 @@ def runs_command(
     if prune and older_than is None and larger_than is None and keep is None:
         raise UsageError("runs --prune: expected --older-than, --larger-than or --keep, which say what may go")
     found = store.list_runs(
-        folders.runs, result_reader.read_document, [Path(vm.record.evidence) for vm in registry.list_vms(folders)]
+        folders.runs, result_reader.summarize, [Path(vm.record.evidence) for vm in registry.list_vms(folders)]
     )
     if not prune:
         _show(found, as_json, "runs")
@@ -203,7 +211,7 @@ def _plain(run: Run) -> dict[str, object]:
         "verdict": run.verdict or None,
         "command": list(run.command),
         "cases": run.cases,
-        "partial": None if run.partial is None else asdict(run.partial),
+        "partial": None if run.partial is None else run.partial.as_json(),
         "size_bytes": run.size_bytes,
         "going_on": run.going_on,
     }

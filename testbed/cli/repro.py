@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,7 +18,7 @@ from testbed.bugs import Case, bundle_rules, repro
 from testbed.bugs.attempt import HoldGuest
 from testbed.bugs.kernel_tries import KernelTries
 from testbed.bugs.load import to_yaml
-from testbed.bugs.outcome import Try, describe
+from testbed.bugs.outcome import Try
 from testbed.bugs.repro import ReproJob, StopRule
 from testbed.cli import option_values
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
@@ -31,6 +31,8 @@ from testbed.host import paths
 from testbed.progress import Progress
 from testbed.report import live
 from testbed.report.bugs import files, results, tables
+from testbed.report.bugs.results import RunInfo
+from testbed.report.bugs.schema import Repro
 from testbed.report.formats import write_atomically
 from testbed.report.partial import Partial
 from testbed.report.result_writer import ResultWriter
@@ -196,7 +198,7 @@ class _ReproRun:
         self._job: ReproJob
         self._kernels: tuple[tuple[KernelFiles, ...], tuple[KernelFiles, ...]]
         self._progress: Progress
-        self._writer: ResultWriter
+        self._writer: ResultWriter[Repro]
 
     async def run(self, shows: tuple[str, ...], clean: tuple[str, ...]) -> int:
         """Try the bug on both groups of kernels; return the exit code."""
@@ -220,12 +222,12 @@ class _ReproRun:
                     note_differences(bundle, factory, (*self._kernels[0], *self._kernels[1]), self._progress)
                 tried = await repro.reproduce(self._job, *self._kernels)
                 self._tried |= {kernel_tries.kernel.name: kernel_tries for kernel_tries in tried}
-            document = self._writer.finished()
+            document = self._writer.finish_or_raise()
         if self._options.as_json:
-            print(json.dumps(document))
+            print(json.dumps(document.as_json()))
         else:
             _show(document, self._job.folder)
-        return results.EXIT_CODES[document["result"]]
+        return results.EXIT_CODES[document.result]
 
     def _make_job(self, factory: GuestFactory) -> ReproJob:
         folder = paths.new_run_folder(factory.folders.runs)
@@ -273,18 +275,18 @@ class _ReproRun:
         self._tried[so_far.kernel.name] = so_far
         # The try of a held guest is reported twice; its line was printed when it was held.
         if before is None or latest.number not in [known.number for known in before.tries]:
-            self._progress.note(f"{so_far.kernel.name}: {tables.try_line(describe(latest))}")
+            self._progress.note(f"{so_far.kernel.name}: {tables.try_line(results.attempt(latest))}")
         self._writer.update()
 
-    def _document(self, why: str | None) -> dict[str, Any]:
+    def _document(self, why: str | None) -> Repro:
         """Return the results so far. `why`: the reason of an early end, empty while the run goes on; None if they are complete."""
         kernels = (*self._kernels[0], *self._kernels[1])
         most = self._limits.tries * len(kernels)
         ended = sum(len(one.tries) for one in self._tried.values())
         partial = None if why is None else Partial(ended=ended, wanted=most, at_most=True, what="tries", why=why)
         untried = [kernel.name for kernel in kernels if kernel.name not in self._tried]
-        took_s = time.monotonic() - self._started
-        return results.repro_document(self._job, tuple(self._tried.values()), sys.argv, took_s, partial, untried)
+        run = RunInfo(command=sys.argv, took_s=time.monotonic() - self._started, partial=partial)
+        return results.repro_document(self._job, tuple(self._tried.values()), run, untried)
 
 
 def _print_always(text: str) -> None:
@@ -301,13 +303,13 @@ def _announce(factory: GuestFactory, case: Case, limits: StopRule, progress: Pro
     )
 
 
-def _show(document: dict[str, Any], folder: Path) -> None:
+def _show(document: Repro, folder: Path) -> None:
     """Print the results as a table and lines."""
     out.print(tables.repro_table(document))
     for line in tables.notable_outcomes(document):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     out.print(
-        f"{document['result']}: {document['reason']}; {document['took_s']:.0f} s",
+        f"{document.result}: {document.reason}; {document.took_s:.0f} s",
         markup=False,
         highlight=False,
         soft_wrap=True,

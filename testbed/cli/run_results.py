@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from testbed.cli.app import ended_by, in_run_folder
-from testbed.report.result_writer import Document, ResultWriter, Write
+from testbed.report.result_writer import D, ResultWriter
 
 
 @contextlib.contextmanager
 def writing_results(
-    folder: Path, document: Document, write: Write, note: Callable[[str], None]
-) -> Iterator[ResultWriter]:
+    folder: Path, document: Callable[[str | None], D], write: Callable[[D, Path], None], note: Callable[[str], None]
+) -> Iterator[ResultWriter[D]]:
     """Run a block whose results go to `folder`.
 
     Results of a run that ends early are written with the reason, and `note` gets how far it came.
@@ -23,6 +23,6 @@ def writing_results(
         try:
             yield writer
         except BaseException as error:
-            if (partial := writer.broken_off(ended_by(error))) is not None:
+            if (partial := writer.end_early(ended_by(error))) is not None:
                 note(f"broken off: {partial}")
             raise

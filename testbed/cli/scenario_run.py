@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import RenderableType
 
@@ -25,6 +24,8 @@ from testbed.host.admission import Cores
 from testbed.progress import Progress
 from testbed.report import formats, live, results, tables
 from testbed.report.partial import Partial
+from testbed.report.results import RunRecord
+from testbed.report.schema import Document
 from testbed.scenarios import runner
 from testbed.scenarios.catalogue import select
 from testbed.scenarios.runner import Judge, Result
@@ -74,7 +75,7 @@ class ScenarioRun:
 class FinishedRun:
     """A run that has ended. `write_error`: why its files could not be written, raised after its results are shown."""
 
-    document: dict[str, Any]
+    document: Document
     results: tuple[Result, ...]
     kernels: dict[str, KernelFiles]
     folder: Path
@@ -190,24 +191,24 @@ class _Execution:
             write_error=write_error,
         )
 
-    def _document(self, why: str | None) -> dict[str, Any]:
-        """Return the results so far. `why`: the reason of an early end, empty while the run goes on; None if they are complete."""
-        what = "cases" if self._run.options.repeat == 1 else "attempts"
-        partial = None if why is None else Partial(ended=len(self._results), wanted=self._total, what=what, why=why)
-        verdicts = tuple(result.judgement.verdict for result in self._results)
+    def _document(self, why: str | None) -> Document:
+        """Return the results so far. `why`: the reason of an early end, "" while the run goes on; None if complete."""
+        what, ended = "cases" if self._run.options.repeat == 1 else "attempts", len(self._results)
+        partial = Partial(ended=ended, wanted=self._total, at_most=False, what=what, why=why or "")
         return results.document(
-            self._folder,
-            overall_verdict(verdicts, partial=partial is not None),
-            sys.argv,
-            self._factory.host,
-            self._factory.image,
-            self._kernels,
-            self._results,
-            time.monotonic() - self._started,
-            model=self._run.topology.guest,
-            unused=self._run.topology.unused,
-            qemu_sha256=self._qemu_sha256,
-            partial=partial,
+            RunRecord(
+                folder=self._folder,
+                command=sys.argv,
+                host=self._factory.host,
+                image=self._factory.image,
+                kernels=self._kernels,
+                results=self._results,
+                took_s=time.monotonic() - self._started,
+                model=self._run.topology.guest,
+                unused=self._run.topology.unused,
+                qemu_sha256=self._qemu_sha256,
+                partial=None if why is None else partial,
+            )
         )
 
 
@@ -217,12 +218,12 @@ def _shown_as(make_table: MakeTable, *, as_json: bool) -> Show:
     def show(run: FinishedRun) -> int:
         code = EXIT_CODES[run.verdict]
         if as_json:
-            print(json.dumps(run.document))
+            print(json.dumps(run.document.as_json()))
             run.display.end(run.verdict, run.folder, code)
             return code
         out.print(make_table(run.results, run.kernels))
         tables.show_losses(run.results, out)
-        took = f"{run.document['took_s']:.0f} s for {run.document['guest_seconds']:.0f} s of guests"
+        took = f"{run.document.took_s:.0f} s for {run.document.guest_seconds:.0f} s of guests"
         out.print(took, highlight=False)
         print(live.last_line(run.verdict.value, run.folder))
         return code

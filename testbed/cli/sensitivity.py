@@ -7,7 +7,7 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,6 +19,7 @@ from testbed.errors import UsageError
 from testbed.host import paths
 from testbed.report import results, sensitivity
 from testbed.report.markdown import one_line
+from testbed.report.schema import Document
 from testbed.report.sensitivity import UNCHANGED
 from testbed.scenarios import runner
 from testbed.scenarios.verdict import Gap
@@ -86,13 +87,13 @@ def _run(names: tuple[str, ...], config: BuildSpec, options: RunOptions, table: 
     run_async(execute(prepare(options, kernels), make_judge, show))
 
 
-def _read_earlier(run: str, runs: Path) -> dict[str, Any]:
+def _read_earlier(run: str, runs: Path) -> Document:
     """Read the results of an earlier run of this command.
 
     :raise UsageError: there is no such run, or it is one of another command.
     """
     document = results.read(run, runs)
-    others = ", ".join(name for name in document["kernels"] if name not in (UNCHANGED, *ABLATIONS))
+    others = ", ".join(name for name in document.kernels if name not in (UNCHANGED, *ABLATIONS))
     if others:
         raise UsageError(
             f"--of {run}: expected a run of `testbed sensitivity`, of {UNCHANGED} and ablations, got one of {others}"
@@ -109,14 +110,14 @@ def _without_output(words: list[str]) -> list[str]:
     return [word for word in words if not word.startswith("--output=")]
 
 
-def _write_table(documents: tuple[dict[str, Any], ...], options: TableOptions) -> int:
+def _write_table(documents: tuple[Document, ...], options: TableOptions) -> int:
     """Print the table, write it into a file if asked to, and return the exit code."""
     cases = sensitivity.table(documents)
-    host, complaints = documents[0]["host"], sensitivity.table_complaints(cases, documents)
-    took_s = sum(document["guest_seconds"] for document in documents)
-    command_lines = (shlex.join(["./tb", *_without_output(document["command"][1:])]) for document in documents)
+    host, complaints = documents[0].host, sensitivity.table_complaints(cases, documents)
+    took_s = sum(document.guest_seconds for document in documents)
+    command_lines = (shlex.join(["./tb", *_without_output(document.command[1:])]) for document in documents)
     commands = "\n".join(f"    {one_line(command)}" for command in command_lines)
-    machine = f"{host['cores']} cores with Linux {host['kernel']}, QEMU {host['qemu']} ({host['accelerator']})"
+    machine = f"{host.cores} cores with Linux {host.kernel}, QEMU {host.qemu} ({host.accelerator})"
     text = sensitivity.markdown(cases, f"{commands}\n\n{took_s:.0f} s of guests, on {machine}.", documents)
     if (output := options.output) is not None:
         try:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -24,6 +24,8 @@ from testbed.progress import Progress
 from testbed.report import live
 from testbed.report.bugs import files as bug_files
 from testbed.report.bugs import results, view
+from testbed.report.bugs.results import RunInfo
+from testbed.report.bugs.schema import Suite as SuiteDocument
 from testbed.report.partial import Partial
 from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.store.kernels.table import shipped_table
@@ -78,14 +80,14 @@ async def _run(suite: Suite, how: SuiteOptions, options: OutputOptions) -> int:
         async with open_testbed(kernels=(how.kernel,), cold=options.cold, progress=progress) as testbed:
             execution = _Execution(suite, testbed, await testbed.kernel(how.kernel))
             document = await execution.run(how, progress)
-    tests, verdict = execution.results(), view.VERDICTS[document["result"]]
+    tests, verdict = execution.results(), view.VERDICTS[document.result]
     if options.as_json:
         rows = [asdict(test) | {"status": test.status.value} for test in tests]
         print(json.dumps({"run": execution.folder.name, "verdict": verdict, "kernel": how.kernel, "tests": rows}))
     else:
         out.print(_table(tests))
         out.print(live.last_line(verdict, execution.folder), markup=False, highlight=False, soft_wrap=True)
-    return results.EXIT_CODES[document["result"]]
+    return results.EXIT_CODES[document.result]
 
 
 class _Execution:
@@ -97,7 +99,7 @@ class _Execution:
         self._started = time.monotonic()
         self.folder = paths.new_run_folder(paths.folders().runs)
 
-    async def run(self, how: SuiteOptions, progress: Progress) -> dict[str, Any]:
+    async def run(self, how: SuiteOptions, progress: Progress) -> SuiteDocument:
         """Return the complete document of the results."""
         with writing_results(self.folder, self._document, bug_files.write, progress.note) as writer:
 
@@ -108,25 +110,18 @@ class _Execution:
                 writer.update()
 
             await suites.run_suite(self._testbed, self._suite, how, self.folder / "guests", on_test)
-            return writer.finished()
+            return writer.finish_or_raise()
 
     def results(self) -> list[TestResult]:
         """Return the results so far, in the order of the suite."""
         return [result for test in self._suite.tests for result in self._done.get(test, ())]
 
-    def _document(self, why: str | None) -> dict[str, Any]:
+    def _document(self, why: str | None) -> SuiteDocument:
         total = len(self._suite.tests)
-        partial = None if why is None else Partial(ended=len(self._done), wanted=total, what="tests", why=why)
-        return results.suite_document(
-            self._testbed,
-            self._suite,
-            self._kernel,
-            self.results(),
-            self.folder,
-            sys.argv,
-            time.monotonic() - self._started,
-            partial,
-        )
+        ended = len(self._done)
+        partial = None if why is None else Partial(ended=ended, wanted=total, at_most=False, what="tests", why=why)
+        run = RunInfo(command=sys.argv, took_s=time.monotonic() - self._started, partial=partial)
+        return results.suite_document(self._testbed, self._suite, self._kernel, self.results(), self.folder, run)
 
 
 def _line(test: TestResult) -> str:

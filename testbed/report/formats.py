@@ -1,10 +1,9 @@
-"""The files that a run's folder holds beside its evidence: results.json, report.html, junit.xml and results.ktap."""
+"""Writes the files of a run beside its guests' logs: results.json, report.html, junit.xml and results.ktap."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from testbed.errors import HostError
 from testbed.host import untrusted_files
@@ -13,11 +12,12 @@ from testbed.report.html import html
 from testbed.report.junit import junit
 from testbed.report.ktap import ktap
 from testbed.report.markdown import markdown
+from testbed.report.schema import Document
 
 PAGE = "report.html"
-Format = Callable[[dict[str, Any], Path], str]
+Format = Callable[[Document, Path], str]
 
-# By what `testbed report --format` calls them: from results and the folder of evidence to text.
+# By the name that `testbed report --format` takes: makes text of results and the run's folder.
 FORMATS: dict[str, Format] = {
     "markdown": lambda document, _: markdown(document),
     "html": html,
@@ -25,12 +25,12 @@ FORMATS: dict[str, Format] = {
     "ktap": lambda document, _: ktap(document),
     "json": lambda document, _: results.text(document),
 }
-# In the order in which they are written: what others are made from first.
+# In the order in which they are written: first the one that the others can be made from.
 _FILES = {"results.json": "json", "results.ktap": "ktap", "junit.xml": "junit", PAGE: "html"}
 
 
-def write(document: dict[str, Any], folder: Path) -> None:
-    """All of them.
+def write(document: Document, folder: Path) -> None:
+    """Write all files of a run.
 
     :raise HostError: the disk is full or the folder is gone.
     """
@@ -39,7 +39,7 @@ def write(document: dict[str, Any], folder: Path) -> None:
 
 
 def write_atomically(text: str, path: Path) -> None:
-    """Write a file that is there as a whole or not at all, beside what else a folder holds that may be a stranger's.
+    """Write a file completely or not at all. Other files of its folder may be a stranger's; no link is followed.
 
     :raise HostError: it cannot be written.
     """

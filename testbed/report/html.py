@@ -15,6 +15,7 @@ import importlib.util
 import json
 import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from pydantic import ValidationError
 
 from testbed.errors import HostError
 from testbed.host import untrusted_files
-from testbed.report import plots as series
-from testbed.report import stack_svg, topology_svg, wording
+from testbed.report import plots, stack_svg, topology_svg, wording
 from testbed.report.plots import Recording
-from testbed.report.schema import Stack
+from testbed.report.schema import Balance, Case, Document, Line, Side
+from testbed.report.stack_model import Stack
 from testbed.report.stack_svg import group_by_stack
+from testbed.report.wording import ControlRow, MeasureRow
 from testbed.topology.model import Topology
 from testbed.topology.unused import without_unused
 
@@ -58,30 +60,57 @@ _LINKED_CASES = 200
 _DRAWN_CASES = 100
 
 
-def html(document: dict[str, Any], folder: Path) -> str:
-    """The whole page; `folder` holds the evidence.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Item:
+    """A case on the page. `log`: kernel log lines, each with its kernel and its time in the plots; `files`: names and paths
+    of log files, by kernel; `plots`: compressed JSON."""
+
+    id: str
+    case: Case
+    by_side: list[tuple[str, Side]]
+    measures: list[MeasureRow]
+    controls: list[ControlRow]
+    balances: list[tuple[str, Balance, bool]]
+    stacks: list[_StackFigure]
+    log: list[tuple[str, Line, float | None]]
+    log_left_out: int
+    files: list[tuple[str, list[tuple[str, str]]]]
+    plot_count: int
+    plots: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StackFigure:
+    """The stack on some kernels (`where`); `data`: its image, "" if it is not drawn."""
+
+    where: str
+    data: str
+    caption: str
+
+
+def html(document: Document, folder: Path) -> str:
+    """Return the whole page; `folder` is the run's.
 
     :raise HostError: the library that draws is not installed.
     """
-    sides = list(document["kernels"])
-    cases = document["scenarios"]
+    sides = list(document.kernels)
+    cases = document.scenarios
     points = max(_LEAST_POINTS, min(_MOST_POINTS, _ALL_POINTS // max(1, len(cases))))
     script, library = (_PAGE / "report.js").read_text(encoding="utf-8"), _library()
     lines = max(_LEAST_LINES, min(_MOST_LINES, _ALL_LINES // (max(1, len(cases)) * len(sides))))
-    shown = [_case(number, case, sides, folder, points, lines) for number, case in enumerate(cases)]
-    judged = wording.is_judged_alone(document)
+    items = [_item(number, case, sides, folder, points, lines) for number, case in enumerate(cases)]
     template = environment().get_template("report.html.j2")
     return template.render(
         document=document,
         sides=sides,
-        each=judged,
-        cases=shown,
+        alone=wording.is_judged_alone(document),
+        items=items,
         open_all=len(cases) <= _OPEN_CASES,
         title=wording.title(document),
         summary=wording.summary(document),
         counts=wording.counts(document),
-        findings=wording.balances(document),
-        command=shlex.join(["./tb", *document["command"][1:]]),
+        balances=wording.balances(document),
+        command=shlex.join(["./tb", *document.command[1:]]),
         picture=_picture(document),
         style=style(),
         script=script,
@@ -91,26 +120,26 @@ def html(document: dict[str, Any], folder: Path) -> str:
     )
 
 
-def _case(number: int, case: dict[str, Any], sides: list[str], folder: Path, points: int, lines: int) -> dict[str, Any]:
-    recorded = {side: series.read_recording(folder, case[side]["evidence"], points) for side in sides}
-    plots = list(_plots(recorded))
-    return {
-        **case,
-        "id": f"case-{number}",
-        "by_side": [(side, case[side]) for side in sides],
-        "measures": wording.measures(case, sides),
-        "controls": wording.controls(case, sides),
-        "balances": wording.balance_rows(case, sides),
-        "stacks": [
-            _stack(found, stack, drawn=number < _DRAWN_CASES, all_sides=len(found) == len(sides))
-            for found, stack in group_by_stack(case, sides)
+def _item(number: int, case: Case, sides: list[str], folder: Path, points: int, lines: int) -> _Item:
+    recorded = {side: plots.read_recording(folder, case.sides[side].evidence, points) for side in sides}
+    drawn = list(_plots(recorded))
+    return _Item(
+        id=f"case-{number}",
+        case=case,
+        by_side=[(side, case.sides[side]) for side in sides],
+        measures=wording.measures(case, sides),
+        controls=wording.controls(case, sides),
+        balances=wording.balance_rows(case, sides),
+        stacks=[
+            _stack(kernels, stack, drawn=number < _DRAWN_CASES, all_sides=len(kernels) == len(sides))
+            for kernels, stack in group_by_stack(case, sides)
         ],
-        "log": [line for side in sides for line in _log(side, case[side], recorded[side], lines)],
-        "log_left_out": sum(max(0, len(case[side]["console"]) - lines) for side in sides),
-        "files": [(side, files(folder, case[side]["evidence"], whole=number < _LINKED_CASES)) for side in sides],
-        "plot_count": len(plots),
-        "plots": _packed(json.dumps(plots, separators=(",", ":"))) if plots else "",
-    }
+        log=[line for side in sides for line in _log(side, case.sides[side], recorded[side], lines)],
+        log_left_out=sum(max(0, len(case.sides[side].console) - lines) for side in sides),
+        files=[(side, files(folder, case.sides[side].evidence, whole=number < _LINKED_CASES)) for side in sides],
+        plot_count=len(drawn),
+        plots=_packed(json.dumps(drawn, separators=(",", ":"))) if drawn else "",
+    )
 
 
 def files(folder: Path, evidence: str, *, whole: bool) -> list[tuple[str, str]]:
@@ -142,27 +171,23 @@ def _plots(recorded: dict[str, Recording]) -> Iterator[dict[str, Any]]:
         yield {"title": title, "unit": unit, "sides": sides, "most": max(tops, default=0), "end": max(ends, default=0)}
 
 
-def _log(side: str, done: dict[str, Any], recorded: Recording, lines: int) -> Iterator[dict[str, Any]]:
-    # Those that do not belong come first where not all of them fit.
-    shown = sorted(range(len(done["console"])), key=lambda number: done["console"][number]["expected"])[:lines]
-    for line in (done["console"][number] for number in sorted(shown)):
-        at = line["seconds"]
-        since = at - recorded.begin_s if at is not None and recorded.begin_s is not None else None
-        yield {**line, "side": side, "since": since}
+def _log(name: str, side: Side, recorded: Recording, lines: int) -> Iterator[tuple[str, Line, float | None]]:
+    # Where not all lines fit, unexpected ones come first.
+    chosen = sorted(range(len(side.console)), key=lambda number: side.console[number].expected)[:lines]
+    for line in (side.console[number] for number in sorted(chosen)):
+        at, begin = line.seconds, recorded.begin_s
+        yield name, line, at - begin if at is not None and begin is not None else None
 
 
-def _stack(sides: list[str], stack: Stack | str, *, drawn: bool, all_sides: bool) -> dict[str, str]:
-    """What stood on these kernels, as an image and in words; no image where it is not known."""
+def _stack(sides: list[str], stack: Stack | str, *, drawn: bool, all_sides: bool) -> _StackFigure:
+    """Draw and describe the stack on these kernels; without an image where the stack is not known."""
     where = "on each kernel" if all_sides and len(sides) > 1 else f"on {', '.join(sides)}"
     what = f"What stood {where} while the claim was measured"
     if isinstance(stack, str):
-        return {"where": where, "data": "", "caption": f"{what} is not known: {stack}"}
+        return _StackFigure(where=where, data="", caption=f"{what} is not known: {stack}")
     data = _image(stack_svg.svg(stack, where)) if drawn else ""
-    return {
-        "where": where,
-        "data": data,
-        "caption": f"{what}, read back from the guest: {stack_svg.describe_stack(stack)}.",
-    }
+    caption = f"{what}, read back from the guest: {stack_svg.describe_stack(stack)}."
+    return _StackFigure(where=where, data=data, caption=caption)
 
 
 def _image(svg: str) -> str:
@@ -170,10 +195,10 @@ def _image(svg: str) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
-def _picture(document: dict[str, Any]) -> dict[str, str] | None:
-    """What the run used of its topology, as an image and in words."""
+def _picture(document: Document) -> dict[str, str] | None:
+    """Draw and describe the part of the topology that the run used."""
     try:
-        topology = Topology.model_validate(document["topology"]) if document.get("topology") else None
+        topology = Topology.model_validate(document.topology) if document.topology else None
     except ValidationError:
         topology = None
     if topology is None:
@@ -182,7 +207,7 @@ def _picture(document: dict[str, Any]) -> dict[str, str] | None:
     used = topology.model_copy(
         update={"guests": {name: without_unused(guest) for name, guest in topology.guests.items()}}
     )
-    return {"data": _image(topology_svg.svg(used)), "words": wording.topology(used)}
+    return {"data": _image(topology_svg.svg(used)), "words": wording.describe_topology(used)}
 
 
 class _Library:

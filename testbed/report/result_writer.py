@@ -1,4 +1,4 @@
-"""A run's results in its folder as they come: whatever ends the run, what was known by then can be read."""
+"""Writes a run's results into its folder as they come: whatever ends the run, the results until then can be read."""
 
 from __future__ import annotations
 
@@ -7,30 +7,33 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 
 from testbed.errors import HostError
 from testbed.host import eventlog
-from testbed.report import formats, partial, results
+from testbed.report import formats, results
+from testbed.report.bugs.schema import BugDocument
 from testbed.report.partial import Partial
+from testbed.report.schema import Document
 
-# Takes why the run ended early, empty while it goes on, and returns the results so far; None: they are complete.
-Document = Callable[[str | None], dict[str, Any]]
-# Writes all files of a run's folder that are made from its results.
-Write = Callable[[dict[str, Any], Path], None]
-# Held until a run ends, and given free for its files where the disk is full by then; a page takes 2 MiB.
+D = TypeVar("D", bound=Document | BugDocument)
+# Allocated until a run ends, and then freed for its files, in case the disk is full; a page takes 2 MiB.
 _RESERVE_BYTES = 4 << 20
 
 
-class ResultWriter:
-    """Keeps the results of one run in its folder."""
+class ResultWriter(Generic[D]):
+    """Writes the results of one run.
 
-    def __init__(self, folder: Path, document: Document, write: Write) -> None:
+    `document` makes them of what is known: it takes why the run ended early, "" while it goes on, or None if it is complete.
+    `write` writes all files that are made from a document.
+    """
+
+    def __init__(self, folder: Path, document: Callable[[str | None], D], write: Callable[[D, Path], None]) -> None:
         self._folder, self._document, self._write = folder, document, write
         self._finished = False
         self._reserve = contextlib.ExitStack()
         try:
-            # It has no name: nothing of it stays where the run is killed.
+            # It has no name, so that nothing stays if the run is killed.
             file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by the stack
             self._reserve.enter_context(file)
             os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
@@ -38,19 +41,19 @@ class ResultWriter:
             self._reserve.close()
 
     def update(self) -> None:
-        """A result has come. A disk that is full does not take it now; what it has from before stays, and the end tries again."""
+        """Write the results so far. If the disk is full, the file keeps the earlier results until the run ends."""
         document = self._document("")
         with contextlib.suppress(HostError):
-            formats.write_atomically(results.text(document), self._folder / results.results_file(document))
+            formats.write_atomically(results.text(document), self._folder / document.file_name)
 
-    def finish(self) -> tuple[dict[str, Any], HostError | None]:
-        """Write the complete results, and what is made from them; returned even where they cannot be written, with the error."""
+    def finish(self) -> tuple[D, HostError | None]:
+        """Write the complete results and the files made from them. Return the results, and why they cannot be written."""
         self._finished = True
         document = self._document(None)
-        return document, self._written(document)
+        return document, self._write_all(document)
 
-    def finished(self) -> dict[str, Any]:
-        """Write the complete results, and what is made from them.
+    def finish_or_raise(self) -> D:
+        """Write the complete results and the files made from them.
 
         :raise HostError: they cannot be written.
         """
@@ -59,16 +62,16 @@ class ResultWriter:
             raise unwritten
         return document
 
-    def broken_off(self, why: str) -> Partial | None:
-        """Write what is known of a run that ends early; None where it had finished."""
+    def end_early(self, why: str) -> Partial | None:
+        """Write the results of a run that ends early, and return how far it came; None if it had finished."""
         if self._finished:
             return None
         document = self._document(why)
-        if (error := self._written(document)) is not None:
+        if (error := self._write_all(document)) is not None:
             eventlog.log_event(str(error), failed=True)
-        return partial.read_partial(document)
+        return document.partial
 
-    def _written(self, document: dict[str, Any]) -> HostError | None:
+    def _write_all(self, document: D) -> HostError | None:
         self._reserve.close()
         try:
             self._write(document, self._folder)

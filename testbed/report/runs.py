@@ -9,20 +9,22 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import filelock
 
 from testbed.errors import HostError, TestbedError
 from testbed.host import eventlog, untrusted_files
 from testbed.host.tempdirs import lock_file
-from testbed.report import partial
-from testbed.report.partial import Partial
 from testbed.text import parse_printable_json
+
+if TYPE_CHECKING:
+    # Every command imports this module; only those that read results need their models.
+    from testbed.report.partial import Partial
 
 # As paths.new_run_folder names them.
 _NAME = re.compile(r"([0-9]{8}T[0-9]{6})Z-[0-9a-f]{4}")
@@ -32,16 +34,23 @@ _COMMAND = "command: "
 # Whoever has made a folder has put something into it by then.
 _FRESH_S = 3600.0
 _LARGEST_LOG, _LONGEST_LINE = 1 << 30, 1 << 20
-# Reads the results of a run's folder, None where it has left none; see `report.reading`.
-Read = Callable[[Path], Mapping[str, Any] | None]
-# What a run leaves: of scenarios, of bugs, or of a suite; and what each of its cases is.
-RESULTS = {
-    "results.json": "scenarios",
-    "repro.json": "kernels",
-    "reduce.json": "steps",
-    "bisect.json": "asked",
-    "suite.json": "tests",
-}
+# The results of a run: of scenarios, of a bug, or of a suite.
+RESULT_FILES = ("results.json", "repro.json", "reduce.json", "bisect.json", "suite.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """The results of a run in short. `cases`: scenarios; of a bug the kernels that were tried, the candidates of a
+    reduction or the kernels of a bisection; of a suite its tests. `partial`: how far it came; None if it is complete."""
+
+    verdict: str
+    command: tuple[str, ...]
+    cases: int
+    partial: Partial | None
+
+
+# Reads the results in a run's folder, None if there are none: `result_reader.summarize`.
+Read = Callable[[Path], RunSummary | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,17 +104,17 @@ def list_runs(runs: Path, read: Read, in_use: Collection[Path] = ()) -> tuple[Ru
     """All of them, the newest first; `read`: reads a run's results; `in_use`: folders that guests which stay write to."""
     found = []
     for folder, at in run_folders(runs):
-        verdict, command, cases, ended = _results(folder, read)
+        summary = _summary(folder, read)
         found.append(
             Run(
                 folder=folder,
                 at=at,
-                verdict=verdict,
-                command=command,
-                cases=cases,
+                verdict=summary.verdict,
+                command=summary.command,
+                cases=summary.cases,
                 size_bytes=_size(folder),
                 going_on=is_locked(folder) or any(folder in (used, *used.parents) for used in in_use),
-                partial=ended,
+                partial=summary.partial,
             )
         )
     return tuple(sorted(found, key=lambda run: run.folder.name, reverse=True))
@@ -187,22 +196,19 @@ def is_locked(folder: Path) -> bool:
 
 def results(folder: Path) -> str | None:
     """What the file with a run's results is called. It may be something else than a file."""
-    return next((name for name in RESULTS if untrusted_files.exists_below(folder, name)), None)
+    return next((name for name in RESULT_FILES if untrusted_files.exists_below(folder, name)), None)
 
 
-def _results(folder: Path, read: Read) -> tuple[str, tuple[str, ...], int, Partial | None]:
+def _summary(folder: Path, read: Read) -> RunSummary:
+    """Summarize a run; without verdict and cases where it has no results, or none that can be read."""
     try:
-        found = read(folder)
-        if found is None:
-            return "", _begun(folder), 0, None
-        name = str(results(folder))
-        said = found["verdict"] if name == "results.json" else found["result"]
-        return str(said), tuple(map(str, found["command"][1:])), len(found[RESULTS[name]]), partial.read_partial(found)
+        command = () if (summary := read(folder)) is not None else _logged_command(folder)
     except (TestbedError, OSError, ValueError, KeyError, TypeError):
-        return "", (), 0, None
+        summary, command = None, ()
+    return summary or RunSummary(verdict="", command=command, cases=0, partial=None)
 
 
-def _begun(folder: Path) -> tuple[str, ...]:
+def _logged_command(folder: Path) -> tuple[str, ...]:
     """The command of a run that left no results, by its log."""
     with untrusted_files.open_below(folder, eventlog.FILE, _LARGEST_LOG) as log:
         event = str(parse_printable_json(log.readline(_LONGEST_LINE))["event"])

@@ -1,20 +1,37 @@
-"""What `results.json` holds, as models; the JSON Schema that is published beside this file is made from them."""
+"""Models of `results.json`. `results.schema.json` beside this file is their published JSON Schema.
+
+A reader validates them. A writer makes them with `model_construct`, without validation: a run must be able to write its
+results whatever its guests have reported.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from testbed.report.fields import MOST_KERNELS, Below, Count, Every, KnownFields, Named, Number, Seconds, Share, Whole
+from testbed.report.fields import (
+    MOST_KERNELS,
+    Below,
+    Count,
+    DocumentModel,
+    Every,
+    Named,
+    Number,
+    Seconds,
+    Share,
+    Whole,
+)
+from testbed.report.partial import Partial
+from testbed.report.stack_model import Stack
 from testbed.scenarios.verdict import Verdict, overall_verdict
 
 VerdictName = Literal["PASS", "FAIL", "INVALID", "SKIP", "INFRA"]
 
 
-class Measure(KnownFields):
+class Measure(DocumentModel):
     """One number. `source`: the file or command where it was read."""
 
     value: Number
@@ -22,9 +39,9 @@ class Measure(KnownFields):
     source: str
 
 
-class Control(KnownFields):
-    """A measurement whose outcome is known; one that does not hold makes the result INVALID. `excess`: it does not hold because more was
-    charged than there was, which an excess of the claim explains."""
+class Control(DocumentModel):
+    """A measurement whose outcome is known in advance. One that does not hold makes the result INVALID. `excess`: it does
+    not hold because more was charged than there was; where the claim shows an excess too, that explains it."""
 
     name: str
     expected: str
@@ -33,9 +50,9 @@ class Control(KnownFields):
     excess: bool = False
 
 
-class Balance(KnownFields):
-    """The same bytes counted by the kernel (`accounted`) and by the device or in memory (`real`); `share`: the difference over the
-    larger of them."""
+class Balance(DocumentModel):
+    """The same bytes counted twice: by the kernel (`accounted`), and by the emulated device or in memory (`real`).
+    `share`: the difference over the larger of the two."""
 
     what: str
     accounted: Whole
@@ -44,8 +61,8 @@ class Balance(KnownFields):
     share: Number
 
 
-class Line(KnownFields):
-    """A line of the kernel's log that matters. `seconds` since boot; `expected`: it belongs to the scenario."""
+class Line(DocumentModel):
+    """A notable line of the kernel's log. `seconds` since boot; `expected`: the scenario expects lines of this kind."""
 
     kind: str
     seconds: Number | None
@@ -53,93 +70,34 @@ class Line(KnownFields):
     expected: bool
 
 
-class Block(KnownFields):
-    """A block device of a stack. `kind`: loop, dm, md, or the type of an emulated disk; `name`: of a disk that in the topology; `number`:
-    MAJ:MIN; `partitions`: bytes by /dev path; `on`: what a dm or md device stands on. What is a loop's is empty or 0 of others.
-    """
+class Side(DocumentModel):
+    """One case on one kernel. `evidence`: the folder of its logs, relative to the run's folder. `claim`: what the kernel
+    showed of the gap; None without evidence. `timeline_missed`: timed actions of the topology that never began. `stack`:
+    None where it is unknown; `stack_unread` is the reason.
 
-    kind: str
-    name: str
-    device: str
-    number: str
-    size_bytes: Count
-    read_only: bool
-    logical_block_size: Count
-    read_ahead_bytes: Count
-    scheduler: str
-    profile: str
-    backing_file: str
-    direct_io: bool
-    offset_bytes: Count
-    size_limit_bytes: Count
-    partitions: Named[Count]
-    on: Every[str]
-
-
-class Mount(KnownFields):
-    """A filesystem, as /proc/mounts has it."""
-
-    mount_point: str
-    type: str
-    source: str
-    options: str
-
-
-class Swap(KnownFields):
-    """A swap area on a file or a device."""
-
-    on: str
-    size_bytes: Count
-
-
-class Group(KnownFields):
-    """A control group by its path below the root. `limits`: the lines of its files that limit something, by file."""
-
-    path: str
-    limits: Named[Every[str]]
-
-
-class Stack(KnownFields):
-    """What stood in a guest while a claim was measured, as its kernel lists it. `cpus`: those online; `controllers`: those enabled for the
-    groups below the root; `more_groups`: how many there were beyond `groups`.
-    """
-
-    cpus: str
-    controllers: str
-    blocks: Every[Block]
-    mounts: Every[Mount]
-    swaps: Every[Swap]
-    groups: Every[Group]
-    more_groups: Count = 0
-
-
-class Side(KnownFields):
-    """One case on one kernel. `evidence`: its folder, from the run's. `claim`: whether the gap was seen; None without evidence.
-    `timeline_missed`: acts of its topology's timeline that never began. `stack`: None where it is not known, which `stack_unread` explains.
-
-    `verdict` and `judgement`: this kernel's own, where it is not a pair that is judged.
+    `verdict` and `judgement`: of this kernel alone; absent where a pair of kernels is judged.
     """
 
     took_s: Seconds
     guest_ready_after_s: Seconds
     evidence: Below
+    timeline_missed: Every[str] = Field(default=[])
+    stack: Stack | None = None
+    stack_unread: str = ""
     console: Every[Line]
     claim: Literal["closed", "open", "partial", "excess", "unclear"] | None
     reason: str
     measures: Named[Measure]
     controls: Every[Control]
     balances: Every[Balance]
-    timeline_missed: Every[str] = Field(default=[])
-    stack: Stack | None = None
-    stack_unread: str = ""
     verdict: VerdictName | None = None
     judgement: str | None = None
 
 
-class Attempt(BaseModel):
-    """One run of a case: its verdict, and each kernel's side by what `kernels` of the document calls it."""
+class Attempt(DocumentModel):
+    """One run of a case: its verdict, and a `Side` for each kernel, under the kernel's key in `kernels` of the document."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+    model_config = ConfigDict(json_schema_extra=None)
     __pydantic_extra__: dict[str, Side]
 
     verdict: VerdictName
@@ -152,23 +110,26 @@ class Attempt(BaseModel):
             raise ValueError(f"expected at most {MOST_KERNELS} kernels, got {len(found)} keys")
         return found
 
-    def side(self, kernel: str) -> Side:
-        return (self.__pydantic_extra__ or {})[kernel]
+    @property
+    def sides(self) -> Mapping[str, Side]:
+        """Each kernel's results."""
+        return self.__pydantic_extra__ or {}
 
 
-class Predicted(KnownFields):
+class Predicted(DocumentModel):
     base: str
     patched: str
 
 
-class Spread(KnownFields):
+class Spread(DocumentModel):
     min: Number
     median: Number
     max: Number
 
 
 class Case(Attempt):
-    """A scenario at one of its points. Of several attempts it is the gravest; `spread`: by kernel and measure over all of them."""
+    """A scenario at one of its points. With several attempts it repeats the attempt with the gravest verdict. `spread`: by
+    kernel and measure, over all attempts."""
 
     name: str
     scenario: str
@@ -180,12 +141,27 @@ class Case(Attempt):
     spread: Named[Named[Spread]] | None = None
     attempts: Every[Attempt] | None = None
 
+    @property
+    def all_attempts(self) -> Sequence[Attempt]:
+        """Its attempts; of a case that ran once the case itself."""
+        return self.attempts or (self,)
 
-# What no kernel can be called, whose results are beside them.
+    @model_serializer(mode="wrap")
+    def _in_the_order_of_the_file(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return dict(sorted(serialize(self).items(), key=lambda item: _CASE_ORDER.get(item[0], len(_BEFORE_SIDES))))
+
+
+# Keys of a case before those of its kernels, and after them.
+_BEFORE_SIDES = ("name", "scenario", "claim", "patches", "predicted", "source", "verdict", "reason")
+_AFTER_SIDES = ("pass_rate", "spread", "attempts")
+_CASE_ORDER = {name: at for at, name in enumerate(_BEFORE_SIDES)} | {
+    name: at for at, name in enumerate(_AFTER_SIDES, len(_BEFORE_SIDES) + 1)
+}
+# Names that a kernel cannot have, because its results stand beside these keys.
 KEYS_OF_CASES = frozenset(Case.model_fields)
 
 
-class Kernel(KnownFields):
+class Kernel(DocumentModel):
     name: str
     release: str
     origin: str
@@ -193,7 +169,7 @@ class Kernel(KnownFields):
     series: Literal["before", "after", "unknown"]
 
 
-class HostFacts(KnownFields):
+class HostFacts(DocumentModel):
     kernel: str
     cores: Count
     memory_bytes: Count
@@ -202,26 +178,15 @@ class HostFacts(KnownFields):
     accelerator: Literal["kvm", "tcg"]
 
 
-class ImageFacts(KnownFields):
+class ImageFacts(DocumentModel):
     name: str
     sha256: str
 
 
-class Partial(KnownFields):
-    """How far a run came that has not ended, or that something ended early: `ended` of `wanted` results (`what`, such as cases) are known;
-    `wanted` is None where only its end tells, and a limit if `at_most`. `why`: what ended it, or empty.
-    """
-
-    ended: Count
-    wanted: Count | None
-    at_most: bool
-    what: str
-    why: str
-
-
-class Document(KnownFields):
-    """A run; complete, unless it is `partial`. `took_s`: of all scenarios; `guest_seconds`: the sum of their guests' times. `topology`:
-    what scenarios used of the file, as YAML would say it; `topology_unused`: the places of the file that they did not use.
+class Document(DocumentModel):
+    """A run of scenarios; complete unless it has `partial`. `took_s`: of all scenarios; `guest_seconds`: the sum of their
+    guests' times. `topology`: the part of the file that scenarios used, as YAML would have it; `topology_unused`: places of
+    the file that they did not use.
     """
 
     version: Literal[1]
@@ -239,14 +204,24 @@ class Document(KnownFields):
     guest_seconds: Seconds
     scenarios: Every[Case]
 
+    @property
+    def file_name(self) -> str:
+        """The name of its file in the run's folder."""
+        return "results.json"
+
+    @property
+    def part_count(self) -> int:
+        """How many cases it has."""
+        return len(self.scenarios)
+
     @model_validator(mode="after")
     def _every_case_has_every_kernel(self) -> Document:
         if taken := self.kernels.keys() & KEYS_OF_CASES:
             raise ValueError(f"expected names of kernels that are no keys of a case, got {', '.join(sorted(taken))}")
         for case in self.scenarios:
             for attempt in (case, *(case.attempts or ())):
-                if lacking := self.kernels.keys() - (attempt.__pydantic_extra__ or {}).keys():
-                    raise ValueError(f"case {case.name}: expected a result on {', '.join(sorted(lacking))}")
+                if missing := self.kernels.keys() - attempt.sides.keys():
+                    raise ValueError(f"case {case.name}: expected a result on {', '.join(sorted(missing))}")
         return self
 
     @model_validator(mode="after")
@@ -255,30 +230,30 @@ class Document(KnownFields):
             if (case.pass_rate is None) is not (case.attempts is None):
                 raise ValueError(f"case {case.name}: expected `pass_rate` and `attempts`, or neither")
         sides = [
-            attempt.side(name)
+            attempt.sides[name]
             for case in self.scenarios
             for attempt in (case, *(case.attempts or ()))
             for name in self.kernels
         ]
-        if len({said is None for side in sides for said in (side.verdict, side.judgement)}) > 1:
+        if len({field is None for side in sides for field in (side.verdict, side.judgement)}) > 1:
             raise ValueError("expected a verdict and a judgement of each kernel in each case, or of none")
         return self
 
     @model_validator(mode="after")
-    def _verdicts_are_what_they_rest_on(self) -> Document:
-        """Nobody is told PASS by a file whose cases say something else, whoever has changed it or how it was damaged."""
+    def _verdicts_follow_from_their_parts(self) -> Document:
+        """Refuse a file that says PASS where its cases do not, whether somebody has changed it or it was damaged."""
         for case in self.scenarios:
             for attempt in (case, *(case.attempts or ())):
-                if said := _unfounded(attempt, {name: attempt.side(name) for name in self.kernels}):
-                    raise ValueError(f"case {case.name}: {said}")
+                if mistake := _contradiction(attempt, {name: attempt.sides[name] for name in self.kernels}):
+                    raise ValueError(f"case {case.name}: {mistake}")
             if case.attempts is not None:
                 verdicts = [attempt.verdict for attempt in case.attempts]
-                _same(f"those of the attempts of case {case.name}", case.verdict, _gravest(verdicts))
+                _check_verdict(f"those of the attempts of case {case.name}", case.verdict, _gravest(verdicts))
                 if not verdicts or abs(verdicts.count("PASS") / len(verdicts) - (case.pass_rate or 0)) > 1e-3:
                     raise ValueError(
                         f"case {case.name}: expected a pass rate as its attempts have it, got {case.pass_rate}"
                     )
-        _same(
+        _check_verdict(
             "those of its cases",
             self.verdict,
             _gravest([case.verdict for case in self.scenarios], partial=self.partial is not None),
@@ -290,18 +265,18 @@ def _gravest(verdicts: Iterable[str], *, partial: bool = False) -> str:
     return overall_verdict(tuple(map(Verdict, verdicts)), partial=partial).value
 
 
-def _same(what: str, verdict: str, expected: str) -> None:
-    """:raise ValueError: a verdict is not that of what it sums up."""
+def _check_verdict(what: str, verdict: str, expected: str) -> None:
+    """:raise ValueError: the verdict does not follow from its parts."""
     if verdict != expected:
         raise ValueError(f"expected the verdict {expected} by {what}, got {verdict}")
 
 
-# What each side of a pair shows where its case passes.
+# What each side of a pair must show for a PASS.
 _PAIR: dict[str, tuple[str, ...]] = {"base": ("open",), "patched": ("closed",)}
 
 
-def _unfounded(attempt: Attempt, sides: Mapping[str, Side]) -> str:
-    """Why an attempt's verdict cannot be what its kernels showed, or nothing. Only PASS needs reasons."""
+def _contradiction(attempt: Attempt, sides: Mapping[str, Side]) -> str:
+    """Return why an attempt's verdict cannot follow from its kernels' results, or "". Only PASS needs reasons."""
     alone = [side.verdict for side in sides.values() if side.verdict is not None]
     if alone and attempt.verdict != (gravest := _gravest(alone)):
         return f"expected the verdict {gravest} by those of its kernels, got {attempt.verdict}"
@@ -310,12 +285,13 @@ def _unfounded(attempt: Attempt, sides: Mapping[str, Side]) -> str:
             continue
         shows = ("open", "closed") if alone else _PAIR.get(name, ())
         if side.claim not in shows or not all(control.holds for control in side.controls):
-            return f"{name}: expected {' or '.join(shows) or 'a verdict of its own'} and controls that hold for a PASS, got {side.claim}"
+            expected = " or ".join(shows) or "a verdict of its own"
+            return f"{name}: expected {expected} and controls that hold for a PASS, got {side.claim}"
     return ""
 
 
 def json_schema() -> str:
-    """The schema as it is published in `results.schema.json`."""
+    """Return the text of `results.schema.json`."""
     schema = Document.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return json.dumps(schema, indent=2, sort_keys=True) + "\n"

@@ -1,26 +1,26 @@
-"""Which scenario notices which ablation: a table made of runs' documents, and whether it is as it must be."""
+"""Makes a table of which scenario notices which ablation from runs' results, and checks that every patch is noticed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from testbed.guest.channels.kernel_log import Kind
-from testbed.report import partial
 from testbed.report.markdown import cell
+from testbed.report.schema import Case, Document, Side
 from testbed.scenarios.catalogue import SCENARIOS
 from testbed.store.kernels.ablations import ABLATIONS
 
-# What the source is called without an ablation.
+# The name of the source without an ablation.
 UNCHANGED = "unchanged"
-# Of each case on each kernel. IN_PART: sound measures, all of whose controls hold, of which some are as before the series, or one that
-# is neither. EXCESS: more was charged than there was. CONTROL: a control does not hold, so that the measure says nothing.
+# What a case shows of a kernel. IN_PART: all controls hold, and some measures are as before the series, or one is neither
+# as before nor as after it. EXCESS: more was charged than there was. CONTROL: a control does not hold, so that the measures
+# say nothing.
 NOTICED, IN_PART, EXCESS, LOG, LOST = "noticed", "in part", "too much", "in the log", "guest lost"
 CONTROL, INDIFFERENT, NOTHING = "control", "-", ""
 _COUNT = frozenset({NOTICED, IN_PART, EXCESS, LOG, LOST})
-# Of the kernel's log, what ends a guest: without it a lost one may be this machine's doing.
+# Kinds of kernel log lines that end a guest: a guest lost without one may be lost by this machine.
 _FATAL = frozenset(kind.value for kind in Kind if kind.fatal)
-# And what is no splat.
+# Kinds that are no splat.
 _HARMLESS = frozenset(kind.value for kind in Kind if not kind.splat)
 
 _LEGEND = (
@@ -35,72 +35,73 @@ _LEGEND = (
 Table = dict[str, dict[str, str]]
 
 
-def table(documents: Iterable[Mapping[str, Any]]) -> Table:
-    """The words of every case on every ablation. Documents may hold some of the kernels each; of the same one the last counts. One that has
-    the unchanged kernel is judged by its own: it may be another configuration, or another testbed.
+def table(documents: Iterable[Document]) -> Table:
+    """Return the word for every case on every ablation. Each document may have some of the kernels; of a kernel in several
+    documents the last counts. A document with the unchanged kernel is judged by its own unchanged kernel: it may be another
+    configuration, or another testbed.
     """
     read = tuple(documents)
-    elsewhere = {case["name"] for document in read for case in document["scenarios"] if _sound(case.get(UNCHANGED))}
-    found: Table = {}
+    sound_elsewhere = {case.name for document in read for case in document.scenarios if _is_sound(case)}
+    rows: Table = {}
     for document in read:
-        for case in document["scenarios"]:
-            row = found.setdefault(case["name"], {})
-            sound = _sound(case[UNCHANGED]) if UNCHANGED in case else case["name"] in elsewhere
+        for case in document.scenarios:
+            row = rows.setdefault(case.name, {})
+            sound = _is_sound(case) if UNCHANGED in case.sides else case.name in sound_elsewhere
             row |= {
-                name: _said(case[name]) if sound else row.get(name, NOTHING)
-                for name in document["kernels"]
+                name: _word(case.sides[name]) if sound else row.get(name, NOTHING)
+                for name in document.kernels
                 if name != UNCHANGED
             }
-    return found
+    return rows
 
 
-def _sound(unchanged: Mapping[str, Any] | None) -> bool:
-    """Whether a case passes on the unchanged kernel, so that another result elsewhere is the ablation's."""
-    return unchanged is not None and unchanged.get("verdict") == "PASS" and not _splats(unchanged)
+def _is_sound(case: Case) -> bool:
+    """Return whether a case passes on the unchanged kernel, so that the ablation explains another result elsewhere."""
+    unchanged = case.sides.get(UNCHANGED)
+    return unchanged is not None and unchanged.verdict == "PASS" and not _has_splat(unchanged)
 
 
-def _splats(side: Mapping[str, Any]) -> bool:
-    return any(not line["expected"] and line["kind"] not in _HARMLESS for line in side["console"])
+def _has_splat(side: Side) -> bool:
+    return any(not line.expected and line.kind not in _HARMLESS for line in side.console)
 
 
-def _said(side: Mapping[str, Any]) -> str:
-    verdict = side.get("verdict")
-    if verdict == "FAIL":
-        return {"partial": IN_PART, "excess": EXCESS}.get(side["claim"], NOTICED)
-    if verdict == "INFRA" and any(not line["expected"] and line["kind"] in _FATAL for line in side["console"]):
+def _word(side: Side) -> str:
+    if side.verdict == "FAIL":
+        return {"partial": IN_PART, "excess": EXCESS}.get(side.claim or "", NOTICED)
+    if side.verdict == "INFRA" and any(not line.expected and line.kind in _FATAL for line in side.console):
         return LOST
-    if _splats(side):
+    if _has_splat(side):
         return LOG
-    if verdict == "INVALID":
-        sound = all(control["holds"] for control in side["controls"])
-        return IN_PART if sound and side["claim"] == "unclear" else CONTROL
-    return INDIFFERENT if verdict == "PASS" else NOTHING
+    if side.verdict == "INVALID":
+        sound = all(control.holds for control in side.controls)
+        return IN_PART if sound and side.claim == "unclear" else CONTROL
+    return INDIFFERENT if side.verdict == "PASS" else NOTHING
 
 
-def table_complaints(found: Table, documents: Iterable[Mapping[str, Any]] = ()) -> tuple[str, ...]:
-    """What is not as it must be: a run that ended early, a patch none of whose ablations is noticed, a scenario that notices none."""
-    ends = ((document["run"], partial.read_partial(document)) for document in documents)
-    said = [f"run {run} is partial: {end}" for run, end in ends if end is not None]
-    kernels = {kernel for row in found.values() for kernel in row}
+def table_complaints(rows: Table, documents: Iterable[Document] = ()) -> tuple[str, ...]:
+    """List what is wrong: a run that ended early, a patch none of whose ablations is noticed, a scenario that notices none."""
+    complaints = [
+        f"run {document.run} is partial: {document.partial}" for document in documents if document.partial is not None
+    ]
+    kernels = {kernel for row in rows.values() for kernel in row}
     if not kernels:
-        said.append("nothing was taken away: no result is of an ablation")
+        complaints.append("nothing was taken away: no result is of an ablation")
     for patch in (1, 2, 3, 4):
-        mine = {name for name in kernels if patch in ABLATIONS[name].patches}
-        if mine and not any(row.get(name) in _COUNT for row in found.values() for name in mine):
-            said.append(f"patch {patch}: no scenario notices {', '.join(sorted(mine))}")
-    for scenario in dict.fromkeys(case.split("/")[0] for case in found):
-        rows = [row for case, row in found.items() if case.split("/")[0] == scenario]
-        words = {word for row in rows for word in row.values()}
+        names = {name for name in kernels if patch in ABLATIONS[name].patches}
+        if names and not any(row.get(name) in _COUNT for row in rows.values() for name in names):
+            complaints.append(f"patch {patch}: no scenario notices {', '.join(sorted(names))}")
+    for scenario in dict.fromkeys(case.split("/")[0] for case in rows):
+        words = {word for case, row in rows.items() if case.split("/")[0] == scenario for word in row.values()}
         if words == {NOTHING} or not words:
-            said.append(f"{scenario}: it has no result, or none on the unchanged kernel")
+            complaints.append(f"{scenario}: it has no result, or none on the unchanged kernel")
         elif not words & _COUNT:
-            said.append(f"{scenario}: it notices none of {len(kernels)}")
-    return tuple(said)
+            complaints.append(f"{scenario}: it notices none of {len(kernels)}")
+    return tuple(complaints)
 
 
-def markdown(found: Table, head: str, documents: Iterable[Mapping[str, Any]] = ()) -> str:
-    """The table as it is kept, with what each ablation takes away; `head`: the lines above it; `documents`: it is made of them."""
-    kernels = [name for name in ABLATIONS if any(name in row for row in found.values())]
+def markdown(rows: Table, head: str, documents: Iterable[Document] = ()) -> str:
+    """Format the table with what each ablation takes away. `head`: the lines above it; `documents`: what it is made of."""
+    kernels = [name for name in ABLATIONS if any(name in row for row in rows.values())]
     lines = [
         "# Which scenario notices which loss",
         "",
@@ -110,20 +111,22 @@ def markdown(found: Table, head: str, documents: Iterable[Mapping[str, Any]] = (
         "|---|---|---|---|",
     ]
     for name in kernels:
-        by = [case for case, row in found.items() if row.get(name) in _COUNT]
+        by = [case for case, row in rows.items() if row.get(name) in _COUNT]
         patches = ", ".join(map(str, ABLATIONS[name].patches))
         lines.append(f"| {name} | {patches} | {ABLATIONS[name].what} | {cell(', '.join(by)) or 'none'} |")
     lines += ["", *_LEGEND, "", f"| case | patches | {' | '.join(kernels)} |", f"|---|---|{'---|' * len(kernels)}"]
-    for case, row in found.items():
-        scenario = SCENARIOS.get(case.split("/")[0])  # None: an earlier testbed called it so
+    for case, row in rows.items():
+        scenario = SCENARIOS.get(case.split("/")[0])  # None: an earlier testbed's name
         patches = ", ".join(map(str, scenario.patches)) if scenario else ""
         lines.append(f"| {cell(case)} | {patches} | {' | '.join(row.get(name, NOTHING) for name in kernels)} |")
-    said = table_complaints(found, documents)
+    lines += _conclusion(kernels, table_complaints(rows, documents))
+    return "\n".join(lines) + "\n"
+
+
+def _conclusion(kernels: list[str], complaints: tuple[str, ...]) -> list[str]:
+    if complaints:
+        return ["", "Not as it must be:", "", *(f"- {cell(complaint)}" for complaint in complaints)]
     asked = {patch for name in kernels for patch in ABLATIONS[name].patches}
     others = ", ".join(str(patch) for patch in (1, 2, 3, 4) if patch not in asked)
-    as_it_must_be = "As it must be: each patch is noticed, and each scenario notices something." + (
-        f" Nothing is known of patch {others}, of which nothing was taken away." if others else ""
-    )
-    lines += ["", "Not as it must be:", ""] if said else ["", as_it_must_be]
-    lines += [f"- {cell(one)}" for one in said]
-    return "\n".join(lines) + "\n"
+    unknown = f" Nothing is known of patch {others}, of which nothing was taken away." if others else ""
+    return ["", f"As it must be: each patch is noticed, and each scenario notices something.{unknown}"]

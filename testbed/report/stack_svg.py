@@ -1,14 +1,14 @@
-"""The stacks that stood in a run's guests, as pictures and in words: from the `stack` of each side in results.json. Pure."""
+"""Draws and describes the stacks of a run's guests, from the `stack` of each side in results.json. Pure."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from testbed.report import topology_svg
-from testbed.report.schema import Block, Stack
+from testbed.report.schema import Case, Side
+from testbed.report.stack_model import Block, Stack
 from testbed.report.topology_svg import Box, Frame, Group
 from testbed.units import format_size
 
@@ -17,19 +17,18 @@ _FEW_GROUPS = 4
 _PLURAL_CPUS = re.compile("[-,]")
 
 
-def side_stack(side: dict[str, Any]) -> Stack | str:
-    """What stood there, or why that is not known."""
-    found = side.get("stack")
-    return Stack.model_validate(found) if found is not None else side.get("stack_unread") or _OLD
+def side_stack(side: Side) -> Stack | str:
+    """Return the stack of a kernel's guest, or why it is not known."""
+    return side.stack if side.stack is not None else side.stack_unread or _OLD
 
 
-def group_by_stack(case: dict[str, Any], sides: list[str]) -> list[tuple[list[str], Stack | str]]:
-    """Each stack of a case with the kernels that it stood on: one for all, unless they differ in what is said of them."""
-    found: dict[str, tuple[list[str], Stack | str]] = {}
+def group_by_stack(case: Case, sides: Sequence[str]) -> list[tuple[list[str], Stack | str]]:
+    """Return each stack of a case with its kernels: one for all kernels, unless the descriptions differ."""
+    groups: dict[str, tuple[list[str], Stack | str]] = {}
     for side in sides:
-        stack = side_stack(case[side])
-        found.setdefault(describe_stack(stack), ([], stack))[0].append(side)
-    return list(found.values())
+        stack = side_stack(case.sides[side])
+        groups.setdefault(describe_stack(stack), ([], stack))[0].append(side)
+    return list(groups.values())
 
 
 def describe_stack(stack: Stack | str) -> str:

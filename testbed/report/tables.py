@@ -14,6 +14,7 @@ from testbed.host.facts import Host
 from testbed.qemu import jail
 from testbed.report.live import STYLES
 from testbed.report.results import by_case, spread, worst_attempt
+from testbed.report.schema import Spread
 from testbed.scenarios.runner import Result
 from testbed.scenarios.verdict import Evidence, Judgement, Measure, Verdict, worst
 from testbed.store.kernels.kernel_files import KernelFiles
@@ -113,13 +114,13 @@ def _reason(judgement: Judgement) -> str:
     return judgement.reason.splitlines()[0]
 
 
-def _cell(result: Result, side: str, spread: dict[str, dict[str, float]]) -> RenderableType:
+def _cell(result: Result, side: str, spread: dict[str, Spread]) -> RenderableType:
     done = result.sides[side]
     outcome = done.outcome
     if not isinstance(outcome, Evidence):
         return Text("-", style="dim")
     lines = [
-        Text(f"{measure.name}: {_value(replace(measure, value=spread[measure.name]['median']))}")
+        Text(f"{measure.name}: {_value(replace(measure, value=spread[measure.name].median))}")
         for measure in outcome.measures
     ]
     broken = [control for control in outcome.controls if not control.holds]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from testbed.guest.channels.kernel_log import Finding, Kind
 from testbed.report import results
+from testbed.report.fields import DocumentModel
 from testbed.report.partial import Partial
+from testbed.report.results import RunRecord
+from testbed.report.schema import Document
 from testbed.scenarios.catalogue import cases
 from testbed.scenarios.runner import Result, Side
 from testbed.scenarios.verdict import (
@@ -22,7 +26,6 @@ from testbed.scenarios.verdict import (
     Skipped,
     Verdict,
     judge_pair,
-    overall_verdict,
 )
 from testbed.store.image import Image
 from testbed.store.kernels.kernel_files import KernelFiles
@@ -46,6 +49,7 @@ def kernel(name: str) -> KernelFiles:
     )
 
 
+M = TypeVar("M")
 MISSED = ("when mark never: unplug data",)
 KERNELS = {"base": kernel("5.10"), "patched": kernel("6.1")}
 
@@ -114,14 +118,44 @@ def failed(folder: Path) -> Result:
 MODEL = GuestModel(disks={"data": make_disk(type="nvme", size=GIB)})
 
 
-def document(folder: Path, *of: Result, model: GuestModel = MODEL, partial: Partial | None = None) -> dict[str, Any]:
-    """What results.json says of them."""
-    verdict = overall_verdict(tuple(one.judgement.verdict for one in of), partial=partial is not None)
-    image = Image(name="bookworm", sha256="i" * 64, folder=Path("/i"))
-    command = ["testbed", "compare"]
-    return results.document(
-        folder, verdict, command, host(), image, KERNELS, of, 3.0, model=model, qemu_sha256="q" * 64, partial=partial
+def record(folder: Path, *of: Result, model: GuestModel | None = MODEL, partial: Partial | None = None) -> RunRecord:
+    """A run with these results."""
+    return RunRecord(
+        folder=folder,
+        command=["testbed", "compare"],
+        host=host(),
+        image=Image(name="bookworm", sha256="i" * 64, folder=Path("/i")),
+        kernels=KERNELS,
+        results=of,
+        took_s=3.0,
+        model=model,
+        qemu_sha256="q" * 64,
+        partial=partial,
     )
+
+
+def document(folder: Path, *of: Result, model: GuestModel | None = MODEL, partial: Partial | None = None) -> Document:
+    """The document that is written as results.json of a run with these results."""
+    return results.document(record(folder, *of, model=model, partial=partial))
+
+
+def plain(document: DocumentModel) -> Any:
+    """The same as `json.loads` reads it, to be changed."""
+    return json.loads(json.dumps(document.as_json()))
+
+
+def changed(found: M, path: str, value: object) -> M:
+    """A copy with another value at a dotted path, which is not validated."""
+    name, _, rest = path.partition(".")
+    if isinstance(found, DocumentModel):
+        inner = value if not rest else changed(getattr(found, name), rest, value)
+        return found.model_copy(update={name: inner})
+    if isinstance(found, dict):
+        return cast(M, found | {name: value if not rest else changed(found[name], rest, value)})
+    assert isinstance(found, list | tuple)
+    parts = list(found)
+    parts[int(name)] = value if not rest else changed(parts[int(name)], rest, value)
+    return cast(M, parts)
 
 
 def alone(result: Result) -> Result:

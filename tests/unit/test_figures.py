@@ -83,7 +83,7 @@ _RUN, _CACHE = (format_size(quota.size_limit(name)) for name in (quota.RUN_LIMIT
 _FLAVOURS = builder.list_flavours(ROOT / "images")
 _SAMPLES_A_SECOND = 1e6 / parse_duration(scenario_run.DEFAULT_SAMPLE)
 _PRINTED = stated("testbed/report/page/report.js", r"MOST_PRINTED = (\d+)")
-_SEARCHED = stated("testbed/report/page/report.html.j2", r"cases\|length > (\d+)")
+_SEARCHED = stated("testbed/report/page/report.html.j2", r"items\|length > (\d+)")
 _LEAST_BYTES, _LEAST_S = diff._LEAST["bytes"], diff._LEAST["s"]
 
 FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [

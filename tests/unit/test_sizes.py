@@ -14,7 +14,6 @@ LARGE_FILES: set[str] = {
     "tests/security/test_hostile.py",
     "tests/security/test_jail_exec.py",
     "tests/security/test_nbd_client.py",
-    "tests/security/test_run_folders.py",
     "tests/unit/api/test_api.py",
     "tests/unit/api/test_blktests.py",
     "tests/unit/bugs/test_bug_runs.py",
@@ -29,11 +28,8 @@ LARGE_FILES: set[str] = {
 LONG_FUNCTIONS: set[str] = {
     "testbed/guest/setup/survey.py:parse",
     "testbed/bugs/bundle.py:pack",
-    "testbed/report/results.py:document",
 }
-MANY_PARAMETERS: set[str] = {
-    "testbed/report/results.py:document",
-}
+MANY_PARAMETERS: set[str] = {}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -1,21 +1,30 @@
 """Several runs of a suite as one table."""
 
+from typing import Any
+
 from benchmarks import suites
+from testbed.report.bugs.schema import Suite, SuiteKernel, SuiteTest
+from testbed.report.partial import Partial
 
 
-def run(kernel: str, *tests: tuple[str, str, str], **more: object) -> dict[str, object]:
-    return {
+def run(kernel: str, *tests: tuple[str, str, str], partial: Partial | None = None) -> Suite:
+    plain = {"group": "", "runtime": "", "details": [], "measured": {}, "folder": ""}
+    fields: dict[str, Any] = {
         "run": f"run-{kernel}",
-        "kernel": {"name": kernel, "release": f"{kernel}.1"},
+        "kernel": SuiteKernel(name=kernel, release=f"{kernel}.1", origin="o", sha256="s"),
         "reason": "counts",
         "took_s": 60.0,
-        "tests": [{"name": name, "status": status, "reason": reason} for name, status, reason in tests],
-        **more,
+        "tests": [
+            SuiteTest.model_validate(plain | {"name": name, "status": status, "reason": reason})
+            for name, status, reason in tests
+        ],
+        "partial": partial,
     }
+    return Suite.model_construct(**fields)
 
 
 def test_a_test_that_is_not_the_same_each_time_is_listed_and_reasons_have_their_tests() -> None:
-    end = {"ended": 1, "wanted": 2, "at_most": False, "what": "tests", "why": "interrupted by SIGINT"}
+    end = Partial(ended=1, wanted=2, at_most=False, what="tests", why="interrupted by SIGINT")
     text = suites.markdown(
         [
             run("a", ("loop/001", "skip", "no | parted"), ("loop/002", "pass", "")),

@@ -1,19 +1,23 @@
-"""What `repro.json`, `reduce.json`, `bisect.json` and `suite.json` hold, as models: one that is read may be old, or broken."""
+"""Models of `repro.json`, `reduce.json`, `bisect.json` and `suite.json`.
+
+A reader validates them: a file may be old or damaged. A writer makes them with `model_construct`, without validation.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from testbed.api.blktests import RESULTS
-from testbed.report.fields import Below, Count, Every, KnownFields, Named, Seconds, Share, Whole
-from testbed.report.schema import Partial
+from testbed.report.fields import Below, Count, DocumentModel, Every, Named, Seconds, Share, Whole
+from testbed.report.partial import Partial
+from testbed.report.schema import ImageFacts
 
 
-class Account(KnownFields):
-    """One disk during one try: bytes, as its emulated device counted them and as the guest's kernel accounts for them; None: not known.
+class Account(DocumentModel):
+    """The bytes of one disk during one try, as counted by its emulated device and by the guest's kernel; None: not known.
     `finding`: how the two contradict each other; `note`: why they cannot be compared."""
 
     disk: str
@@ -25,10 +29,10 @@ class Account(KnownFields):
     note: str
 
 
-class Attempt(KnownFields):
-    """One try. `evidence`: its folder, below `guests` of the run's. Times in seconds. `last_line`: that the script printed; `uncounted`:
-    lines that matched and were not the script's; `kernel_log`: what the kernel complained of, whatever the signature is, and whether
-    its log was not read."""
+class Attempt(DocumentModel):
+    """One try. `evidence`: the folder of its logs, below `guests` in the run's folder. Times in seconds. `last_line`: the
+    last line that the script printed; `uncounted`: lines that matched but that the script did not print; `kernel_log`: what
+    the kernel complained of, whatever the signature is, and whether its log could not be read."""
 
     number: Count
     seed: Whole
@@ -37,58 +41,69 @@ class Attempt(KnownFields):
     why: str
     condition: Count | None
     seen: str | None
+    ready_s: Seconds = 0.0
     took_s: Seconds
     hit_after_s: Seconds | None
     status: Whole | None
+    console_bytes: Count = 0
     evidence: Below
     dump: str
+    disks: Every[Account] = Field(default=[])
     last_line: str = ""
     uncounted: Every[str] = Field(default=[])
-    disks: Every[Account] = Field(default=[])
     kernel_log: Every[str] = Field(default=[])
 
     @model_validator(mode="after")
-    def _a_hit_was_seen(self) -> Attempt:
+    def _only_a_hit_has_seen(self) -> Attempt:
         if (self.outcome == "hit") is not (self.seen is not None):
             raise ValueError("expected what was `seen` of a hit, and of nothing else")
         return self
 
 
-class Kernel(KnownFields):
-    """All tries on one kernel. `interval`: of the rate, at 95 %; `stopped` at a hit, when `cut` other tries ran. `told_apart`: of a
-    kernel on which it must not show and was not seen: whether from all on which it must. `ended`: no more tries were to come. `cached`: its
-    folder in the cache of the machine that ran it."""
+class _Answer(DocumentModel):
+    """`kernel`: as the list of the bisection names it."""
+
+    kernel: str
+    answer: Literal["good", "bad", "skip", "unfinished"]
+    why: str
+
+
+class Kernel(DocumentModel):
+    """All tries on one kernel. `interval`: of the rate, at 95 %. `stopped`: at a hit, while `cut` other tries ran. `ended`:
+    no more tries were to come. `told_apart`: of a kernel on which the bug must not show and did not: whether from all
+    kernels on which it must. `cached`: the kernel's folder in the cache of the machine that ran it."""
 
     name: str
     release: str
     origin: str
     sha256: str
+    cached: Below = ""
     must_show: bool
     verdict: Literal["shows", "absent", "trouble"]
     hits: Count
     tries: Count
     troubles: Count
-    interval: tuple[Share, Share] = Field(strict=False)
+    rate: Share | None = None
+    interval: Every[Share] = Field(min_length=2, max_length=2)
     stopped: bool
     cut: Count
+    ended: bool = True
     first_hit: Count | None
     first_hit_s: Seconds | None
     median_hit_s: Seconds | None
     took_s: Seconds
     attempts: Every[Attempt]
     told_apart: bool | None = None
-    ended: bool = True
-    cached: Below = ""
 
     @model_validator(mode="after")
-    def _counts_are_those_of_the_tries(self) -> Kernel:
-        outcomes = Counter(one.outcome for one in self.attempts)
+    def _counts_follow_from_the_tries(self) -> Kernel:
+        outcomes = Counter(attempt.outcome for attempt in self.attempts)
         hits, tries, troubles = outcomes["hit"], outcomes["hit"] + outcomes["miss"], outcomes["trouble"]
         if (self.hits, self.tries, self.troubles) != (hits, tries, troubles):
             raise ValueError(
                 f"kernel {self.name}: expected {hits} hits in {tries} tries and {troubles} troubles, as its attempts say"
             )
-        if len({said is None for said in (self.first_hit, self.first_hit_s)} | {hits == 0}) > 1:
+        if len({field is None for field in (self.first_hit, self.first_hit_s)} | {hits == 0}) > 1:
             raise ValueError(
                 f"kernel {self.name}: expected `first_hit` and `first_hit_s` where there was a hit, or neither"
             )
@@ -100,24 +115,21 @@ class Kernel(KnownFields):
         return self
 
 
-class Asked(Kernel):
-    """A kernel of a bisection, as the list calls it."""
-
-    kernel: str
-    answer: Literal["good", "bad", "skip", "unfinished"]
-    why: str
+class Asked(Kernel, _Answer):
+    """A kernel of a bisection, with the answer that its tries gave."""
 
     @model_validator(mode="after")
-    def _its_answer_is_that_of_its_tries(self) -> Asked:
+    def _the_answer_follows_from_the_tries(self) -> Asked:
         if (self.answer == "bad" and not self.hits) or (self.answer == "good" and (self.hits or not self.tries)):
             raise ValueError(
-                f"kernel {self.kernel}: expected another answer of {self.hits} hits in {self.tries} tries, got {self.answer}"
+                f"kernel {self.kernel}: expected another answer of {self.hits} hits in {self.tries} tries, "
+                f"got {self.answer}"
             )
         return self
 
 
-class Step(KnownFields):
-    """A candidate of a reduction; `folder`: of its guests, from the run's, or empty."""
+class Step(DocumentModel):
+    """A candidate of a reduction. `folder`: the logs of its guests, relative to the run's folder; empty for none."""
 
     what: str
     kept: bool
@@ -127,36 +139,37 @@ class Step(KnownFields):
     folder: Below
 
 
-class Bug(KnownFields):
+class Bug(DocumentModel):
     summary: str
     source: str
     signature: Every[str]
 
 
-class Host(KnownFields):
+class Host(DocumentModel):
     kernel: str
     cores: Count
     memory_bytes: Count
     qemu: str
+    qemu_identity: str = ""
     accelerator: str
 
 
-class Image(KnownFields):
-    name: str
-    sha256: str
-
-
-class _Document(KnownFields):
-    """A run; complete, unless it is `partial`."""
+class _Document(DocumentModel):
+    """A run; complete unless it has `partial`."""
 
     version: Literal[1]
+    what: str
     run: str
     partial: Partial | None = None
     command: Every[str]
     host: Host
-    image: Image
+    image: ImageFacts
     took_s: Seconds
-    reason: str
+
+    @property
+    def file_name(self) -> str:
+        """The name of its file in the run's folder."""
+        return f"{self.what}.json"
 
 
 class _OfBug(_Document):
@@ -164,46 +177,80 @@ class _OfBug(_Document):
     seed: Whole
 
 
+class Limits(DocumentModel):
+    """The limits of a reproduction. `until`: the rate that the interval must be above; `jobs`: guests at once."""
+
+    tries: Count
+    timeout_s: Seconds
+    until: Share | None
+    jobs: Count | None
+
+
 class Repro(_OfBug):
     what: Literal["repro"]
     result: Literal["reproduced", "not reproduced", "invalid", "not told apart", "trouble", "unfinished"]
+    reason: str
+    limits: Limits | None = None
     kernels: Every[Kernel]
 
+    @property
+    def part_count(self) -> int:
+        return len(self.kernels)
+
     @model_validator(mode="after")
-    def _its_result_is_that_of_the_kernels(self) -> Repro:
-        if len({one.name for one in self.kernels}) < len(self.kernels):
+    def _the_result_follows_from_the_kernels(self) -> Repro:
+        if len({kernel.name for kernel in self.kernels}) < len(self.kernels):
             raise ValueError("expected kernels of different names")
-        _same(self.result, _said(self.kernels), partial=self.partial is not None)
+        _check_result(self.result, _result_of(self.kernels), partial=self.partial is not None)
         return self
 
 
 class Reduce(_OfBug):
-    """`kernels`: the one on which it was reduced."""
+    """`kernels`: the one on which the bug was reduced. `smaller`: the text of the reduced bug."""
 
     what: Literal["reduce"]
     result: Literal["reduced", "not reproduced", "unfinished"]
-    kernels: tuple[Kernel] = Field(strict=False)
+    reason: str
+    kernels: Every[Kernel] = Field(min_length=1, max_length=1)
     steps: Every[Step]
+    dropped: Every[str] = Field(default=[])
+    guests: Count = 0
     smaller: str
 
+    @property
+    def part_count(self) -> int:
+        return len(self.steps)
+
     @model_validator(mode="after")
-    def _what_was_reduced_shows(self) -> Reduce:
+    def _a_reduced_bug_shows(self) -> Reduce:
         if self.result == "reduced" and not self.kernels[0].hits:
             raise ValueError("expected `not reproduced` of a bug that did not show, got `reduced`")
         return self
 
 
 class Bisect(_OfBug):
-    """`result`: of the search, or what the one kernel is that was asked for `git bisect run`."""
+    """`result`: of the search, or the answer of the one kernel that was asked for `git bisect run`; that one has no ends."""
 
     what: Literal["bisect"]
     result: Literal["bisected", "wrong ends", "comes and goes", "good", "bad", "skip", "unfinished"]
+    reason: str
     kernels: Every[str]
+    not_kernels: Every[str] = Field(default=[])
+    good: str = ""
+    bad: str = ""
+    skipped: Every[str] = Field(default=[])
+    wrong: str = ""
+    rate: Share | None = None
     asked: Every[Asked]
+    guests: Count = 0
+
+    @property
+    def part_count(self) -> int:
+        return len(self.asked)
 
     @model_validator(mode="after")
-    def _its_result_is_that_of_the_answers(self) -> Bisect:
-        answers = {one.answer for one in self.asked}
+    def _the_result_follows_from_the_answers(self) -> Bisect:
+        answers = {asked.answer for asked in self.asked}
         if not {"bisected": {"good", "bad"}, "good": {"good"}, "bad": {"bad"}}.get(self.result, set()) <= answers:
             raise ValueError(
                 f"expected another result of {', '.join(sorted(answers)) or 'no answers'}, got {self.result}"
@@ -211,15 +258,16 @@ class Bisect(_OfBug):
         return self
 
 
-class SuiteKernel(KnownFields):
+class SuiteKernel(DocumentModel):
     name: str
     release: str
     origin: str
     sha256: str
 
 
-class SuiteTest(KnownFields):
-    """One test, for one of its devices or conditions. `runtime`: as it says it; `folder`: of its guest, from the run's."""
+class SuiteTest(DocumentModel):
+    """One test, for one of its devices or conditions. `runtime`: as the test reports it; `folder`: the logs of its guest,
+    relative to the run's folder."""
 
     name: str
     group: str
@@ -232,43 +280,49 @@ class SuiteTest(KnownFields):
 
 
 class Suite(_Document):
-    """Somebody else's shell tests; `checkout`: where they came from."""
+    """A foreign suite of shell tests. `checkout`: the folder of its source."""
 
     what: Literal["suite"]
     result: Literal["passed", "failed", "no result", "skipped", "unfinished"]
+    reason: str
     checkout: str
     kernel: SuiteKernel
     tests: Every[SuiteTest]
 
+    @property
+    def part_count(self) -> int:
+        return len(self.tests)
+
     @model_validator(mode="after")
-    def _its_result_is_that_of_the_tests(self) -> Suite:
-        found = {one.status for one in self.tests}
-        said = next((result for status, result in RESULTS.items() if status.value in found), "unfinished")
-        _same(self.result, said, partial=self.partial is not None)
+    def _the_result_follows_from_the_tests(self) -> Suite:
+        statuses = {test.status for test in self.tests}
+        result = next((result for status, result in RESULTS.items() if status.value in statuses), "unfinished")
+        _check_result(self.result, result, partial=self.partial is not None)
         return self
 
 
-def _said(kernels: list[Kernel]) -> str:
-    """What the tries on several kernels say together, as `claims.result` does."""
-    clean = [one for one in kernels if not one.must_show]
-    if any(one.verdict == "shows" for one in clean):
+def _result_of(kernels: list[Kernel]) -> str:
+    """Return the result of the tries on several kernels, by the rules of `bugs.conclusion`."""
+    clean = [kernel for kernel in kernels if not kernel.must_show]
+    if any(kernel.verdict == "shows" for kernel in clean):
         return "invalid"
-    if any(one.verdict == "trouble" for one in kernels) or len(clean) == len(kernels):
+    if any(kernel.verdict == "trouble" for kernel in kernels) or len(clean) == len(kernels):
         return "trouble"
-    if any(one.verdict == "absent" for one in kernels if one.must_show):
+    if any(kernel.verdict == "absent" for kernel in kernels if kernel.must_show):
         return "not reproduced"
-    return "not told apart" if any(one.told_apart is False for one in clean) else "reproduced"
+    return "not told apart" if any(kernel.told_apart is False for kernel in clean) else "reproduced"
 
 
-def _same(result: str, said: str, *, partial: bool) -> None:
-    """:raise ValueError: the result is not what the cases say; of a partial run only what is to come takes nothing back."""
-    expected = said if not partial or said in ("invalid", "failed") else "unfinished"
+def _check_result(result: str, of_parts: str, *, partial: bool) -> None:
+    """:raise ValueError: the result is not that of its parts. Of a partial run only what later parts cannot undo counts."""
+    expected = of_parts if not partial or of_parts in ("invalid", "failed") else "unfinished"
     if result != expected:
         raise ValueError(f"expected the result `{expected}`, as its parts say, got `{result}`")
 
 
-# By the file that a run of each leaves.
-MODELS: dict[str, type[BaseModel]] = {
+BugDocument = Repro | Reduce | Bisect | Suite
+# By the file that a run of each writes.
+MODELS: dict[str, type[BugDocument]] = {
     "repro.json": Repro,
     "reduce.json": Reduce,
     "bisect.json": Bisect,

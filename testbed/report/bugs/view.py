@@ -1,22 +1,21 @@
-"""What a run of `repro`, `reduce`, `bisect` or `suite` has left, as a reader sees it: its result, a table, and its tries. Pure."""
+"""Prepares the results of `repro`, `reduce`, `bisect` and `suite` for readers: the result, tables, and tries. Pure."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from testbed.api.blktests import RESULTS, Status
-from testbed.report import partial
+from testbed.report import schema
 from testbed.report.bugs import tables as repro
-from testbed.report.schema import KEYS_OF_CASES
+from testbed.report.bugs.schema import Attempt, Bisect, BugDocument, Kernel, Reduce, Repro, Suite, SuiteKernel
+from testbed.report.schema import KEYS_OF_CASES, Case, Document, HostFacts, Measure, Predicted, Side, VerdictName
 
-Document = Mapping[str, Any]
-
-# The verdicts that other runs have, by what runs of bugs say.
-VERDICTS = {
+# The verdict, as runs of scenarios have it, by the result of a run of a bug or suite.
+VERDICTS: dict[str, VerdictName] = {
     "reproduced": "PASS",
     "reduced": "PASS",
     "bisected": "PASS",
@@ -39,7 +38,7 @@ VERDICTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """`folders`: what each row's guests have left, from the run's folder; empty where rows have none of their own."""
+    """`folders`: the logs of each row's guests, relative to the run's folder; empty if rows have none of their own."""
 
     caption: str
     head: tuple[str, ...]
@@ -49,15 +48,15 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tries:
-    """All tries of one kernel, as `tries.said` says them."""
+    """All tries on one kernel."""
 
     kernel: str
-    attempts: tuple[Document, ...]
+    attempts: tuple[Attempt, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """`verdict`: as other runs have it. `smaller`: the text of the bug that is left, or nothing."""
+    """A run of any kind. `verdict`: as runs of scenarios have it. `smaller`: the text of the reduced bug, or ""."""
 
     run: str
     title: str
@@ -71,196 +70,253 @@ class View:
     smaller: str = ""
 
 
-def bug_view(document: Document) -> View:
-    """Of any of them."""
-    make: dict[str, Callable[[Document], tuple[tuple[Table, ...], tuple[Tries, ...]]]] = {
-        "repro": _repro,
-        "reduce": _reduce,
-        "bisect": _bisect,
-        "suite": _suite,
-    }
-    tables, tries = make[document["what"]](document)
-    title, own = _of_suite(document) if document["what"] == "suite" else _of_bug(document)
+def bug_view(document: BugDocument) -> View:
+    """Prepare a run for a reader."""
+    title, facts = _suite_title(document) if isinstance(document, Suite) else _bug_title(document)
     return View(
-        run=document["run"],
+        run=document.run,
         title=title,
-        verdict=VERDICTS[document["result"]],
+        verdict=VERDICTS[document.result],
         result=bug_result(document),
         reason=reason_of(document),
-        command=shlex.join(["./tb", *document["command"][1:]]),
-        facts=(*own, *_facts(document)),
-        tables=tables,
-        tries=tries,
-        smaller=document["smaller"] if document["what"] == "reduce" else "",
+        command=shlex.join(["./tb", *document.command[1:]]),
+        facts=(*facts, *_facts(document)),
+        tables=_tables(document),
+        tries=tuple(_tries(kernel) for kernel in _tried(document)),
+        smaller=document.smaller if isinstance(document, Reduce) else "",
     )
 
 
-def bug_result(document: Document) -> str:
-    """In a word, or two where a partial run has more than that it is unfinished."""
-    word = str(document["result"])
-    return f"{word}, partial" if document.get("partial") and word != "unfinished" else word
+def bug_result(document: BugDocument) -> str:
+    """Return the result, and that it is partial unless the result itself says so."""
+    partial = document.partial is not None and document.result != "unfinished"
+    return f"{document.result}, partial" if partial else document.result
 
 
-def reason_of(document: Document) -> str:
-    """Why its result is what it is; of a partial run how far it came before all."""
-    words = (str(partial.read_partial(document) or ""), document["reason"])
-    return "; ".join(one for one in words if one)
+def reason_of(document: BugDocument) -> str:
+    """Return the reason of the result; of a partial run first how far it came."""
+    return "; ".join(text for text in (str(document.partial or ""), document.reason) if text)
 
 
-def _verdict(kernel: Document) -> str:
-    """Whether it is as it must be there."""
-    right = {"shows": kernel["must_show"], "absent": not kernel["must_show"]}
-    if kernel["verdict"] not in right:
-        return "INFRA"
-    if kernel.get("told_apart") is False:
-        return "INVALID"
-    return "PASS" if right[kernel["verdict"]] else "FAIL" if kernel["must_show"] else "INVALID"
+def as_results_document(document: Repro | Suite) -> Document:
+    """Convert to the form of `results.json`, for writers of JUnit and KTAP: a reproduction becomes one case, judged on each
+    kernel alone; each test of a suite becomes a case."""
+    kernels: Sequence[Kernel | SuiteKernel] = [document.kernel] if isinstance(document, Suite) else document.kernels
+    host = document.host
+    return Document.model_construct(
+        version=1,
+        run=document.run,
+        verdict=VERDICTS[document.result],
+        partial=document.partial,
+        command=document.command,
+        host=HostFacts.model_construct(
+            kernel=host.kernel,
+            cores=host.cores,
+            memory_bytes=host.memory_bytes,
+            qemu=host.qemu,
+            accelerator="kvm" if host.accelerator == "kvm" else "tcg",
+        ),
+        image=document.image,
+        kernels={_key(kernel.name): _kernel(kernel) for kernel in kernels},
+        took_s=document.took_s,
+        guest_seconds=0.0,
+        scenarios=_suite_cases(document) if isinstance(document, Suite) else [_repro_case(document)],
+    )
 
 
-def as_results_document(document: Document) -> dict[str, Any]:
-    """A reproduction in the shape of `results.json`: one case, judged on each kernel alone; or a suite, each of whose tests is a case."""
-    if document["what"] == "suite":
-        return _suite_as_results(document)
-    kernels = {
-        _key(one): {key: one[key] for key in ("name", "release", "origin", "sha256")} for one in document["kernels"]
-    }
-    overall = VERDICTS[document["result"]]
-    case = {
-        "name": document["bug"]["summary"],
-        "scenario": "repro",
-        "claim": f"The signature shows where it must, and only there: {'; or '.join(document['bug']['signature'])}",
-        "verdict": overall,
-        "reason": reason_of(document),
-        **{_key(one): _side(one) for one in document["kernels"]},
-    }
-    same = ("run", "partial", "command", "host", "image", "took_s")
-    return {**{key: document.get(key) for key in same}, "verdict": overall, "kernels": kernels, "scenarios": [case]}
+def _kernel(kernel: Kernel | SuiteKernel) -> schema.Kernel:
+    return schema.Kernel.model_construct(
+        name=kernel.name, release=kernel.release, origin=kernel.origin, sha256=kernel.sha256, series="unknown"
+    )
 
 
-def _key(kernel: Document) -> str:
-    """What a kernel is called beside the keys of a case."""
-    name = str(kernel["name"])
-    return f"kernel {name}" if name in KEYS_OF_CASES else name
+def _key(kernel: str) -> str:
+    """Return the key of a kernel beside the other keys of a case."""
+    return f"kernel {kernel}" if kernel in KEYS_OF_CASES else kernel
 
 
-def _suite_as_results(document: Document) -> dict[str, Any]:
-    kernel = document["kernel"]
-    cases = [
-        {
-            "name": one["name"],
-            "scenario": one["group"],
-            "claim": f"{one['name']} of {document['checkout']} passes",
-            "verdict": (verdict := VERDICTS[RESULTS[Status(one["status"])]]),
-            "reason": (reason := f"{one['status']}: {one['reason']}" if one["reason"] else one["status"]),
-            _key(kernel): _nothing_measured(
-                took_s=_seconds(one["runtime"]), evidence=one["folder"], verdict=verdict, said=reason
-            ),
-        }
-        for one in document["tests"]
-    ]
-    same = {key: document.get(key) for key in ("run", "partial", "command", "host", "image", "took_s")}
-    return {**same, "verdict": VERDICTS[document["result"]], "kernels": {_key(kernel): kernel}, "scenarios": cases}
+def _case(*, name: str, scenario: str, claim: str, verdict: VerdictName, reason: str, sides: dict[str, Any]) -> Case:
+    return Case.model_construct(
+        name=name,
+        scenario=scenario,
+        claim=claim,
+        patches=[],
+        predicted=Predicted.model_construct(base="", patched=""),
+        source="",
+        verdict=verdict,
+        reason=reason,
+        **sides,
+    )
+
+
+def _repro_case(document: Repro) -> Case:
+    return _case(
+        name=document.bug.summary,
+        scenario="repro",
+        claim=f"The signature shows where it must, and only there: {'; or '.join(document.bug.signature)}",
+        verdict=VERDICTS[document.result],
+        reason=reason_of(document),
+        sides={_key(kernel.name): _kernel_side(kernel) for kernel in document.kernels},
+    )
+
+
+def _suite_cases(document: Suite) -> list[Case]:
+    cases = []
+    for test in document.tests:
+        verdict = VERDICTS[RESULTS[Status(test.status)]]
+        reason = f"{test.status}: {test.reason}" if test.reason else test.status
+        side = _side(took_s=_seconds(test.runtime), evidence=test.folder, verdict=verdict, reason=reason)
+        cases.append(
+            _case(
+                name=test.name,
+                scenario=test.group,
+                claim=f"{test.name} of {document.checkout} passes",
+                verdict=verdict,
+                reason=reason,
+                sides={_key(document.kernel.name): side},
+            )
+        )
+    return cases
 
 
 def _seconds(runtime: str) -> float:
-    """What a test says that it took, such as 1.2s."""
-    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s", runtime)
-    return float(found[1]) if found else 0.0
+    """Parse the duration that a test reports, such as 1.2s; 0 if it is another text."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s", runtime)
+    return float(match[1]) if match else 0.0
 
 
-def _nothing_measured(*, took_s: float, evidence: str, verdict: str, said: str) -> dict[str, Any]:
-    nothing: dict[str, Any] = {"claim": None, "measures": {}, "controls": [], "balances": [], "console": []}
-    return {"took_s": took_s, "evidence": evidence, "reason": said, "verdict": verdict, "judgement": said, **nothing}
+def _side(
+    *, took_s: float, evidence: str, verdict: VerdictName, reason: str, measures: dict[str, Measure] | None = None
+) -> Side:
+    return Side.model_construct(
+        took_s=took_s,
+        guest_ready_after_s=0.0,
+        evidence=evidence,
+        console=[],
+        claim=None,
+        reason=reason,
+        measures=measures or {},
+        controls=[],
+        balances=[],
+        verdict=verdict,
+        judgement=reason,
+    )
 
 
-def _side(one: Document) -> dict[str, Any]:
-    said = f"expected that it {'shows' if one['must_show'] else 'does not show'}; it showed in {' '.join(repro.rate(one).split())}"
-    if ended := repro.endings(one):
-        said += f"; {ended}"
-    counts = {"hits": one["hits"], "tries": one["tries"], "without a result": one["troubles"]}
-    first = next((attempt["evidence"] for attempt in one["attempts"]), "")
-    measures = {name: {"value": value, "unit": "tries", "source": "repro.json"} for name, value in counts.items()}
-    evidence = f"guests/{first}"
-    return {
-        **_nothing_measured(took_s=one["took_s"], evidence=evidence, verdict=_verdict(one), said=said),
-        "measures": measures,
-    }
+def _kernel_side(kernel: Kernel) -> Side:
+    reason = (
+        f"expected that it {'shows' if kernel.must_show else 'does not show'}; "
+        f"it showed in {' '.join(repro.rate(kernel).split())}"
+    )
+    if ended := repro.endings(kernel):
+        reason += f"; {ended}"
+    counts = {"hits": kernel.hits, "tries": kernel.tries, "without a result": kernel.troubles}
+    first = next((attempt.evidence for attempt in kernel.attempts), "")
+    return _side(
+        took_s=kernel.took_s,
+        evidence=f"guests/{first}",
+        verdict=_kernel_verdict(kernel),
+        reason=reason,
+        measures={
+            name: Measure.model_construct(value=count, unit="tries", source="repro.json")
+            for name, count in counts.items()
+        },
+    )
+
+
+def _kernel_verdict(kernel: Kernel) -> VerdictName:
+    """Return whether the bug shows, or does not, as it must on this kernel."""
+    if kernel.verdict == "trouble":
+        return "INFRA"
+    if kernel.told_apart is False:
+        return "INVALID"
+    if (kernel.verdict == "shows") is kernel.must_show:
+        return "PASS"
+    return "FAIL" if kernel.must_show else "INVALID"
 
 
 Facts = tuple[tuple[str, str], ...]
 
 
-def _of_bug(document: Document) -> tuple[str, Facts]:
-    """Title and facts of its own."""
-    bug = document["bug"]
-    return bug["summary"], (
-        ("Source", bug["source"]),
-        ("Signature", "; or ".join(bug["signature"])),
-        ("Seed", str(document["seed"])),
+def _bug_title(document: Repro | Reduce | Bisect) -> tuple[str, Facts]:
+    """Return the title, and facts that only bugs have."""
+    bug = document.bug
+    return bug.summary, (
+        ("Source", bug.source),
+        ("Signature", "; or ".join(bug.signature)),
+        ("Seed", str(document.seed)),
     )
 
 
-def _of_suite(document: Document) -> tuple[str, Facts]:
-    kernel = document["kernel"]
-    return f"Suite {document['checkout']} on {kernel['name']}", (
-        ("Kernel", f"{kernel['name']} ({kernel['release']}), {kernel['origin']}"),
+def _suite_title(document: Suite) -> tuple[str, Facts]:
+    kernel = document.kernel
+    return f"Suite {document.checkout} on {kernel.name}", (
+        ("Kernel", f"{kernel.name} ({kernel.release}), {kernel.origin}"),
     )
 
 
-def _facts(document: Document) -> list[tuple[str, str]]:
-    host = document["host"]
+def _facts(document: BugDocument) -> list[tuple[str, str]]:
+    host, image = document.host, document.image
     return [
-        ("Took", f"{document['took_s']:.0f} s"),
-        ("QEMU", f"{host['qemu']} ({host['accelerator']}) on {host['cores']} cores with Linux {host['kernel']}"),
-        ("Guest image", f"{document['image']['name']} {document['image']['sha256'][:16]}"),
+        ("Took", f"{document.took_s:.0f} s"),
+        ("QEMU", f"{host.qemu} ({host.accelerator}) on {host.cores} cores with Linux {host.kernel}"),
+        ("Guest image", f"{image.name} {image.sha256[:16]}"),
     ]
 
 
-def _repro(document: Document) -> tuple[tuple[Table, ...], tuple[Tries, ...]]:
-    rows = tuple(repro.row(one) for one in document["kernels"])
-    table = Table(caption="How often the signature showed on each kernel", head=repro.HEAD, rows=rows)
-    return (table,), tuple(_tries(one) for one in document["kernels"])
+def _tables(document: BugDocument) -> tuple[Table, ...]:
+    if isinstance(document, Repro):
+        rows = tuple(repro.row(kernel) for kernel in document.kernels)
+        return (Table(caption="How often the signature showed on each kernel", head=repro.HEAD, rows=rows),)
+    if isinstance(document, Reduce):
+        return _reduce_tables(document)
+    return (_bisect_table(document) if isinstance(document, Bisect) else _suite_table(document),)
 
 
-def _reduce(document: Document) -> tuple[tuple[Table, ...], tuple[Tries, ...]]:
-    steps = document["steps"]
-    (whole,) = document["kernels"]
-    rows = tuple(
-        (one["what"], "yes" if one["kept"] else "no", f"{one['hits']} of {one['tries']}", one["why"]) for one in steps
+def _reduce_tables(document: Reduce) -> tuple[Table, ...]:
+    (whole,) = document.kernels
+    steps = tuple(
+        (step.what, "yes" if step.kept else "no", f"{step.hits} of {step.tries}", step.why) for step in document.steps
     )
     return (
         Table(caption="The bug as it was", head=repro.HEAD, rows=(repro.row(whole),)),
         Table(
             caption="What was tried without, and whether it still showed as often",
             head=("candidate", "shows as often", "hits", "why"),
-            rows=rows,
-            folders=tuple(one["folder"] for one in steps),
+            rows=steps,
+            folders=tuple(step.folder for step in document.steps),
         ),
-    ), (_tries(whole),)
+    )
 
 
-def _bisect(document: Document) -> tuple[tuple[Table, ...], tuple[Tries, ...]]:
-    asked = document["asked"]
-    rows = tuple((one["kernel"], one["release"], one["answer"], repro.rate(one), one["why"]) for one in asked)
-    table = Table(
+def _bisect_table(document: Bisect) -> Table:
+    return Table(
         caption="The kernels that were asked, in turn",
         head=("kernel", "release", "answer", repro.RATE, "why"),
-        rows=rows,
+        rows=tuple(
+            (asked.kernel, asked.release, asked.answer, repro.rate(asked), asked.why) for asked in document.asked
+        ),
     )
-    return (table,), tuple(_tries(one) for one in asked)
 
 
-def _suite(document: Document) -> tuple[tuple[Table, ...], tuple[Tries, ...]]:
-    tests = document["tests"]
-    rows = tuple(
-        (one["name"], one["status"], one["runtime"], "\n".join((one["reason"], *one["details"])).strip())
-        for one in tests
+def _suite_table(document: Suite) -> Table:
+    return Table(
+        caption="The tests, in their order",
+        head=("test", "status", "time", "reason"),
+        rows=tuple(
+            (test.name, test.status, test.runtime, "\n".join((test.reason, *test.details)).strip())
+            for test in document.tests
+        ),
+        folders=tuple(test.folder for test in document.tests),
     )
-    head = ("test", "status", "time", "reason")
-    return (
-        Table(caption="The tests, in their order", head=head, rows=rows, folders=tuple(one["folder"] for one in tests)),
-    ), ()
 
 
-def _tries(kernel: Document) -> Tries:
-    return Tries(kernel=f"{kernel['name']} ({kernel['release']})", attempts=tuple(kernel["attempts"]))
+def _tried(document: BugDocument) -> Sequence[Kernel]:
+    """Return the kernels whose tries are shown one by one."""
+    if isinstance(document, Suite):
+        return ()
+    return document.asked if isinstance(document, Bisect) else document.kernels
+
+
+def _tries(kernel: Kernel) -> Tries:
+    return Tries(kernel=f"{kernel.name} ({kernel.release})", attempts=tuple(kernel.attempts))

@@ -11,7 +11,7 @@ from testbed.host import eventlog
 from testbed.report import diff, junit, markdown, plots, result_reader, results, runs
 from testbed.report import ktap as own_ktap
 from testbed.report.bugs import files, view
-from testbed.report.bugs.schema import MODELS
+from testbed.report.bugs.schema import MODELS, Repro, Suite
 from tests.fuzz.readers import place
 from tests.support import ktap
 
@@ -31,7 +31,7 @@ def bugs(data: bytes) -> None:
     found = files.read(_run(data, name))
     assert found is not None
     files.markdown(found)
-    if found["what"] in ("repro", "suite"):
+    if isinstance(found, Repro | Suite):
         ktap.parse(own_ktap.ktap(view.as_results_document(found)))
 
 
@@ -40,10 +40,20 @@ def ktap_of(data: bytes) -> None:
     ktap.parse(own_ktap.ktap(results.read(str(_run(data, "results.json")), Path("/nowhere"))))
 
 
+# A key of each kind of results.
+_KEYS = {
+    "results.json": "scenarios",
+    "repro.json": "kernels",
+    "reduce.json": "steps",
+    "bisect.json": "asked",
+    "suite.json": "tests",
+}
+
+
 def listed(data: bytes) -> None:
     """A run as `testbed runs` lists it, by either kind of results or by its log."""
-    name = next((name for name, of_it in runs.RESULTS.items() if f'"{of_it}"'.encode() in data), eventlog.FILE)
-    runs.list_runs(_run(data, name).parent, result_reader.read_document)
+    name = next((name for name, key in _KEYS.items() if f'"{key}"'.encode() in data), eventlog.FILE)
+    runs.list_runs(_run(data, name).parent, result_reader.summarize)
 
 
 _RECORDED = {b'"disks"': disk_sampler.LOG, b'"groups"': cgroup_sampler.LOG, b"": timeline.LOG}

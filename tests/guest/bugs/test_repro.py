@@ -21,7 +21,7 @@ from testbed.bugs.repro import ReproJob, StopRule, try_kernel
 from testbed.bugs.signature import End
 from testbed.guest.factory import GuestFactory
 from testbed.qemu import command_line
-from testbed.report.bugs.results import repro_document
+from testbed.report.bugs.results import RunInfo, repro_document
 from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import trust
 
@@ -284,6 +284,7 @@ async def test_a_rate_and_a_signature_that_shows_everywhere(
     assert until.tries == ()
     _, clean = await run(StopRule(tries=3, timeout_s=60, every=True), "clean", must_show=False)
     assert conclude((every, clean))[0].value == "invalid"
-    said = repro_document(job, (every, clean), ["testbed"], 1.0)
-    assert (said["result"], said["kernels"][0]["hits"], said["kernels"][1]["must_show"]) == ("invalid", 4, False)
-    json.dumps(said)
+    document = repro_document(job, (every, clean), RunInfo(command=["testbed"], took_s=1.0))
+    first_kernel, second = document.kernels
+    assert (document.result, first_kernel.hits, second.must_show) == ("invalid", 4, False)
+    json.dumps(document.as_json())

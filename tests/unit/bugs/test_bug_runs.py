@@ -26,11 +26,13 @@ from testbed.cli import scenario_run
 from testbed.errors import GuestLost, UsageError
 from testbed.guest.channels.kernel_log import Finding, Kind
 from testbed.guest.metrics import disk_speed
-from testbed.report import partial, result_reader, runs
+from testbed.report import result_reader, runs
 from testbed.report.bugs import files as bug_files
 from testbed.report.bugs import results
 from testbed.report.bugs import tables as report
-from testbed.report.bugs.schema import MODELS
+from testbed.report.bugs.results import RunInfo
+from testbed.report.bugs.schema import MODELS, BugDocument
+from testbed.report.bugs.schema import Suite as SuiteDocument
 from testbed.report.partial import Partial
 from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.store.kernels.table import Series
@@ -98,6 +100,8 @@ def job(folder: Path) -> ReproJob:
     )
 
 
+# A complete run.
+SHORT = RunInfo(command=["testbed"], took_s=1.0)
 HIT, MISS, TROUBLE = Outcome.HIT, Outcome.MISS, Outcome.TROUBLE
 
 
@@ -151,14 +155,14 @@ def test_tries_that_stopped_at_a_hit_say_less_and_those_cut_short_less_still() -
     assert (round(low, 4), high) == (0.0063, 1.0)
 
 
-def suite(folder: Path, partial: Partial | None, words: list[str]) -> dict[str, Any]:
+def suite(folder: Path, run: RunInfo) -> SuiteDocument:
     testbed: Any = SimpleNamespace(host=job(folder).factory.host, image=job(folder).factory.image)
     ended = SuiteOutcome(test="loop/001", status=Status.PASS, runtime="1.2s")
     wanted = Suite(root=Path("/blktests"), tests=("loop/001", "loop/002"))
-    return results.suite_document(testbed, wanted, kernel("bad", "bad"), (ended,), folder, words, 9.0, partial)
+    return results.suite_document(testbed, wanted, kernel("bad", "bad"), (ended,), folder, run)
 
 
-def documents(folder: Path, partial: Partial | None = None) -> dict[str, dict[str, Any]]:
+def documents(folder: Path, partial: Partial | None = None) -> dict[str, BugDocument]:
     shows, clean = tried("bad", HIT, TROUBLE, stopped=True, cut=1), tried("good", MISS, MISS, must_show=False)
     step = Step(what=f"without {EVIL}", kept=True, hits=3, tries=3, folder="candidate-1")
     reduced = Reduced(plain={}, dropped=("disks.data",), whole=shows, steps=(step,), guests=5)
@@ -168,14 +172,14 @@ def documents(folder: Path, partial: Partial | None = None) -> dict[str, dict[st
     ]
     bisector: Any = SimpleNamespace(rate=0.5, asked=asked, so_far=asked)
     alone: Any = SimpleNamespace(rate=0.5, asked=asked[:1], so_far=asked[:1])
-    words = ["testbed", "verb", "--expect", "it's"]
+    info = RunInfo(command=["testbed", "verb", "--expect", "it's"], took_s=9.0, partial=partial)
     between = BisectRange(good=1, bad=0)
     return {
-        "repro": results.repro_document(job(folder), (shows, clean), words, 9.0, partial),
-        "reduce": results.reduce_document(job(folder), reduced, f"summary: {EVIL}\n", words, 9.0, partial),
-        "bisect": results.bisect_document(job(folder), ("bad", "good"), between, bisector, words, 9.0, partial),
-        "ask": results.ask_document(job(folder), "bad", alone, 0.5, words, 9.0, partial),
-        "suite": suite(folder, partial, words),
+        "repro": results.repro_document(job(folder), (shows, clean), info),
+        "reduce": results.reduce_document(job(folder), reduced, f"summary: {EVIL}\n", info),
+        "bisect": results.bisect_document(job(folder), ("bad", "good"), between, bisector, info),
+        "ask": results.ask_document(job(folder), "bad", alone, 0.5, info),
+        "suite": suite(folder, info),
     }
 
 
@@ -188,16 +192,17 @@ def test_a_run_is_read_again_listed_and_shown(tmp_path: Path, what: str) -> None
     (guest / "console.log").write_text(f"first\n{EVIL}\nlast words\n")
     document = documents(folder)[what]
     bug_files.write(document, folder)
-    assert bug_files.read(folder) == parse_printable_json(json.dumps(document).encode())
-    (listed,) = runs.list_runs(folder.parent, result_reader.read_document)
-    assert (listed.verdict, listed.command[0]) == (document["result"], "verb") and listed.cases
+    read = bug_files.read(folder)
+    assert read is not None and read.as_json() == parse_printable_json(json.dumps(document.as_json()).encode())
+    (listed,) = runs.list_runs(folder.parent, result_reader.summarize)
+    assert (listed.verdict, listed.command[0]) == (document.result, "verb") and listed.cases
 
     page = (folder / "report.html").read_text()
     assert "<script>" not in page and "last words" in page and 'href="./guests/bad-1/console.log"' in page
     printed = testbed(tmp_path, "report", "last")
     text = printed.stdout
     assert printed.returncode == {"ask": 1, "repro": 3}.get(what, 0)
-    assert f": {document['result']}" in text and "./tb verb --expect" in text and "1 of 1: 1% to 100%" in text
+    assert f": {document.result}" in text and "./tb verb --expect" in text and "1 of 1: 1% to 100%" in text
     assert "\x1b" not in text
     shown = testbed(tmp_path, "report", "--format", "junit")
     if what == "repro":
@@ -210,7 +215,7 @@ def test_a_run_is_read_again_listed_and_shown(tmp_path: Path, what: str) -> None
         )
         assert "not told apart" in text and "good (not seen in 2 tries, up to 66%)" in text
     else:
-        assert shown.returncode == 2 and f"`{document['what']}` passes or fails nothing" in shown.stderr
+        assert shown.returncode == 2 and f"`{document.what}` passes or fails nothing" in shown.stderr
     assert "expected a run of scenarios, got one of" in testbed(tmp_path, "report", "--diff", "last", "last").stderr
 
 
@@ -223,9 +228,9 @@ def test_a_run_that_ended_early_is_shown_as_that(tmp_path: Path, what: str) -> N
     folder = tmp_path / "state" / "runs" / "20260101T000000Z-abcd"
     folder.mkdir(parents=True)
     document = documents(folder, INTERRUPTED)[what]
-    assert document["result"] == "unfinished" and documents(folder)[what]["result"] != "unfinished"
+    assert document.result == "unfinished" and documents(folder)[what].result != "unfinished"
     bug_files.write(document, folder)
-    (listed,) = runs.list_runs(folder.parent, result_reader.read_document)
+    (listed,) = runs.list_runs(folder.parent, result_reader.summarize)
     assert listed.partial == INTERRUPTED
     said = "1 of at most 12 tries ended; interrupted by SIGINT"
     for kind in ("markdown", "html"):
@@ -242,19 +247,22 @@ def test_a_run_that_ended_early_is_shown_as_that(tmp_path: Path, what: str) -> N
 
 
 def test_a_killed_run_says_so_where_its_results_are_read(tmp_path: Path) -> None:
-    going_on = replace(INTERRUPTED, why="")
-    (tmp_path / "suite.json").write_text(json.dumps(documents(tmp_path, going_on)["suite"]))
+    going_on = INTERRUPTED.model_copy(update={"why": ""})
+    (tmp_path / "suite.json").write_text(json.dumps(documents(tmp_path, going_on)["suite"].as_json()))
     with runs.is_running(tmp_path, ["testbed"]):
-        assert str(partial.read_partial(bug_files.read(tmp_path) or {})).endswith("; the run goes on")
+        running = bug_files.read(tmp_path)
+    assert running is not None and str(running.partial).endswith("; the run goes on")
     killed = bug_files.read(tmp_path)
-    assert killed is not None and killed["partial"]["why"].startswith("its process ended without a word")
+    assert killed is not None and killed.partial is not None
+    assert killed.partial.why.startswith("its process ended without a word")
 
 
 def test_what_is_known_of_a_suite_or_a_clean_kernel_stays_known_where_a_run_ends_early(tmp_path: Path) -> None:
     wrong = conclusion.conclude((tried("bad", HIT), tried("good", HIT, must_show=False, ended=False)))
     assert wrong[0] is conclusion.ReproResult.INVALID
     found = (tried("bad", HIT), tried("good", HIT, must_show=False, ended=False))
-    assert results.repro_document(job(tmp_path), found, [], 9.0, INTERRUPTED)["result"] == "invalid"
+    interrupted = RunInfo(command=[], took_s=9.0, partial=INTERRUPTED)
+    assert results.repro_document(job(tmp_path), found, interrupted).result == "invalid"
     # No hit in some of the tries is no absence.
     assert (
         tried("bad", MISS, MISS, ended=False).verdict is KernelVerdict.TROUBLE
@@ -263,7 +271,9 @@ def test_what_is_known_of_a_suite_or_a_clean_kernel_stays_known_where_a_run_ends
 
 
 def test_results_that_are_broken_say_where(tmp_path: Path) -> None:
-    (tmp_path / "repro.json").write_text(json.dumps(documents(tmp_path)["repro"] | {"kernels": [{"name": 3}]}))
+    (tmp_path / "repro.json").write_text(
+        json.dumps(documents(tmp_path)["repro"].as_json() | {"kernels": [{"name": 3}]})
+    )
     with pytest.raises(UsageError, match=r"repro\.json: expected the results of a run, version 1: kernels\.0\.name"):
         bug_files.read(tmp_path)
     (tmp_path / "repro.json").write_text("{")
@@ -302,12 +312,11 @@ async def test_a_kernel_that_does_not_unpack_or_boot_is_skipped_and_the_answer_i
     bisector = Bisector(job(Path("/run")), kernel_of, 0.05, steps.append)
     found = await bisector.bisect(names, 0, 4, None)
     assert (found.good, found.bad, found.skipped, found.wrong) == (0, 3, (1, 2), "")
-    said = results.bisect_document(
-        job(Path("/run")), names, found, bisector, [], 1.0, others=("vmlinuz.old (beside a kernel)",)
-    )
-    assert said["reason"] == "it came after 6.1, with 6.4 at the latest; 6.2, 6.3 could not be tried"
-    assert said["not_kernels"] == ["vmlinuz.old (beside a kernel)"] and MODELS["bisect.json"].model_validate(said)
-    whys = {one["kernel"]: one["why"] for one in said["asked"] if one["answer"] == "skip"}
+    said = results.bisect_document(job(Path("/run")), names, found, bisector, SHORT, ("vmlinuz.old (beside a kernel)",))
+    assert said.reason == "it came after 6.1, with 6.4 at the latest; 6.2, 6.3 could not be tried"
+    assert said.not_kernels == ["vmlinuz.old (beside a kernel)"]
+    assert MODELS["bisect.json"].model_validate(said.as_json())
+    whys = {asked.kernel: asked.why for asked in said.asked if asked.answer == "skip"}
     assert "unexpected end of file" in whys["6.2"] and "panic" in whys["6.3"]
 
 
@@ -322,9 +331,9 @@ async def test_a_bug_in_the_middle_only_is_told_with_what_was_seen(monkeypatch: 
 
     monkeypatch.setattr(repro, "try_kernel", on_kernel)
     bisector = Bisector(job(Path("/run")), kernel_of, 0.05, lambda _: None)
-    said = results.bisect_document(job(Path("/run")), names, await bisector.bisect(names, 0, 2, 0.9), bisector, [], 1.0)
-    assert (said["result"], said["reason"]) == ("comes and goes", "it comes and goes: 6.1 good, 6.2 bad, 6.3 good")
-    assert results.EXIT_CODES[said["result"]] == 3
+    said = results.bisect_document(job(Path("/run")), names, await bisector.bisect(names, 0, 2, 0.9), bisector, SHORT)
+    assert (said.result, said.reason) == ("comes and goes", "it comes and goes: 6.1 good, 6.2 bad, 6.3 good")
+    assert results.EXIT_CODES[said.result] == 3
 
 
 async def test_without_a_stated_rate_one_kernel_is_asked_more_than_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,20 +357,18 @@ def test_every_report_says_how_tries_ended_that_did_not_show_it(tmp_path: Path) 
     clean = tried("clean", MISS, MISS, MISS, must_show=False)
     ways = ("status 0, last line: refused", "status 0, last line: refused", "status 1, and it printed nothing")
     tries = tuple(replace(one, why=why, last_line="refused") for one, why in zip(clean.tries, ways, strict=True))
-    document = results.repro_document(
-        job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), ["testbed"], 1.0
-    )
+    document = results.repro_document(job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), SHORT)
     bug_files.write(document, tmp_path)
     said = "where it did not show: status 0, last line: refused (2 times); status 1, and it printed nothing"
     assert f"clean: {said}" in report.notable_outcomes(document)
     assert all("did not show" not in line for line in report.notable_outcomes(document) if line.startswith("shows"))
-    assert report.try_line(document["kernels"][1]["attempts"][0]).endswith(": status 0, last line: refused")
+    assert report.try_line(document.kernels[1].attempts[0]).endswith(": status 0, last line: refused")
     for text in (
         bug_files.markdown(document),
         *((tmp_path / name).read_text() for name in ("report.html", "repro.json", "junit.xml")),
     ):
         assert "status 0, last line: refused" in text
-    assert document["kernels"][1]["attempts"][0]["last_line"] == "refused"
+    assert document.kernels[1].attempts[0].last_line == "refused"
 
 
 def test_a_kernel_that_complains_where_the_bug_does_not_show_is_named(tmp_path: Path) -> None:
@@ -376,11 +383,9 @@ def test_a_kernel_that_complains_where_the_bug_does_not_show_is_named(tmp_path: 
     )
     unread = (Finding(kind=Kind.UNREAD, seconds=None, text="the kernel's log was not read: x"),)
     tries = (replace(clean.tries[0], findings=findings), replace(clean.tries[1], findings=unread), *clean.tries[2:])
-    document = results.repro_document(
-        job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), ["testbed"], 1.0
-    )
-    assert document["kernels"][1]["attempts"][0]["kernel_log"] == ["warning: WARNING: a (and 1 more)"]
-    assert document["kernels"][1]["attempts"][1]["kernel_log"] == ["not read: the kernel's log was not read: x"]
+    document = results.repro_document(job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), SHORT)
+    assert document.kernels[1].attempts[0].kernel_log == ["warning: WARNING: a (and 1 more)"]
+    assert document.kernels[1].attempts[1].kernel_log == ["not read: the kernel's log was not read: x"]
     assert any(
         "; its kernel's log in 2: warning: WARNING: a (and 1 more)" in line
         for line in report.notable_outcomes(document)

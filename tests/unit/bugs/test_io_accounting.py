@@ -22,6 +22,7 @@ from testbed.errors import CommandFailed, GuestLost, HostError
 from testbed.guest.metrics import readings
 from testbed.guest.shell_functions import FileTexts
 from testbed.report.bugs import tables
+from testbed.report.bugs.schema import Account
 from testbed.units import MIB
 
 FILE = "/sys/fs/cgroup/io.stat"
@@ -58,7 +59,7 @@ BEFORE = look((100, 10), (100, 10))
 def test_a_guest_that_accounts_for_more_than_its_disk_moved_is_contradicted(after: Snapshot, finding: str) -> None:
     account = io_accounting.compare("data", "254:0", BEFORE, after)
     assert (finding in account.finding if finding else account.finding == "") and account.note == ""
-    shown = tables.contradictions({"disks": [account.said()]})
+    shown = tables.contradictions([Account(**account.said())])
     assert shown == ([f"disk data: {account.finding}"] if finding else [])
 
 

@@ -21,7 +21,7 @@ from testbed.bugs.outcome import Outcome, Try
 from testbed.bugs.repro import ReproJob, StopRule, try_kernel
 from testbed.bugs.signature import Match
 from testbed.report.bugs import results
-from tests.unit.bugs.test_bug_runs import HIT, MISS, TROUBLE, job, kernel, one, tried
+from tests.unit.bugs.test_bug_runs import HIT, MISS, SHORT, TROUBLE, job, kernel, one, tried
 
 Answer = Callable[[AttemptSpec], Awaitable[Outcome]]
 
@@ -184,11 +184,7 @@ def test_no_kernel_on_which_it_must_show_is_no_result() -> None:
 
 
 def test_kernels_that_were_not_asked_since_a_guest_was_held_are_named() -> None:
-    document = results.repro_document(
-        job(Path("/run")), (tried("old", HIT),), ["testbed"], 1.0, not_asked=("older", "new")
-    )
-    assert (document["result"], results.EXIT_CODES[document["result"]]) == ("reproduced", 0)
-    assert document["reason"] == "it shows on old; not asked, and nothing is known of: older, new"
-    assert (
-        results.repro_document(job(Path("/run")), (tried("old", HIT),), ["testbed"], 1.0)["reason"] == "it shows on old"
-    )
+    document = results.repro_document(job(Path("/run")), (tried("old", HIT),), SHORT, not_asked=("older", "new"))
+    assert (document.result, results.EXIT_CODES[document.result]) == ("reproduced", 0)
+    assert document.reason == "it shows on old; not asked, and nothing is known of: older, new"
+    assert results.repro_document(job(Path("/run")), (tried("old", HIT),), SHORT).reason == "it shows on old"

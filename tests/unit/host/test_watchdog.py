@@ -19,12 +19,18 @@ from testbed.host import watchdog
 from testbed.cli.app import run_async
 from testbed.cli.run_results import writing_results
 from testbed.report import results
+from testbed.report.fields import DocumentModel
+from testbed.report.partial import Partial
+from typing import ClassVar
 
 watchdog._PATIENCE_S, watchdog._PATIENCE_WITH_END_S = 0.2, float(sys.argv[3])
 sys.modules["testbed.cli.app"].watchdog_limit_s = lambda: float(sys.argv[2])
 folder = Path(sys.argv[1])
-results.results_file = lambda document: "results.json"
-partial = {{"ended": 1, "wanted": 2, "at_most": False, "what": "tests"}}
+
+class Document(DocumentModel):
+    partial: Partial | None
+    guests: list[str]
+    file_name: ClassVar[str] = "results.json"
 
 def spin():
     while True: pass
@@ -34,7 +40,8 @@ def stand():
 
 async def work():
     def document(why):
-        return {{"partial": None if why is None else partial | {{"why": why}}, "guests": ended}}
+        end = None if why is None else Partial(ended=1, wanted=2, at_most=False, what="tests", why=why)
+        return Document(partial=end, guests=list(ended))
 
     def write(document, folder):
         (folder / "results.json").write_text(results.text(document))

@@ -12,11 +12,13 @@ import pytest
 
 from testbed.errors import UsageError
 from testbed.report import diff, results
+from testbed.report.comparison import VerdictChange
+from testbed.report.schema import Attempt, Document, Measure
 from testbed.scenarios.verdict import Evidence, Judgement, Verdict, worst
-from tests.support.run_results import document, failed, lost, passed
+from tests.support.run_results import changed, document, failed, lost, passed
 
 
-def measured(folder: Path, unit: str, *values: float) -> dict[str, Any]:
+def measured(folder: Path, unit: str, *values: float) -> Document:
     """A run whose gate measured these, one an attempt."""
     found = []
     for attempt, value in enumerate(values, 1):
@@ -34,8 +36,8 @@ def measured(folder: Path, unit: str, *values: float) -> dict[str, Any]:
 def test_of_fewer_than_four_against_four_nothing_can_be_told(tmp_path: Path, sizes: tuple[int, int]) -> None:
     first, second = measured(tmp_path, "s", *[1.0] * sizes[0]), measured(tmp_path, "s", *[90.0] * sizes[1])
     found = diff.compare(first, second)
-    assert (found["result"], diff.EXIT_CODES[found["result"]]) == (diff.UNKNOWN, 3)
-    assert [row["why"] for row in found["untold"]] == [
+    assert (found.result, diff.EXIT_CODES[found.result]) == (diff.UNKNOWN, 3)
+    assert [row.why for row in found.untold] == [
         f"{sizes[0]} against {sizes[1]}: expected 4 attempts or more in each run"
     ] * 2
     # 5 against 5 have one order of 126 on either side, times two measures.
@@ -50,34 +52,29 @@ def test_a_change_has_its_shift_interval_sizes_and_adjusted_p(tmp_path: Path) ->
         measured(tmp_path, "bytes/s", 200, 201, 202, 203, 204),
         measured(tmp_path, "bytes/s", 100, 101, 102, 103, 104, 105),
     )
-    first = found["measures"][0]
-    assert (found["result"], diff.EXIT_CODES[found["result"]]) == (diff.CHANGED, 1)
-    assert (first["attempts"], first["before"], first["after"], first["shift"], first["interval"]) == (
-        [5, 6],
+    first = found.measures[0]
+    assert (found.result, diff.EXIT_CODES[found.result]) == (diff.CHANGED, 1)
+    assert (first.attempts, first.before, first.after, first.shift, first.interval) == (
+        (5, 6),
         202,
         102.5,
         -99.5,
-        [-102, -97],
+        (-102, -97),
     )
-    assert (first["change"], first["p"], first["adjusted_p"]) == (
-        -0.4926,
-        pytest.approx(2 / 462),
-        pytest.approx(2 / 462),
-    )
+    assert first.change == -0.4926
+    assert first.p == pytest.approx(2 / 462) and first.adjusted_p == pytest.approx(2 / 462)
     said = "202 bytes/s, then 102.5 bytes/s (-49%): shift -99.5 bytes/s, 95 % interval -102 bytes/s to -97 bytes/s, 5 against 6, p 0.0043"
     assert said in diff.text(found) and "adjusted 0.0043" in diff.text(found)
 
 
 def test_a_shift_below_what_matters_is_no_change(tmp_path: Path) -> None:
     found = diff.compare(measured(tmp_path, "s", *[2.0] * 10), measured(tmp_path, "s", *[2.01] * 10))
-    assert found["result"] == diff.UNCHANGED and all(
-        row["why"].endswith("no more than 0.05 s") for row in found["ignored"]
-    )
+    assert found.result == diff.UNCHANGED and all(row.why.endswith("no more than 0.05 s") for row in found.ignored)
 
 
 def test_what_is_the_same_in_every_attempt_has_not_changed(tmp_path: Path) -> None:
     found = diff.compare(*[measured(tmp_path, "s", *[2.0] * 4)] * 2)
-    assert (found["result"], found["same"], found["ignored"]) == (diff.UNCHANGED, 2, [])
+    assert (found.result, found.same, found.ignored) == (diff.UNCHANGED, 2, ())
     assert "Nothing, beyond chance." in diff.text(found)
 
 
@@ -86,28 +83,29 @@ def test_few_attempts_of_many_measures_are_not_called_unchanged(tmp_path: Path) 
     for attempts, expected in ((4, diff.UNKNOWN), (8, diff.UNCHANGED)):
         values = [[noise.gauss(1, 0.1) for _ in range(attempts)] for _ in range(2)]
         found = diff.compare(*(measured(tmp_path, "IOPS", *one) for one in values))
-        assert found["result"] == expected, diff.text(found)
+        assert found.result == expected, diff.text(found)
 
 
-def many(chance: random.Random, attempts: int, measures: int, *, lost: int = 0, by: float = 0.0) -> dict[str, Any]:
+def many(chance: random.Random, attempts: int, measures: int, *, lost: int = 0, by: float = 0.0) -> Document:
     """The least of a run that is compared: so many measures with noise of 8 %, of which the first ones have lost a share."""
 
-    def once() -> dict[str, Any]:
-        values = [chance.gauss(1 - by if number < lost else 1.0, 0.08) for number in range(measures)]
-        found = {f"m{number}": {"value": value, "unit": "IOPS"} for number, value in enumerate(values)}
-        return {"verdict": "PASS", "k": {"measures": found}}
+    whole = document(Path("/run"), passed(Path("/run")))
+    (case,) = whole.scenarios
+    side = case.sides["base"]
 
-    said = [once() for _ in range(attempts)]
-    case = {"name": "c", "verdict": "PASS", "reason": "", **said[0], "attempts": said}
-    kernels = {"k": {"sha256": "", "release": ""}}
-    return {
-        "run": "r",
-        "verdict": "PASS",
-        "host": {},
-        "image": {"sha256": "", "name": ""},
-        "kernels": kernels,
-        "scenarios": [case],
-    }
+    def once() -> Attempt:
+        values = [chance.gauss(1 - by if number < lost else 1.0, 0.08) for number in range(measures)]
+        found = {
+            f"m{number}": Measure.model_construct(value=value, unit="IOPS", source="")
+            for number, value in enumerate(values)
+        }
+        k: Any = side.model_copy(update={"measures": found})
+        return Attempt.model_construct(verdict="PASS", reason="", k=k)
+
+    tries = [once() for _ in range(attempts)]
+    k: Any = tries[0].sides["k"]
+    found = case.model_copy(update={"name": "c", "attempts": tries, "k": k})
+    return whole.model_copy(update={"kernels": {"k": whole.kernels["base"]}, "scenarios": [found]})
 
 
 @pytest.mark.parametrize("attempts", [4, 5, 20])
@@ -115,7 +113,7 @@ def many(chance: random.Random, attempts: int, measures: int, *, lost: int = 0, 
 def test_identical_kernels_are_called_changed_in_no_more_than_5_percent(attempts: int, measures: int) -> None:
     chance = random.Random(attempts)
     runs = ((many(chance, attempts, measures), many(chance, attempts, measures)) for _ in range(400))
-    wrong = sum(diff.compare(*pair)["result"] == diff.CHANGED for pair in runs)
+    wrong = sum(diff.compare(*pair).result == diff.CHANGED for pair in runs)
     # 20 are expected at most; 4 standard deviations of chance above are 37. Before, it was 33 % at 2 against 2.
     assert wrong <= 37
 
@@ -125,7 +123,7 @@ def test_a_real_loss_is_seen_the_more_often_the_more_attempts_there_are() -> Non
     for attempts in (5, 10, 20):
         chance = random.Random(attempts)
         seen = [
-            diff.compare(many(chance, attempts, 1), many(chance, attempts, 1, lost=1, by=0.15))["result"]
+            diff.compare(many(chance, attempts, 1), many(chance, attempts, 1, lost=1, by=0.15)).result
             for _ in range(200)
         ]
         power[attempts] = seen.count(diff.CHANGED) / 200
@@ -138,7 +136,7 @@ def test_of_what_is_called_changed_no_more_than_5_percent_is_chance() -> None:
     wrong, right = [], 0
     for _ in range(150):
         found = diff.compare(many(chance, 10, 20), many(chance, 10, 20, lost=5, by=0.15))
-        changed = [int(row["measure"][1:]) for row in found["measures"]]
+        changed = [int(row.measure[1:]) for row in found.measures]
         wrong.append(sum(number >= 5 for number in changed) / max(1, len(changed)))
         right += sum(number < 5 for number in changed)
     assert sum(wrong) / len(wrong) <= 0.05 and right / (5 * 150) > 0.8
@@ -149,36 +147,42 @@ def test_verdicts_cases_and_what_it_ran_on_are_compared(tmp_path: Path) -> None:
         document(tmp_path, passed(tmp_path), lost(tmp_path)),
         document(tmp_path, passed(tmp_path), failed(tmp_path)),
     )
-    new["scenarios"][0] |= {"verdict": "FAIL", "reason": "worse\nmore"}
-    new["kernels"]["patched"] |= {"sha256": "other", "release": "6.2-cloud"}
-    new["host"]["qemu"] = "8.0"
+    for path, value in (
+        ("scenarios.0.verdict", "FAIL"),
+        ("scenarios.0.reason", "worse\nmore"),
+        ("kernels.patched.sha256", "other"),
+        ("kernels.patched.release", "6.2-cloud"),
+        ("host.qemu", "8.0"),
+    ):
+        new = changed(new, path, value)
     found = diff.compare(old, new)
-    assert found["gone"] == ["oom-tmpfs"] and len(found["added"]) == 1
-    assert found["verdicts"] == [
-        {"case": "gate", "kernel": "", "before": "PASS", "after": "FAIL", "reason": "worse\nmore"}
-    ]
-    assert [row["what"] for row in found["setup"]] == ["kernel patched", "host qemu"]
+    assert found.gone == ("oom-tmpfs",) and len(found.added) == 1
+    assert found.verdicts == (VerdictChange(case="gate", kernel="", before="PASS", after="FAIL", reason="worse\nmore"),)
+    assert [row.what for row in found.setup] == ["kernel patched", "host qemu"]
     text = diff.text(found)
     assert "- gate: PASS, then **FAIL**: worse\n" in text and "6.1-cloud s, then 6.2-cloud other" in text
 
 
 def test_a_run_of_one_attempt_says_nothing_even_beside_itself(tmp_path: Path) -> None:
     found = diff.compare(*[document(tmp_path, passed(tmp_path), failed(tmp_path))] * 2)
-    assert found["result"] == diff.UNKNOWN and found["verdicts"] == [] and "Nothing can be told" in diff.text(found)
+    assert found.result == diff.UNKNOWN and found.verdicts == () and "Nothing can be told" in diff.text(found)
 
 
 def test_a_kernel_that_an_attempt_lacks_counts_for_less(tmp_path: Path) -> None:
     old, new = measured(tmp_path, "s", *[2.0] * 4), measured(tmp_path, "s", *[2.0] * 4)
     # As where the run has ended before.
-    del new["scenarios"][0]["attempts"][-1]["patched"]
+    last = new.scenarios[0].all_attempts[-1]
+    base: Any = last.sides["base"]
+    less = Attempt.model_construct(verdict=last.verdict, reason=last.reason, base=base)
+    new = changed(new, "scenarios.0.attempts.3", less)
     found = diff.compare(old, new)
-    assert [row["attempts"] for row in found["untold"]] == [[4, 3]] and found["result"] == diff.UNKNOWN
+    assert [row.attempts for row in found.untold] == [(4, 3)] and found.result == diff.UNKNOWN
 
 
 def test_a_number_that_is_none_is_refused_where_it_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
-    text = json.dumps(measured(tmp_path, "s", 2.0)).replace('"value": 2.0', '"value": 1e999')
+    text = json.dumps(measured(tmp_path, "s", 2.0).as_json()).replace('"value": 2.0', '"value": 1e999')
     (folder / "results.json").write_text(text)
     with pytest.raises(UsageError, match="finite number"):
         results.read(str(folder), tmp_path)
@@ -186,11 +190,12 @@ def test_a_number_that_is_none_is_refused_where_it_is_read(tmp_path: Path) -> No
 
 def test_what_only_one_run_has_and_what_was_lost_in_both_is_not_unchanged(tmp_path: Path) -> None:
     whole = measured(tmp_path, "s", *[1.0] * 8)
-    lost_too = whole | {"scenarios": [*whole["scenarios"], *document(tmp_path, lost(tmp_path))["scenarios"]]}
-    less = json.loads(json.dumps(whole))
-    for attempt in (less["scenarios"][0], *less["scenarios"][0]["attempts"]):
-        attempt["patched"]["measures"] = {}
-    assert diff.compare(whole, whole)["result"] == diff.UNCHANGED
+    both = [*whole.scenarios, *document(tmp_path, lost(tmp_path)).scenarios]
+    lost_too = whole.model_copy(update={"scenarios": both})
+    less = changed(whole, "scenarios.0.patched.measures", {})
+    for number in range(8):
+        less = changed(less, f"scenarios.0.attempts.{number}.patched.measures", {})
+    assert diff.compare(whole, whole).result == diff.UNCHANGED
     for first, second, said in (
         (whole, less, "not compared: gate on patched: disk reads only in the first"),
         (lost_too, lost_too, "not compared: oom-tmpfs on base: lost in both runs"),
@@ -198,10 +203,10 @@ def test_what_only_one_run_has_and_what_was_lost_in_both_is_not_unchanged(tmp_pa
         (whole, lost_too, "only in the second: oom-tmpfs"),
     ):
         found = diff.compare(first, second)
-        assert found["result"] == diff.UNKNOWN and said in diff.text(found)
+        assert found.result == diff.UNKNOWN and said in diff.text(found)
 
 
-def repeated(folder: Path, verdicts: str) -> dict[str, Any]:
+def repeated(folder: Path, verdicts: str) -> Document:
     """A run whose gate passed (p), failed (f) or was lost (l) in each attempt, with the same measures in all."""
     kinds = {"p": passed, "f": failed, "l": lost}
     gate = passed(folder).case
@@ -246,14 +251,14 @@ def test_how_often_a_case_passed_is_compared_where_its_verdict_is_the_same(
     tmp_path: Path, before: str, after: str, result: str, said: str
 ) -> None:
     found = diff.compare(repeated(tmp_path, before), repeated(tmp_path, after))
-    assert found["verdicts"] == [] and said in diff.text(found), diff.text(found)
-    assert found["result"] == result
+    assert found.verdicts == () and said in diff.text(found), diff.text(found)
+    assert found.result == result
 
 
 def test_kernels_that_are_judged_alone_are_compared_one_by_one(tmp_path: Path) -> None:
     """One is better, the other worse: the case's verdict is the same."""
 
-    def judged(*verdicts: tuple[str, str]) -> dict[str, Any]:
+    def judged(*verdicts: tuple[str, str]) -> Document:
         results = []
         for attempt, pair in enumerate(verdicts, 1):
             by_kernel = {
@@ -265,12 +270,13 @@ def test_kernels_that_are_judged_alone_are_compared_one_by_one(tmp_path: Path) -
         return document(tmp_path, *results)
 
     found = diff.compare(judged(("PASS", "FAIL")), judged(("FAIL", "PASS")))
-    assert [(row["kernel"], row["before"], row["after"]) for row in found["verdicts"]] == [
+    assert [(row.kernel, row.before, row.after) for row in found.verdicts] == [
         ("base", "PASS", "FAIL"),
         ("patched", "FAIL", "PASS"),
     ]
-    assert found["result"] == diff.CHANGED and "gate on base: PASS, then **FAIL**" in diff.text(found)
+    assert found.result == diff.CHANGED and "gate on base: PASS, then **FAIL**" in diff.text(found)
     first, second = judged(*[("FAIL", "PASS")] * 8, ("FAIL", "FAIL")), judged(*[("FAIL", "FAIL")] * 8, ("FAIL", "PASS"))
-    (row,) = diff.compare(first, second)["measures"]
-    assert (row["case"], row["kernel"], row["measure"], row["attempts"]) == ("gate", "patched", "passed", [9, 9])
-    assert row["shift"] == pytest.approx(-700 / 9) and row["interval"][0] < row["shift"] < row["interval"][1] < 0
+    (row,) = diff.compare(first, second).measures
+    assert (row.case, row.kernel, row.measure, row.attempts) == ("gate", "patched", "passed", (9, 9))
+    assert row.interval is not None and row.shift is not None
+    assert row.shift == pytest.approx(-700 / 9) and row.interval[0] < row.shift < row.interval[1] < 0

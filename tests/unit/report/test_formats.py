@@ -18,11 +18,12 @@ from testbed.report.html import html
 from testbed.report.junit import junit
 from testbed.report.ktap import ktap
 from testbed.report.markdown import markdown
+from testbed.report.schema import Control, Document, Line, Measure
 from testbed.topology import load_points
 from testbed.topology.model import Topology
 from tests.support import junit as junit_rules
 from tests.support import ktap as ktap_rules
-from tests.support.run_results import alone, document, failed, lost, passed, skipped
+from tests.support.run_results import alone, changed, document, failed, lost, passed, plain, skipped
 
 PUBLISHED = Path(results.__file__).with_name("results.schema.json")
 # What a guest may say in order to be something else than text.
@@ -32,21 +33,25 @@ EVIL = '\x00\x1b[2J]]>&<failure>\ud800\u2028 # SKIP "x"\nok 1 all\n1..0\nKTAP ve
 SAID = ']]>&<failure>\ufffd\u2028 # SKIP "x"\nok 1 all\n1..0\nKTAP version 1'
 
 
-def every(folder: Path) -> dict[str, Any]:
+def every(folder: Path) -> Document:
     of = (passed(folder), skipped(folder), failed(folder), lost(folder))
     return document(folder, *of)
 
 
-def evil(folder: Path) -> dict[str, Any]:
+def evil(folder: Path) -> Document:
     found = every(folder)
-    for case in found["scenarios"]:
-        for side in found["kernels"]:
-            case[side]["reason"] = EVIL
-            case[side]["measures"] = {EVIL: {"value": 1, "unit": EVIL, "source": EVIL}}
-            case[side]["console"] = [{"kind": "warning", "seconds": None, "text": EVIL, "expected": False}]
-            case[side]["controls"] = [{"name": EVIL, "expected": EVIL, "got": EVIL, "holds": case["verdict"] == "PASS"}]
-        case["reason"] = EVIL
-        case["name"] = f"{case['name']} {EVIL}"
+    measure = Measure.model_construct(value=1, unit=EVIL, source=EVIL)
+    line = Line.model_construct(kind="warning", seconds=None, text=EVIL, expected=False)
+    for number, case in enumerate(found.scenarios):
+        place = f"scenarios.{number}"
+        control = Control.model_construct(name=EVIL, expected=EVIL, got=EVIL, holds=case.verdict == "PASS")
+        for side in found.kernels:
+            found = changed(found, f"{place}.{side}.reason", EVIL)
+            found = changed(found, f"{place}.{side}.measures", {EVIL: measure})
+            found = changed(found, f"{place}.{side}.console", [line])
+            found = changed(found, f"{place}.{side}.controls", [control])
+        found = changed(found, f"{place}.reason", EVIL)
+        found = changed(found, f"{place}.name", f"{case.name} {EVIL}")
     return found
 
 
@@ -93,9 +98,9 @@ def test_the_topology_in_results_is_the_one_that_ran(tmp_path: Path, file: Path)
     ],
 )
 def test_results_that_are_none_are_refused_with_their_place(tmp_path: Path, change: Any, message: str) -> None:
-    found = every(tmp_path)
+    found = plain(every(tmp_path))
     change(found)
-    (tmp_path / "results.json").write_text(results.text(found))
+    (tmp_path / "results.json").write_text(json.dumps(found))
     with pytest.raises(UsageError, match=message):
         results.read(str(tmp_path), tmp_path)
 
@@ -108,10 +113,10 @@ def test_results_of_a_testbed_that_recorded_less_are_in_every_format(tmp_path: P
         for side in found["kernels"]:
             for name in ("timeline_missed", "stack", "stack_unread"):
                 del case[side][name]
-    (tmp_path / "results.json").write_text(results.text(found))
+    (tmp_path / "results.json").write_text(json.dumps(found))
     read = results.read(str(tmp_path), tmp_path)
     for name, made in formats.FORMATS.items():
-        assert read["run"] in made(read, tmp_path), name
+        assert read.run in made(read, tmp_path), name
 
 
 def test_junit_tells_failures_errors_and_skips_apart_and_what_it_ran_on(tmp_path: Path) -> None:
@@ -150,14 +155,11 @@ def test_ktap_has_a_subtest_for_each_case_and_kernel(tmp_path: Path) -> None:
 
 def test_a_kernels_warning_is_in_every_report_also_behind_many_lines_that_belong(tmp_path: Path) -> None:
     found = document(tmp_path, passed(tmp_path))
-    (case,) = found["scenarios"]
-    warning = {
-        "kind": "warning",
-        "seconds": 9.0,
-        "text": "WARNING: block/bio.c:9 at submit_bio+0x1/0x2",
-        "expected": False,
-    }
-    case["patched"]["console"] = [case["patched"]["console"][0]] * 5000 + [warning] * 3
+    (case,) = found.scenarios
+    text = "WARNING: block/bio.c:9 at submit_bio+0x1/0x2"
+    warning = Line(kind="warning", seconds=9.0, text=text, expected=False)
+    console = [case.sides["patched"].console[0]] * 5000 + [warning] * 3
+    found = changed(found, "scenarios.0.patched.console", console)
     said = "patched: warning: WARNING: block/bio.c:9 at submit_bio+0x1/0x2 (and 2 more)"
     (whole,) = ktap_rules.parse(ktap(found))
     assert f"# kernel log: {said}" in whole.tests[0].tests[1].diagnostics
@@ -176,10 +178,9 @@ def test_a_kernels_log_that_was_not_read_is_in_every_report_and_changes_no_verdi
         tmp_path,
         replace(result, sides=result.sides | {"patched": replace(result.sides["patched"], findings=(unread,))}),
     )
-    (case,) = found["scenarios"]
-    assert case["verdict"] == "PASS" and case["patched"]["console"] == [
-        {"kind": "not read", "seconds": None, "text": text, "expected": False}
-    ]
+    (case,) = found.scenarios
+    assert case.verdict == "PASS"
+    assert case.sides["patched"].console == [Line(kind="not read", seconds=None, text=text, expected=False)]
     jsonschema.Draft202012Validator(json.loads(PUBLISHED.read_text())).validate(json.loads(results.text(found)))
     said = f"patched: not read: {text}"
     (whole,) = ktap_rules.parse(ktap(found))
@@ -201,7 +202,7 @@ def test_nothing_that_a_guest_says_becomes_another_result(tmp_path: Path) -> Non
 def test_all_of_them_are_in_the_runs_folder_whatever_a_guest_said(tmp_path: Path) -> None:
     formats.write(evil(tmp_path), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results.ktap", "junit.xml", "report.html"}
-    assert results.read(str(tmp_path), tmp_path)["scenarios"][0]["reason"] == SAID
+    assert results.read(str(tmp_path), tmp_path).scenarios[0].reason == SAID
 
 
 @pytest.mark.parametrize(

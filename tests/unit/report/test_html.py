@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from testbed.report.html import html
+from testbed.report.schema import Document, Line
 from testbed.report.wording import quantity
 from testbed.units import MIB
-from tests.support.run_results import alone, document, failed, lost, passed, skipped
+from tests.support.run_results import alone, changed, document, failed, lost, passed, skipped
 from tests.unit.guest.metrics.test_samples import disk, write
 from tests.unit.report.test_formats import EVIL, evil
 
@@ -50,7 +51,7 @@ class Page(HTMLParser):
             self.text += data
 
 
-def every(folder: Path) -> dict[str, Any]:
+def every(folder: Path) -> Document:
     return document(folder, passed(folder), skipped(folder), failed(folder), lost(folder))
 
 
@@ -111,15 +112,16 @@ def test_exactly_its_own_scripts_may_run_and_nothing_be_fetched(tmp_path: Path) 
 
 def test_what_a_guest_says_stays_text(tmp_path: Path) -> None:
     hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028" + EVIL
+    line = Line(kind=hostile, seconds=None, text=hostile, expected=False)
     found = evil(tmp_path)
-    for case in found["scenarios"]:
-        case["reason"] = case["claim"] = hostile
-        for side in found["kernels"]:
-            case[side]["reason"] = hostile
-            case[side]["console"] = [{"kind": hostile, "seconds": None, "text": hostile, "expected": False}]
-    found["kernels"]["base"]["origin"] = hostile
-    found["command"] = ["testbed", hostile]
-    found["topology"]["guests"]["g0"]["disks"] = {hostile: {"type": "nvme", "size": 1 << 30}}
+    for number in range(len(found.scenarios)):
+        for path in ("reason", "claim", *(f"{side}.reason" for side in found.kernels)):
+            found = changed(found, f"scenarios.{number}.{path}", hostile)
+        for side in found.kernels:
+            found = changed(found, f"scenarios.{number}.{side}.console", [line])
+    found = changed(found, "kernels.base.origin", hostile)
+    found = changed(found, "command", ["testbed", hostile])
+    found = changed(found, "topology.guests.g0.disks", {hostile: {"type": "nvme", "size": 1 << 30}})
     write(tmp_path / "guests" / "g", "samples.jsonl", disk(1.0, 0, 0), disk(2.0, MIB, 1))
     write(tmp_path / "guests" / "g", "timeline.jsonl", {"guest_s": 1.5, "do": hostile})
     name = {"guest_s": 1.5, "groups": {hostile: {"file": MIB}}}
@@ -147,8 +149,8 @@ def test_evidence_elsewhere_is_not_read(tmp_path: Path) -> None:
     write(tmp_path / "other", "samples.jsonl", disk(1.0, 0, 0), disk(2.0, MIB, 1))
     run.mkdir()
     found = document(run, passed(run))
-    for side in found["kernels"]:
-        found["scenarios"][0][side]["evidence"] = "../other"
+    for side in found.kernels:
+        found = changed(found, f"scenarios.0.{side}.evidence", "../other")
     text = html(found, run)
     assert data(text) == [] and "../other" not in text
 
@@ -160,7 +162,9 @@ def test_kernels_that_are_judged_alone_have_their_verdicts(tmp_path: Path) -> No
 
 def test_many_cases_can_be_searched_and_stay_small(tmp_path: Path) -> None:
     one = document(tmp_path, passed(tmp_path))
-    many = {**one, "scenarios": [{**one["scenarios"][0], "name": f"gate/{number}"} for number in range(1000)]}
+    (case,) = one.scenarios
+    cases = [case.model_copy(update={"name": f"gate/{number}"}) for number in range(1000)]
+    many = one.model_copy(update={"scenarios": cases})
     text = html(many, tmp_path)
     assert 'id="filter"' in text and 'id="filter"' not in html(one, tmp_path)
     assert len(text.encode()) < 10_000_000

@@ -11,12 +11,11 @@ from testbed.guest.channels.kernel_log import Finding, Kind
 from testbed.host import paths
 from testbed.report import formats, live, results, tables
 from testbed.report.markdown import markdown
+from testbed.report.schema import Spread
 from testbed.scenarios.runner import Result
 from testbed.scenarios.verdict import Balance, Evidence, Judgement, Verdict, judge_pair
-from testbed.store.image import Image
 from testbed.text import parse_printable_json
-from tests.support.run_results import KERNELS, lost, passed
-from tests.support.values import host
+from tests.support.run_results import KERNELS, document, lost, passed
 
 
 def shown(of: tuple[Result, ...], width: int = 140) -> str:
@@ -27,10 +26,8 @@ def shown(of: tuple[Result, ...], width: int = 140) -> str:
 
 
 def test_results_are_json_with_units_and_sources(tmp_path: Path) -> None:
-    image = Image(name="bookworm", sha256="i", folder=Path("/i"))
     both = (passed(tmp_path), lost(tmp_path))
-    document = results.document(tmp_path, Verdict.INFRA, ["testbed", "compare"], host(), image, KERNELS, both, 3.0)
-    formats.write(document, tmp_path)
+    formats.write(document(tmp_path, *both), tmp_path)
     read = json.loads((tmp_path / "results.json").read_text())
     assert read["run"] == tmp_path.name and read["verdict"] == "INFRA" and set(read["kernels"]) == {"base", "patched"}
     gate, oom = read["scenarios"]
@@ -45,14 +42,13 @@ def test_results_are_json_with_units_and_sources(tmp_path: Path) -> None:
 
 
 def test_attempts_are_one_case_with_its_gravest_verdict_its_medians_and_its_pass_rate(tmp_path: Path) -> None:
-    image = Image(name="bookworm", sha256="i", folder=Path("/i"))
     good, bad = passed(tmp_path), passed(tmp_path)
     bad = replace(bad, attempt=2, sides={**bad.sides, "patched": bad.sides["base"]})
     bad = replace(bad, judgement=judge_pair(bad.sides["base"].outcome, bad.sides["patched"].outcome))
-    document = results.document(tmp_path, Verdict.FAIL, ["testbed"], host(), image, KERNELS, (good, bad), 3.0)
-    (gate,) = document["scenarios"]
-    assert gate["verdict"] == "FAIL" and gate["pass_rate"] == 0.5 and len(gate["attempts"]) == 2
-    assert gate["spread"]["base"]["disk reads"] == {"min": 33554432, "median": 33554432, "max": 33554432}
+    (gate,) = document(tmp_path, good, bad).scenarios
+    assert gate.verdict == "FAIL" and gate.pass_rate == 0.5 and gate.attempts is not None and len(gate.attempts) == 2
+    assert gate.spread is not None
+    assert gate.spread["base"]["disk reads"] == Spread(min=33554432, median=33554432, max=33554432)
     assert "1 of 2" in shown((good, bad))
 
 
@@ -121,15 +117,12 @@ def test_on_a_terminal_progress_moves_and_goes() -> None:
 
 
 def test_a_run_is_read_again_as_markdown_that_nobody_breaks_out_of(tmp_path: Path) -> None:
-    image = Image(name="bookworm", sha256="i", folder=Path("/i"))
     folder = tmp_path / "20260101T000000Z-0000"
     folder.mkdir()
     evil = passed(folder)
     evil = replace(evil, judgement=replace(evil.judgement, reason="a | b <script>\nmore"))
-    document = results.document(
-        folder, Verdict.INFRA, ["testbed", "compare", "a b"], host(), image, KERNELS, (evil, lost(folder)), 3.0
-    )
-    formats.write(document, folder)
+    made = document(folder, evil, lost(folder)).model_copy(update={"command": ["testbed", "compare", "a b"]})
+    formats.write(made, folder)
     text = markdown(results.read("last", tmp_path))
     assert (
         "    ./tb compare 'a b'" in text
@@ -138,15 +131,12 @@ def test_a_run_is_read_again_as_markdown_that_nobody_breaks_out_of(tmp_path: Pat
         and "more" not in text
     )
     # What could steer a terminal is left out of what is read.
-    assert (
-        results.read(str(folder), tmp_path)
-        == results.read(folder.name, tmp_path)
-        == parse_printable_json(results.text(document).encode())
-    )
+    read = results.read(str(folder), tmp_path)
+    assert read == results.read(folder.name, tmp_path)
+    assert read.as_json() == parse_printable_json(results.text(made).encode())
 
 
 def test_kernels_judged_alone_have_a_verdict_each_and_differences_are_told(tmp_path: Path) -> None:
-    image = Image(name="bookworm", sha256="i", folder=Path("/i"))
     result = passed(tmp_path)
     outcome = result.sides["base"].outcome
     assert isinstance(outcome, Evidence)
@@ -156,9 +146,7 @@ def test_kernels_judged_alone_have_a_verdict_each_and_differences_are_told(tmp_p
         sides={**result.sides, "base": replace(result.sides["base"], outcome=outcome)},
         by_kernel={side: Judgement(verdict=Verdict.PASS, reason=f"as {side}") for side in KERNELS},
     )
-    text = markdown(
-        results.document(tmp_path, Verdict.PASS, ["testbed", "matrix"], host(), image, KERNELS, (result,), 3.0)
-    )
+    text = markdown(document(tmp_path, result))
     assert "| gate | **PASS** as base | **PASS** as patched |" in text
     assert "1 differ by more than 1 %: gate on base: rbytes, -10 bytes (10.00%)" in text
 

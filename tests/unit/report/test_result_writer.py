@@ -7,16 +7,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from testbed.cli.run_results import writing_results
 from testbed.errors import HostError, UsageError
-from testbed.report import diff, formats, partial, result_reader, results, runs
+from testbed.report import diff, formats, result_reader, results, runs
+from testbed.report.comparison import SetupChange
 from testbed.report.markdown import markdown
 from testbed.report.partial import Partial
 from testbed.report.result_writer import ResultWriter
+from testbed.report.schema import Document
 from testbed.scenarios.runner import Result
 from testbed.scenarios.verdict import Verdict
 from tests.support import junit as junit_rules
@@ -25,9 +26,13 @@ from tests.support.run_results import document, failed, passed
 from tests.support.values import APART, may_mount
 
 
-def so_far(folder: Path, ended: list[Result], wanted: int) -> Callable[[str | None], dict[str, Any]]:
-    def made(why: str | None) -> dict[str, Any]:
-        end = None if why is None else Partial(ended=len(ended), wanted=wanted, what="cases", why=why)
+def _end(ended: int, wanted: int, why: str) -> Partial:
+    return Partial(ended=ended, wanted=wanted, at_most=False, what="cases", why=why)
+
+
+def so_far(folder: Path, ended: list[Result], wanted: int) -> Callable[[str | None], Document]:
+    def made(why: str | None) -> Document:
+        end = None if why is None else _end(len(ended), wanted, why)
         return document(folder, *ended, partial=end)
 
     return made
@@ -46,15 +51,13 @@ def test_each_result_is_in_the_folder_before_the_next_one_begins(tmp_path: Path)
         keeper.update()
         read = results.read(str(folder), folder.parent)
         # All that ended has passed, and that is not the run's verdict.
-        assert (read["verdict"], [case["verdict"] for case in read["scenarios"]]) == ("INFRA", ["PASS"])
-        assert str(partial.read_partial(read)) == "1 of 2 cases ended; the run goes on"
-        (listed,) = runs.list_runs(folder.parent, result_reader.read_document)
-        assert listed.going_on and listed.partial == partial.read_partial(read)
+        assert (read.verdict, [case.verdict for case in read.scenarios]) == ("INFRA", ["PASS"])
+        assert str(read.partial) == "1 of 2 cases ended; the run goes on"
+        (listed,) = runs.list_runs(folder.parent, result_reader.summarize)
+        assert listed.going_on and listed.partial == read.partial
         ended.append(passed(folder))
         complete, unwritten = keeper.finish()
-    assert (
-        unwritten is None and complete["partial"] is None and results.read("last", folder.parent)["verdict"] == "PASS"
-    )
+    assert unwritten is None and complete.partial is None and results.read("last", folder.parent).verdict == "PASS"
 
 
 def test_what_ends_a_run_is_in_all_its_reports_and_none_of_them_passes(tmp_path: Path) -> None:
@@ -68,7 +71,7 @@ def test_what_ends_a_run_is_in_all_its_reports_and_none_of_them_passes(tmp_path:
     said = f"1 of 12 cases ended; {why}"
     assert notes == [f"broken off: {said}"]
     read = results.read(str(folder), folder.parent)
-    assert read["verdict"] == "INFRA" and str(partial.read_partial(read)) == said
+    assert read.verdict == "INFRA" and str(read.partial) == said
     text = markdown(read)
     assert ": INFRA, partial\n" in text and f"**Partial: {said}. Nothing is known of the others.**" in text
     assert f"Partial: {said}" in (folder / "report.html").read_text()
@@ -91,21 +94,20 @@ def test_a_failure_stays_one_and_a_mistake_of_ours_is_named(tmp_path: Path) -> N
         raise ExceptionGroup("several", [ValueError("invalid literal"), UsageError("no")])
     read = results.read(str(folder), folder.parent)
     assert (
-        read["verdict"] == "FAIL" and read["partial"]["why"] == "a mistake of the testbed: ValueError: invalid literal"
+        read.verdict == "FAIL"
+        and read.partial is not None
+        and read.partial.why == "a mistake of the testbed: ValueError: invalid literal"
     )
     assert "That of these one failed stays true." in markdown(read)
 
 
 def test_nothing_is_unchanged_between_a_run_and_a_part_of_one(tmp_path: Path) -> None:
     whole, part = (document(tmp_path, *[passed(tmp_path)] * 20) for _ in range(2))
-    part["partial"] = {"ended": 20, "wanted": 40, "at_most": False, "what": "attempts", "why": "interrupted by SIGINT"}
-    found = diff.compare(whole, part)
-    assert found["result"] == diff.UNKNOWN
-    assert {
-        "what": "how far it came",
-        "before": "to its end",
-        "after": "20 of 40 attempts ended; interrupted by SIGINT",
-    } in found["setup"]
+    end = Partial(ended=20, wanted=40, at_most=False, what="attempts", why="interrupted by SIGINT")
+    found = diff.compare(whole, part.model_copy(update={"partial": end}))
+    assert found.result == diff.UNKNOWN
+    ended = "20 of 40 attempts ended; interrupted by SIGINT"
+    assert SetupChange(what="how far it came", before="to its end", after=ended) in found.setup
 
 
 FULL = """\
@@ -131,7 +133,7 @@ for number in range(3):
                 pass
 print((folder / "results.json").read_text())
 print("----")
-keeper.broken_off("this machine's disk is full")
+keeper.end_early("this machine's disk is full")
 print((folder / "results.json").read_text())
 print("----")
 print(*sorted(path.name for path in folder.iterdir()))
@@ -156,7 +158,7 @@ def test_a_full_disk_has_room_for_what_is_known(tmp_path: Path) -> None:
     before, after, names = done.stdout.split("----\n")
     # What came before the disk was full is there, and at the end all of it.
     assert json.loads(before)["partial"]["ended"] == 1
-    assert str(partial.read_partial(json.loads(after))) == "3 of 4 cases ended; this machine's disk is full"
+    assert str(Partial(**json.loads(after)["partial"])) == "3 of 4 cases ended; this machine's disk is full"
     assert names.split() == ["console.log", "junit.xml", "report.html", "results.json", "results.ktap"]
 
 
@@ -166,4 +168,4 @@ def test_a_disk_without_room_for_that_is_no_reason_not_to_run(tmp_path: Path, mo
 
     monkeypatch.setattr("os.posix_fallocate", refused)
     keeper = ResultWriter(tmp_path, so_far(tmp_path, [passed(tmp_path)], 1), formats.write)
-    assert keeper.finish()[1] is None and results.read(str(tmp_path), tmp_path)["verdict"] == Verdict.PASS.value
+    assert keeper.finish()[1] is None and results.read(str(tmp_path), tmp_path).verdict == Verdict.PASS.value

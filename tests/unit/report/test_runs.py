@@ -17,7 +17,7 @@ from testbed.report import live, result_reader, results, runs
 from testbed.report.bugs import files
 from testbed.report.runs import Run
 from testbed.scenarios.verdict import Verdict
-from tests.support.run_results import document, passed
+from tests.support.run_results import document, passed, plain
 from tests.unit.cli.test_cli import testbed
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -59,7 +59,7 @@ def made(state: Path, name: str, text: str | None = None) -> Path:
 @pytest.mark.slow
 def test_runs_are_listed_and_pruned_and_nothing_else_is_touched(tmp_path: Path) -> None:
     state = tmp_path / "state"
-    old = made(state, "20200101T000000Z-0001", json.dumps(document(tmp_path, passed(tmp_path))))
+    old = made(state, "20200101T000000Z-0001", results.text(document(tmp_path, passed(tmp_path))))
     broken = made(state, "20200102T000000Z-0002", "{")
     going = made(state, "20200103T000000Z-0003")
     kept = made(state, "somebody-elses")
@@ -101,14 +101,14 @@ def test_runs_are_listed_and_pruned_and_nothing_else_is_touched(tmp_path: Path) 
 def test_a_run_that_was_killed_goes_on_no_more(tmp_path: Path) -> None:
     folder = made(tmp_path, "20200101T000000Z-0001")
     (folder / ".running").touch()
-    (found,) = runs.list_runs(tmp_path / "runs", result_reader.read_document)
+    (found,) = runs.list_runs(tmp_path / "runs", result_reader.summarize)
     assert not found.going_on
-    assert runs.list_runs(tmp_path / "runs", result_reader.read_document, [folder / "g0"])[0].going_on
+    assert runs.list_runs(tmp_path / "runs", result_reader.summarize, [folder / "g0"])[0].going_on
 
 
 def test_what_is_no_folder_of_runs_is_not_removed(tmp_path: Path) -> None:
     folder = made(tmp_path, "20200101T000000Z-0001")
-    (found,) = runs.list_runs(tmp_path / "runs", result_reader.read_document)
+    (found,) = runs.list_runs(tmp_path / "runs", result_reader.summarize)
     for wrong in (replace(found, folder=tmp_path), replace(found, folder=tmp_path / "runs" / ".." / "runs")):
         with pytest.raises(HostError, match="it is left alone"):
             runs.remove_run(wrong, tmp_path / "runs")
@@ -139,7 +139,7 @@ def test_wrong_words_are_told(tmp_path: Path, words: tuple[str, ...], message: s
 
 @pytest.mark.slow
 def test_every_format_is_printed_and_the_last_line_is_the_same(tmp_path: Path) -> None:
-    found = document(tmp_path, passed(tmp_path))
+    found = plain(document(tmp_path, passed(tmp_path)))
     folder = made(tmp_path / "state", "20200101T000000Z-0001", json.dumps(found))
     for kind, begins in (
         ("markdown", "# Base"),
@@ -240,7 +240,7 @@ def test_a_run_without_results_has_its_command_and_stays_where_its_log_says_more
         raise ValueError("no")
     os.utime(folder, (0, 0))
     assert runs.remove_empty_runs(tmp_path) == ()
-    (found,) = runs.list_runs(tmp_path, result_reader.read_document)
+    (found,) = runs.list_runs(tmp_path, result_reader.summarize)
     assert (found.command, found.verdict, found.cases) == (("compare", "a b"), "", 0)
 
 
@@ -249,7 +249,7 @@ def test_results_that_are_nested_without_end_are_none(tmp_path: Path, name: str)
     folder = tmp_path / "20260601T000000Z-0000"
     folder.mkdir()
     (folder / name).write_text("[" * 200_000)
-    (found,) = runs.list_runs(tmp_path, result_reader.read_document)
+    (found,) = runs.list_runs(tmp_path, result_reader.summarize)
     assert (found.verdict, found.cases) == ("", 0)
     with pytest.raises(UsageError, match="expected JSON: expected at most 64 levels"):
         files.read(folder)

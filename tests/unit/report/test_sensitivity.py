@@ -1,24 +1,45 @@
+"""The table of which scenario notices which ablation."""
+
+from __future__ import annotations
+
+from pathlib import Path
 from typing import Any
 
 from testbed.report import sensitivity
+from testbed.report.partial import Partial
+from testbed.report.schema import Case, Control, Document, Line, Side, VerdictName
 from testbed.report.sensitivity import UNCHANGED
+from tests.support.run_results import document as make_document
+from tests.support.run_results import passed
+
+FOLDER = Path("/runs/20260101T000000Z-abcd")
 
 
-def side(verdict: str, *splats: tuple[str, bool], claim: str = "unclear", control: bool = True) -> dict[str, Any]:
-    return {
-        "verdict": verdict,
-        "claim": claim,
-        "controls": [{"holds": True}, {"holds": control}],
-        "console": [{"kind": kind, "seconds": 1.0, "text": "x", "expected": known} for kind, known in splats],
-    }
+def side(verdict: VerdictName, *splats: tuple[str, bool], claim: Any = "unclear", control: bool = True) -> Side:
+    return Side(
+        took_s=1.0,
+        guest_ready_after_s=1.0,
+        evidence="guests/g",
+        reason="so",
+        measures={},
+        balances=[],
+        verdict=verdict,
+        judgement="so",
+        claim=claim,
+        controls=[Control(name="c", expected="x", got="x", holds=holds) for holds in (True, control)],
+        console=[Line(kind=kind, seconds=1.0, text="x", expected=known) for kind, known in splats],
+    )
 
 
-def document(**cases: dict[str, Any]) -> dict[str, Any]:
-    kernels = next(iter(cases.values()))
-    return {
-        "kernels": dict.fromkeys(kernels),
-        "scenarios": [{"name": name.replace("_", "-").replace("--", "/"), **found} for name, found in cases.items()],
-    }
+def document(**cases: dict[str, Side]) -> Document:
+    (example,) = (whole := make_document(FOLDER, passed(FOLDER))).scenarios
+    kernels = dict.fromkeys(next(iter(cases.values()), {}), whole.kernels["base"])
+    common = dict(example) | {"verdict": "FAIL"}
+    made = []
+    for name, sides in cases.items():
+        fields: dict[str, Any] = common | {"name": name.replace("_", "-").replace("--", "/")} | sides
+        made.append(Case.model_construct(**fields))
+    return whole.model_copy(update={"kernels": kernels, "scenarios": made})
 
 
 def test_what_a_case_says_of_each_loss_is_told_from_its_verdict_and_the_log() -> None:
@@ -116,11 +137,9 @@ def test_the_table_that_is_kept_says_who_noticed_what() -> None:
 
 def test_a_run_that_ended_early_is_a_complaint() -> None:
     found = {"read": {"no-io-charge": "noticed", "no-memory-charge": "noticed"}}
-    whole = {"run": "r1", "partial": None}
-    ended = {
-        "run": "r2",
-        "partial": {"ended": 3, "wanted": 12, "at_most": False, "what": "cases", "why": "interrupted by SIGTERM"},
-    }
+    whole = document(read={})
+    end = Partial(ended=3, wanted=12, at_most=False, what="cases", why="interrupted by SIGTERM")
+    ended = whole.model_copy(update={"run": "r2", "partial": end})
     said = "run r2 is partial: 3 of 12 cases ended; interrupted by SIGTERM"
     assert sensitivity.table_complaints(found, (whole, ended))[0] == said
     assert f"- {said}" in sensitivity.markdown(found, "", (whole, ended)) and "partial" not in sensitivity.markdown(
@@ -135,7 +154,7 @@ def test_a_table_says_of_which_patches_it_knows_nothing() -> None:
         "| gone |  | noticed |" in text
         and "Nothing is known of patch 1, 2, 3, of which nothing was taken away." in text
     )
-    none: tuple[dict[str, Any], ...] = (document(read={UNCHANGED: side("PASS")}), {"kernels": {}, "scenarios": []})
+    none = (document(read={UNCHANGED: side("PASS")}), document())
     for documents in (none, none[1:]):
         assert "nothing was taken away: no result is of an ablation" in sensitivity.table_complaints(
             sensitivity.table(documents)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -17,13 +16,14 @@ from testbed.guest.setup.survey import Hardware, Survey, SurveyError
 from testbed.report import stack_svg
 from testbed.report.html import html
 from testbed.report.markdown import markdown
-from testbed.report.schema import Stack
+from testbed.report.schema import Document
+from testbed.report.stack_model import Stack
 from testbed.scenarios.runner import Result
 from testbed.topology.disks import make_disk
 from testbed.topology.model import GuestModel
 from testbed.topology.storage import Loop
 from testbed.units import GIB, MIB
-from tests.support.run_results import document, passed
+from tests.support.run_results import changed, document, passed, plain
 from tests.unit.report.test_html import Page
 
 SCENARIOS = Path(survey.__file__).parents[2] / "scenarios/claims"
@@ -277,9 +277,10 @@ def test_what_was_not_read_back_is_said_and_not_drawn(tmp_path: Path) -> None:
 
 
 def test_a_run_of_a_testbed_that_did_not_record_stacks_has_none_drawn(tmp_path: Path) -> None:
-    done: dict[str, Any] = document(tmp_path, passed(tmp_path))
+    old = plain(document(tmp_path, passed(tmp_path)))
     for side in ("base", "patched"):
-        del done["scenarios"][0][side]["stack"], done["scenarios"][0][side]["stack_unread"]
+        del old["scenarios"][0][side]["stack"], old["scenarios"][0][side]["stack_unread"]
+    done = Document.model_validate(old)
     assert "is not known: the run is of a testbed that did not record it" in " ".join(
         Page(html(done, tmp_path)).text.split()
     )
@@ -287,7 +288,8 @@ def test_a_run_of_a_testbed_that_did_not_record_stacks_has_none_drawn(tmp_path: 
 
 
 def test_what_the_file_had_beyond_is_listed(tmp_path: Path) -> None:
-    done = document(tmp_path, passed(tmp_path)) | {"topology_unused": ["guests.g0.loops", "guests.g0.cgroups"]}
+    done = document(tmp_path, passed(tmp_path))
+    done = changed(done, "topology_unused", ["guests.g0.loops", "guests.g0.cgroups"])
     assert "Of the file scenarios did not use: guests.g0.loops, guests.g0.cgroups." in " ".join(
         Page(html(done, tmp_path)).text.split()
     )
