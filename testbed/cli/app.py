@@ -158,7 +158,7 @@ def ended_by(error: BaseException) -> str:
 @contextlib.contextmanager
 def in_run_folder(folder: Path) -> Iterator[None]:
     """A run in this folder, which is named where a signal ends it."""
-    with runs.is_running(folder, sys.argv):
+    with runs.running(folder, sys.argv):
         try:
             yield
         except (asyncio.CancelledError, KeyboardInterrupt):

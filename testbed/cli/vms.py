@@ -115,7 +115,7 @@ def top(
                     load
                     for name in after
                     if name in before
-                    for load in vm_tables.loads(name, before[name], after[name])
+                    for load in vm_tables.disk_loads(name, before[name], after[name])
                 )
                 if as_json:
                     print(json.dumps([asdict(load) for load in found]), flush=True)
@@ -175,7 +175,11 @@ def inventory_command(
     if everything == (host is not None):
         raise UsageError("inventory: expected --list, or --host VM")
     folders = paths.folders()
-    found = inventory.variables(_reachable(host)) if host is not None else inventory.listing(registry.list_vms(folders))
+    found = (
+        inventory.host_variables(_reachable(host))
+        if host is not None
+        else inventory.make_inventory(registry.list_vms(folders))
+    )
     print(json.dumps(found))
 
 

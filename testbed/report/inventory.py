@@ -1,6 +1,7 @@
-"""Guests that stay, as a dynamic inventory of Ansible. Pure.
+"""Lists running VMs as a dynamic inventory for Ansible. Pure.
 
-The form is Ansible's own (developing dynamic inventory, "inventory scripts"): groups, and `_meta` with each host's variables.
+The form is that of Ansible's "inventory scripts" (developing dynamic inventory): groups, and `_meta` with each host's
+variables.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from typing import Any
 from testbed.host.registry import READY, VmHandle
 
 
-def variables(vm: VmHandle) -> dict[str, Any]:
-    """How a guest is reached, and what is known of it."""
+def host_variables(vm: VmHandle) -> dict[str, Any]:
+    """Return how Ansible reaches a VM, and facts about it."""
     record = vm.record
     return {
-        # A name of the guest's own configuration of ssh, which has its port and keys.
+        # A name in the guest's own ssh configuration file, which has its port and keys.
         "ansible_host": record.name,
         "ansible_user": "root",
         "ansible_ssh_common_args": f"-F '{vm.ssh_config}'",
@@ -34,19 +35,19 @@ def variables(vm: VmHandle) -> dict[str, Any]:
     }
 
 
-def listing(there: tuple[VmHandle, ...]) -> dict[str, Any]:
-    """Every guest that is ready, in the group `testbed` and in its kernel's."""
-    ready = [vm for vm in there if vm.record.state == READY]
+def make_inventory(vms: tuple[VmHandle, ...]) -> dict[str, Any]:
+    """List every VM that is ready, in the group `testbed` and in the group of its kernel."""
+    ready = [vm for vm in vms if vm.record.state == READY]
     kernels: dict[str, list[str]] = {}
     for vm in ready:
         kernels.setdefault(_group(vm.record.kernel), []).append(vm.record.name)
     return {
-        "_meta": {"hostvars": {vm.record.name: variables(vm) for vm in ready}},
+        "_meta": {"hostvars": {vm.record.name: host_variables(vm) for vm in ready}},
         "testbed": {"hosts": [vm.record.name for vm in ready], "children": list(kernels)},
         **{group: {"hosts": names} for group, names in kernels.items()},
     }
 
 
 def _group(kernel: str) -> str:
-    """A group's name has letters, digits and underscores."""
+    """Return the name of a kernel's group, of letters, digits and underscores."""
     return "kernel_" + re.sub(r"[^a-z0-9]+", "_", kernel.rpartition("/")[2].lower()).strip("_")

@@ -1,11 +1,11 @@
-"""What is told while something runs: bars on a terminal, plain lines elsewhere, and objects of JSON for programs, one a line.
+"""Shows progress: bars on a terminal, plain lines elsewhere, and for programs JSON objects, one on each line.
 
-All of it goes to standard error. An event of JSON has `event`, `monotonic_s` and `time_s` (since 1970), and by its kind:
+All of it goes to standard error. A JSON event has `event`, `monotonic_s` and `time_s` (since 1970), and by its kind:
     task      `title` and `state`: started, going on (with `fraction`, 0 to 1, or None, and `detail`), done
     note      `text`
-    stage     of a guest: `guest`, `case`, `kernel` (as the results call it) and `stage`, what it waits for or does
+    stage     of a guest: `guest`, `case`, `kernel` (its key in the results) and `stage`, what it does or waits for
     result    of a case: `case`, `attempt`, `verdict`, `reason`
-    end       the last one: `verdict`, `folder`, `exit_code`
+    end       the last event: `verdict`, `folder`, `exit_code`
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Bar:
 
 
 class Terminal:
-    """Bars that move, gone when they are done, and a line for each step that took a while."""
+    """Shows a bar for each running task, and a line for each task that took more than 2 seconds."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -89,7 +89,7 @@ class _Lines:
 
 
 class Plain:
-    """One line for each thing that happens."""
+    """Prints one line for each event."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -108,86 +108,87 @@ class Plain:
 
 
 class Events:
-    """One JSON object a line."""
+    """Writes one JSON object on each line."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def tell(self, event: str, **words: object) -> None:
-        line = {"event": event, "monotonic_s": round(time.monotonic(), 6), "time_s": round(time.time(), 3), **words}
+    def write(self, event: str, **fields: object) -> None:
+        line = {"event": event, "monotonic_s": round(time.monotonic(), 6), "time_s": round(time.time(), 3), **fields}
         self._console.file.write(json.dumps(line) + "\n")
         self._console.file.flush()
 
     @contextmanager
     def task(self, title: str) -> Iterator[Task]:
-        self.tell("task", title=title, state="started")
-        yield _Told(self, title)
-        self.tell("task", title=title, state="done")
+        self.write("task", title=title, state="started")
+        yield _EventTask(self, title)
+        self.write("task", title=title, state="done")
 
     def note(self, text: str) -> None:
-        self.tell("note", text=text)
+        self.write("note", text=text)
 
 
-class _Told:
+class _EventTask:
     def __init__(self, events: Events, title: str) -> None:
         self._events, self._title = events, title
 
     def update(self, *, fraction: float | None = None, detail: str = "") -> None:
-        self._events.tell("task", title=self._title, state="going on", fraction=fraction, detail=detail)
+        self._events.write("task", title=self._title, state="going on", fraction=fraction, detail=detail)
 
 
 class RunDisplay:
-    """Tells of the guests of a run as they go, and of each case's verdict as it comes. `total`: how many results there will be."""
+    """Shows what the guests of a run do, and each case's verdict. `total`: how many results there will be."""
 
     def __init__(self, progress: Progress, console: Console, total: int) -> None:
         self._progress, self._console, self._total = progress, console, total
         self._events = progress if isinstance(progress, Events) else None
         self._open = contextlib.ExitStack()
         self._guests: dict[tuple[str, str], tuple[contextlib.ExitStack, Task]] = {}
-        self._whole: Task | None = None
+        self._cases_task: Task | None = None
         self._count = 0
 
     def __enter__(self) -> RunDisplay:
         if isinstance(self._progress, Terminal):
-            self._whole = self._open.enter_context(self._progress.task("cases"))
-            self._whole.update(fraction=0.0, detail=f"0 of {self._total}")
+            self._cases_task = self._open.enter_context(self._progress.task("cases"))
+            self._cases_task.update(fraction=0.0, detail=f"0 of {self._total}")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
     def step(self, case: str, side: str, step: str) -> None:
-        """One of the run's guests does something else now."""
+        """Show what one of the run's guests does now; `done` ends it."""
         guest = f"{case} on {side}"
         if self._events is not None:
-            self._events.tell("stage", guest=guest, case=case, kernel=side, stage=step)
+            self._events.write("stage", guest=guest, case=case, kernel=side, stage=step)
             return
         key = (case, side)
         if key not in self._guests:
-            own = self._open.enter_context(contextlib.ExitStack())
-            self._guests[key] = (own, own.enter_context(self._progress.task(guest)))
-        own, task = self._guests[key]
+            guest_stack = self._open.enter_context(contextlib.ExitStack())
+            self._guests[key] = (guest_stack, guest_stack.enter_context(self._progress.task(guest)))
+        guest_stack, task = self._guests[key]
         if step == "done":
-            own.close()
+            guest_stack.close()
             del self._guests[key]
         else:
             task.update(detail=step)
 
     def result(self, case: str, attempt: int, verdict: Verdict, reason: str) -> None:
-        """A case has its verdict."""
+        """Show the verdict of a case."""
         self._count += 1
         first = reason.partition("\n")[0]
         if self._events is not None:
-            self._events.tell("result", case=case, attempt=attempt, verdict=verdict.value, reason=reason)
+            self._events.write("result", case=case, attempt=attempt, verdict=verdict.value, reason=reason)
         elif not isinstance(self._progress, Silent):
             line = Text.assemble((f"{verdict.value:7}", STYLES[verdict]), f" {case}: {first}")
             self._console.print(line, highlight=False, soft_wrap=True)
-        if self._whole is not None:
-            self._whole.update(fraction=self._count / self._total, detail=f"{self._count} of {self._total}")
+        if self._cases_task is not None:
+            self._cases_task.update(fraction=self._count / self._total, detail=f"{self._count} of {self._total}")
 
     def end(self, verdict: Verdict, folder: Path, exit_code: int) -> None:
+        """Write the last event, if events are written."""
         if self._events is not None:
-            self._events.tell("end", verdict=verdict.value, folder=str(folder), exit_code=exit_code)
+            self._events.write("end", verdict=verdict.value, folder=str(folder), exit_code=exit_code)
 
 
 STYLES = {
@@ -200,13 +201,13 @@ STYLES = {
 
 
 def last_line(verdict: str, folder: Path) -> str:
-    """The last line of a run and of a report of it, wherever it is printed."""
+    """Return the last line of a run, and of a report of it."""
     return f"verdict: {verdict} {folder}"
 
 
 @contextmanager
 def progress(console: Console, *, quiet: bool = False, as_json: bool = False) -> Iterator[Progress]:
-    """The right one of them for where `console` goes."""
+    """Show progress in the form that suits `console` and the options."""
     if quiet:
         yield Silent()
     elif as_json:

@@ -1,4 +1,4 @@
-"""A guest's whole plan as text: the argv, the QMP commands, and the steps inside, before anything runs. Pure."""
+"""Formats the plan of a guest: QEMU's argv, the QMP commands, and the steps inside. Nothing is run. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _FILES = command_line.BootFiles(
 
 
 def describe_plan(host: Host, name: str, guest: GuestModel, ends: tuple[Link, ...] = ()) -> Iterator[str]:
-    """The lines of `testbed plan` for one guest with these ends of networks; words in capitals stand for what is known when it runs.
+    """Return the lines of `testbed plan` for one guest. `ends`: its network links. Words in capitals stand for values that are
+    known only when it runs.
 
     :raise HostError: this host cannot run it.
     """
@@ -61,7 +62,7 @@ def describe_plan(host: Host, name: str, guest: GuestModel, ends: tuple[Link, ..
 
 
 def describe_scripts(case: Case) -> Iterator[str]:
-    """The lines that a bug's scripts have in its plan, with the variables that they find."""
+    """Return the lines of a bug's scripts in its plan, with the variables that the scripts get."""
     yield f"# its scripts, which find {', '.join(f'${name}' for name in script_files.make_script(case.guest))}"
     for script in (case.bug.preparation, case.bug.main):
         if script is not None:

@@ -1,7 +1,8 @@
-"""What was sampled while a scenario ran, as plots: rates and percentiles from the counters in a guest's folder of evidence.
+"""Makes plots of the samples in a guest's log folder: rates and percentiles of counters.
 
-A plot is a JSON object: `title`, `unit`, and `lines`, each with its `name`, `dash` (writes are dashed), and `y` over the `x` of the plot,
-in seconds since sampling began. Counters only grow, so that leaving out samples makes rates coarser and loses nothing.
+A plot is a JSON object: `title`, `unit`, and `lines`, each with its `name`, `dash` (writes are dashed), and `y` over the `x`
+of the plot, in seconds since sampling began. Counters only grow, so that skipping samples makes rates coarser but loses
+nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from testbed.report.samples import Point
 from testbed.units import MIB
 
 T = TypeVar("T")
-# More lines than that are not told apart; the busiest are drawn.
+# A reader cannot tell more lines apart; those with the highest values are drawn.
 _MOST_LINES = 8
-# A guest has a few; of what has more the first are drawn.
+# A guest has a few; of more only the first are drawn.
 _MOST_NAMES = _MOST_MARKS = 1000
 _WAYS = (("rd", "read", ""), ("wr", "write", "dash"))
 _SHARES = (0.5, 0.99)
@@ -30,7 +31,8 @@ _SHARES = (0.5, 0.99)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """What was recorded of one guest. `begin_s`: its uptime when sampling began, 0 of all plots; `kills`: (seconds, group, how many)."""
+    """The plots of one guest. `begin_s`: its uptime when sampling began, which is 0 in all plots; `marks`: actions of its
+    timeline, as (seconds, text); `kills`: by the OOM killer, as (seconds, group, how many)."""
 
     begin_s: float | None
     plots: tuple[dict[str, Any], ...]
@@ -39,25 +41,28 @@ class Recording:
 
 
 def read_recording(folder: Path, evidence: str, most_points: int) -> Recording:
-    """Of one guest, whose evidence is below a run's folder, with at most so many points a line; what is not there, or no sample, is left
-    out."""
-    disks = list(samples.disks(folder, f"{evidence}/{disk_sampler.LOG}"))
-    groups = list(samples.groups(folder, f"{evidence}/{cgroup_sampler.LOG}"))
+    """Read the recording of one guest, with at most `most_points` points on each line. `evidence`: the folder of its logs,
+    relative to the run's folder. Files that do not exist and lines that are no samples are skipped."""
+    disks = list(samples.disk_samples(folder, f"{evidence}/{disk_sampler.LOG}"))
+    groups = list(samples.cgroup_samples(folder, f"{evidence}/{cgroup_sampler.LOG}"))
     begin = min((found[0]["guest_s"] for found in (disks, groups) if found), default=None)
     if begin is None:
         return Recording(begin_s=None, plots=(), marks=(), kills=())
-    plots = [*_disk_plots(_thinned(disks, most_points), begin), *_group_plots(_whole(groups, most_points), begin)]
-    acts = islice(samples.acts(folder, f"{evidence}/{timeline.LOG}"), _MOST_MARKS)
+    plots = [
+        *_disk_plots(_thin_samples(disks, most_points), begin),
+        *_group_plots(_thin_cgroup_samples(groups, most_points), begin),
+    ]
+    actions = islice(samples.timed_actions(folder, f"{evidence}/{timeline.LOG}"), _MOST_MARKS)
     return Recording(
         begin_s=begin,
         plots=tuple(plot for plot in plots if plot["lines"]),
-        marks=tuple((round(act["guest_s"] - begin, 2), _said(act)) for act in acts),
+        marks=tuple((round(action["guest_s"] - begin, 2), _mark(action)) for action in actions),
         kills=tuple(islice(_kills(groups, begin), _MOST_MARKS)),
     )
 
 
-def _whole(changes: list[Point], most: int) -> list[Point]:
-    """Of samples of groups at most so many, with all groups that there were then, not only those that had counted."""
+def _thin_cgroup_samples(changes: list[Point], most: int) -> list[Point]:
+    """Choose at most `most` samples. A sample lists the groups whose counters changed; the result lists all groups."""
     chosen, known, found = set(_chosen(len(changes), most)), dict[str, Any](), []
     for number, sample in enumerate(changes):
         for name, group in sample["groups"].items():
@@ -70,33 +75,33 @@ def _whole(changes: list[Point], most: int) -> list[Point]:
     return found
 
 
-def _thinned(samples: list[Point], most: int) -> list[Point]:
+def _thin_samples(samples: list[Point], most: int) -> list[Point]:
     return [samples[number] for number in _chosen(len(samples), most)]
 
 
 def _chosen(count: int, most: int) -> list[int]:
-    """The numbers of at most so many samples, evenly spread, with the first and the last."""
+    """Choose at most `most` of `count` samples, evenly spread, with the first and the last."""
     if count <= most:
         return list(range(count))
     step = (count - 1) / (most - 1)
     return [round(number * step) for number in range(most)]
 
 
-def _said(act: Point) -> str:
-    if "reached" in act:
-        return str(act["reached"])
-    return f"{act.get('do', '')} failed: {act['error']}" if "error" in act else str(act.get("do", ""))
+def _mark(action: Point) -> str:
+    if "reached" in action:
+        return str(action["reached"])
+    return f"{action.get('do', '')} failed: {action['error']}" if "error" in action else str(action.get("do", ""))
 
 
 def _first(found: Iterable[T]) -> list[T]:
-    """Each once, in their order, and no more than `_MOST_NAMES`."""
+    """Return the first `_MOST_NAMES` different values, in their order."""
     return list(dict.fromkeys(found))[:_MOST_NAMES]
 
 
 def _plot(
     title: str, unit: str, x: list[float], lines: Iterable[tuple[str, str, list[float | None]]]
 ) -> dict[str, Any]:
-    """The lines that are not all zero; of many the highest."""
+    """Make a plot of the lines that are not all zero; of too many lines, of those with the highest values."""
     moving = [(name, dash, y) for name, dash, y in lines if any(y)]
     kept = sorted(moving, key=lambda line: -max(value or 0 for value in line[2]))[:_MOST_LINES]
     lines = [line for line in moving if line in kept]
@@ -117,9 +122,9 @@ def _times(samples: list[Point], begin: float) -> list[float]:
 
 
 def _rates(samples: list[Point], counter: Callable[[Point], float | None], scale: float) -> list[float | None]:
-    """Per second since the sample before; None for the first one, and where the counter is not there.
+    """Return the rate of a counter per second since the previous sample; None for the first sample, and without a counter.
 
-    One that was not there before has counted from 0, and so has one that is smaller than it was: a disk that was plugged in again.
+    A new counter has counted from 0, and so has one that is smaller than before: its disk was plugged in again.
     """
     values = [counter(sample) for sample in samples]
     rates: list[float | None] = [None]
@@ -173,12 +178,12 @@ def _group_plots(samples: list[Point], begin: float) -> Iterator[dict[str, Any]]
 
     yield _plot("Control groups' bandwidth", "MiB/s", x, of(("rbytes", "wbytes"), MIB))
     yield _plot("Control groups' requests", "requests/s", x, of(("rios", "wios"), 1))
-    held = (
+    memory = (
         (f"{name} {key}", dash, [_scaled(_picked("groups", name, key)(sample), MIB) for sample in samples])
         for name in names
         for key, dash in (("file", ""), ("shmem", "dash"), ("anon", "dot"))
     )
-    yield _plot("Control groups' memory", "MiB", x, held)
+    yield _plot("Control groups' memory", "MiB", x, memory)
     stalls = (
         (f"{name} {what}", dash, _rates(samples, _picked("groups", name, key), 1e4))
         for name in names
@@ -205,7 +210,8 @@ def _scaled(value: float | None, scale: float) -> float | None:
 
 
 def _percentiles(samples: list[Point], name: str, way: str) -> dict[float, list[float | None]]:
-    """Milliseconds that each of _SHARES of the requests took at most, between each two samples; None where there were none."""
+    """Return the latency in milliseconds below which each of _SHARES of the requests stayed, between each two samples; None
+    without requests."""
     found: dict[float, list[float | None]] = {share: [None] for share in _SHARES}
     bins = [sample["disks"].get(name, {}).get(way, {}).get("latency") for sample in samples]
     for old, new in pairwise(bins):
@@ -219,25 +225,26 @@ def _percentiles(samples: list[Point], name: str, way: str) -> dict[float, list[
 
 
 def percentile_ms(counts: list[int], share: float) -> float | None:
-    """Of a histogram with QEMU's bins below each of BOUNDARIES_NS and above the last; inside a bin as if they were spread evenly."""
+    """Return a percentile of a histogram with QEMU's bins, one below each of BOUNDARIES_NS and one above the last. Requests
+    of a bin are taken to be spread evenly over it."""
     total = sum(counts)
     if not total:
         return None
-    wanted, below = share * total, 0
+    rank, below = share * total, 0
     edges: tuple[int, ...] = (0, *BOUNDARIES_NS, BOUNDARIES_NS[-1] * 2)
     for count, low, high in zip(counts, edges, edges[1:], strict=False):
-        if count and below + count >= wanted:
-            return (low + (high - low) * (wanted - below) / count) / 1e6
+        if count and below + count >= rank:
+            return (low + (high - low) * (rank - below) / count) / 1e6
         below += count
     return edges[-1] / 1e6
 
 
 def _kills(changes: list[Point], begin: float) -> Iterator[tuple[float, str, int]]:
-    seen: dict[str, int] = {}
+    kills: dict[str, int] = {}
     for sample in changes:
         for name, group in sample["groups"].items():
             count = (group or {}).get("oom_kill", 0)
-            if count > seen.get(name, 0):
-                yield round(sample["guest_s"] - begin, 2), name, count - seen.get(name, 0)
+            if count > kills.get(name, 0):
+                yield round(sample["guest_s"] - begin, 2), name, count - kills.get(name, 0)
             if group is not None:
-                seen[name] = count
+                kills[name] = count

@@ -9,8 +9,7 @@ from pydantic import ValidationError
 
 from testbed.errors import UsageError
 from testbed.host import untrusted_files
-from testbed.report import runs as store
-from testbed.report import schema
+from testbed.report import runs, schema
 from testbed.report.bugs import schema as bug_schema
 from testbed.report.bugs.schema import BugDocument
 from testbed.report.runs import RunSummary
@@ -27,7 +26,7 @@ def read_document(folder: Path) -> Document | BugDocument | None:
 
     :raise UsageError: the file is not valid, or cannot be read.
     """
-    name = store.results(folder)
+    name = runs.result_file(folder)
     if name is None:
         return None
     path = folder / name
@@ -43,7 +42,7 @@ def read_document(folder: Path) -> Document | BugDocument | None:
         raise UsageError(f"{path}: expected the results of a run, version 1: {why}") from error
     except ValueError as error:
         raise UsageError(f"{path}: expected JSON: {error}") from error
-    if document.partial is None or document.partial.why or store.is_locked(folder):
+    if document.partial is None or document.partial.why or runs.is_locked(folder):
         return document
     # A killed process cannot write down why its run ended.
     killed = "its process ended without a word: it was killed, or this machine went down"

@@ -15,8 +15,7 @@ from testbed.guest.channels.kernel_log import Kind
 from testbed.guest.setup.survey import Survey, SurveyError
 from testbed.host import untrusted_files
 from testbed.host.facts import Host
-from testbed.report import result_reader
-from testbed.report import runs as store
+from testbed.report import result_reader, runs
 from testbed.report.fields import DocumentModel
 from testbed.report.partial import Partial
 from testbed.report.schema import (
@@ -246,34 +245,35 @@ def text(document: DocumentModel) -> str:
     return json.dumps(document.as_json(), indent=2) + "\n"
 
 
-def locate(run: str, runs: Path) -> Path:
-    """Return the folder of an earlier run: a name in the folder `runs`, a path, or `last`.
+def locate(run: str, all_runs: Path) -> Path:
+    """Return the folder of an earlier run: a name in the folder `all_runs`, a path, or `last`.
 
     :raise UsageError: there is none; for `last`, none with results.
     """
     if run != "last":
         if "\0" in run:
             raise UsageError(f"run {run!r}: expected a run's name or folder, or last")
-        folder = Path(run) if store.results(Path(run)) else runs / run
+        folder = Path(run) if runs.result_file(Path(run)) else all_runs / run
         if not folder.is_dir():
             raise UsageError(
-                f"run {run!r}: expected a run's name or folder, or last; `testbed runs` lists those in {runs}"
+                f"run {run!r}: expected a run's name or folder, or last; `testbed runs` lists those in {all_runs}"
             )
         return folder
     newest = max(
-        (runs / name for name in untrusted_files.names_below(runs) if store.results(runs / name)), default=None
+        (all_runs / name for name in untrusted_files.names_below(all_runs) if runs.result_file(all_runs / name)),
+        default=None,
     )
     if newest is None:
-        raise UsageError(f"run last: expected a run with results in {runs}, there is none")
+        raise UsageError(f"run last: expected a run with results in {all_runs}, there is none")
     return newest
 
 
-def read(run: str, runs: Path) -> Document:
+def read(run: str, all_runs: Path) -> Document:
     """Read the results of an earlier run of scenarios, named as for `locate`.
 
     :raise UsageError: there is no such run, or it has no results.
     """
-    folder = locate(run, runs)
+    folder = locate(run, all_runs)
     found = result_reader.read_document(folder)
     if found is None:
         raise UsageError(f"run {run!r}: expected results.json in {folder}, there is none")

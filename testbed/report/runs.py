@@ -1,4 +1,4 @@
-"""The folders of earlier runs: what each holds, and which may go."""
+"""Lists the folders of earlier runs, and selects and removes old ones."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 # As paths.new_run_folder names them.
 _NAME = re.compile(r"([0-9]{8}T[0-9]{6})Z-[0-9a-f]{4}")
-# Held while a run goes on; free when its process has ended, however it did.
+# Locked while a run goes on; the kernel unlocks it when the process ends.
 _LOCK = ".running"
 _COMMAND = "command: "
-# Whoever has made a folder has put something into it by then.
+# A process that made a folder has written something into it after this time.
 _FRESH_S = 3600.0
 _LARGEST_LOG, _LONGEST_LINE = 1 << 30, 1 << 20
 # The results of a run: of scenarios, of a bug, or of a suite.
@@ -55,10 +55,8 @@ Read = Callable[[Path], RunSummary | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run. `at`: when it began; `verdict` is empty and `cases` 0 where it left no results, and `command` where it left nothing.
-
-    `cases`: scenarios; of a bug the kernels that were tried, or the candidates of a reduction. `partial`: how far it came, unless it is
-    complete.
+    """One run. `at`: its start. Without results `verdict` is "" and `cases` 0; without a log `command` is empty too.
+    `cases` and `partial`: as in `RunSummary`.
     """
 
     folder: Path
@@ -72,10 +70,10 @@ class Run:
 
 
 @contextlib.contextmanager
-def is_running(folder: Path, command: Sequence[str]) -> Iterator[None]:
-    """A run that nobody removes meanwhile, and whose log is written, which begins with its `command`.
+def running(folder: Path, command: Sequence[str]) -> Iterator[None]:
+    """Lock a run's folder, so that nobody removes it, and write its log, whose first event is the `command`.
 
-    :raise HostError: its folder is gone or cannot be written.
+    :raise HostError: the folder is gone or cannot be written.
     """
     lock = lock_file(folder / _LOCK)
     try:
@@ -92,7 +90,7 @@ def is_running(folder: Path, command: Sequence[str]) -> Iterator[None]:
 
 
 def run_folders(runs: Path) -> Iterator[tuple[Path, datetime]]:
-    """Each run's folder, and when it began. Links and other things are no runs; there may be no place for any yet."""
+    """Find the folder of each run, and its start. Skips links and other files; `runs` need not exist."""
     for name in untrusted_files.names_below(runs):
         named = _NAME.fullmatch(name)
         if named is not None and untrusted_files.is_folder_below(runs, name):
@@ -101,7 +99,7 @@ def run_folders(runs: Path) -> Iterator[tuple[Path, datetime]]:
 
 
 def list_runs(runs: Path, read: Read, in_use: Collection[Path] = ()) -> tuple[Run, ...]:
-    """All of them, the newest first; `read`: reads a run's results; `in_use`: folders that guests which stay write to."""
+    """List all runs, the newest first. `read`: reads a run's results; `in_use`: folders that running VMs write to."""
     found = []
     for folder, at in run_folders(runs):
         summary = _summary(folder, read)
@@ -121,7 +119,7 @@ def list_runs(runs: Path, read: Read, in_use: Collection[Path] = ()) -> tuple[Ru
 
 
 def remove_empty_runs(runs: Path) -> tuple[Path, ...]:
-    """Remove folders of runs of which nothing came; returns them. One that was just made is left alone."""
+    """Remove folders of runs that left nothing but their command, except new ones; return the removed folders."""
     gone = []
     for folder, _ in run_folders(runs):
         old = time.time() - folder.stat().st_mtime > _FRESH_S
@@ -132,14 +130,16 @@ def remove_empty_runs(runs: Path) -> tuple[Path, ...]:
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether nothing came of a run: there are folders, and logs that hold no more than its command."""
+    """Return whether a run left nothing: only folders, and logs that hold no more than its command."""
     return all(
-        name == eventlog.FILE and not _says_more(Path(above)) for above, _, names in os.walk(folder) for name in names
+        name == eventlog.FILE and not _has_more_events(Path(above))
+        for above, _, names in os.walk(folder)
+        for name in names
     )
 
 
-def _says_more(folder: Path) -> bool:
-    """Whether a log holds more than a command, or is none."""
+def _has_more_events(folder: Path) -> bool:
+    """Return whether a log holds more than the command, or cannot be read."""
     try:
         with untrusted_files.open_below(folder, eventlog.FILE, _LARGEST_LOG) as log:
             return log.readline(_LONGEST_LINE) != b"" and log.readline(1) != b""
@@ -150,9 +150,9 @@ def _says_more(folder: Path) -> bool:
 def select_unused(
     runs: tuple[Run, ...], now: datetime, *, older_than_s: float | None, larger_than_bytes: int | None, keep: int
 ) -> tuple[Run, ...]:
-    """Which of all runs may go, the oldest first: those that are too old, and the oldest while all together are too large.
+    """Select the runs to remove, the oldest first: those that are too old, and the oldest while all are too large together.
 
-    Never one that is going on, nor one of the `keep` newest. Pure.
+    Never selects a run that goes on, nor one of the `keep` newest. Pure.
     """
     free = [
         run for run in sorted(runs, key=lambda run: run.folder.name)[: max(0, len(runs) - keep)] if not run.going_on
@@ -167,9 +167,9 @@ def select_unused(
 
 
 def remove_run(run: Run, runs: Path) -> None:
-    """Remove a run's folder, unless it is going on by now.
+    """Remove a run's folder, unless the run goes on.
 
-    :raise HostError: it is no folder of `runs`, it is in use, or it cannot be removed.
+    :raise HostError: it is no run's folder in `runs`, it is in use, or it cannot be removed.
     """
     folder = run.folder
     if folder.parent != runs or folder.is_symlink() or _NAME.fullmatch(folder.name) is None:
@@ -183,19 +183,19 @@ def remove_run(run: Run, runs: Path) -> None:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a run goes on in a folder, which may be a stranger's: its lock is only asked, and neither made nor written to."""
+    """Return whether a run goes on in a folder. A stranger may have made it: the lock file is neither created nor written."""
     try:
         with untrusted_files.open_below(folder, _LOCK, _LARGEST_LOG) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
-        return False  # none, or what is no lock of ours
+        return False  # no lock file, or something else
     return False
 
 
-def results(folder: Path) -> str | None:
-    """What the file with a run's results is called. It may be something else than a file."""
+def result_file(folder: Path) -> str | None:
+    """Return the name of the file with a run's results, None if there is none. It may be something else than a file."""
     return next((name for name in RESULT_FILES if untrusted_files.exists_below(folder, name)), None)
 
 
@@ -209,7 +209,7 @@ def _summary(folder: Path, read: Read) -> RunSummary:
 
 
 def _logged_command(folder: Path) -> tuple[str, ...]:
-    """The command of a run that left no results, by its log."""
+    """Read the command of a run without results from its log."""
     with untrusted_files.open_below(folder, eventlog.FILE, _LARGEST_LOG) as log:
         event = str(parse_printable_json(log.readline(_LONGEST_LINE))["event"])
     return tuple(shlex.split(event.removeprefix(_COMMAND))[1:]) if event.startswith(_COMMAND) else ()

@@ -1,4 +1,4 @@
-"""Reads what was sampled and done while a scenario ran, from a guest's folder of evidence: a guest or a stranger may have written it."""
+"""Reads samples and timelines from a guest's log folder. A guest or a stranger may have written them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STRICT = with_config({"strict": True})
 
 
 @_STRICT
-class _Way(TypedDict, total=False):
+class _Direction(TypedDict, total=False):
     requests: Count
     bytes: Count
     latency: Every[Count]
@@ -28,8 +28,8 @@ class _Way(TypedDict, total=False):
 
 @_STRICT
 class _Disk(TypedDict, total=False):
-    rd: _Way
-    wr: _Way
+    rd: _Direction
+    wr: _Direction
 
 
 @_STRICT
@@ -44,45 +44,45 @@ class _Group(TypedDict, total=False):
 
 
 @_STRICT
-class _OfDisks(TypedDict):
+class _DiskSample(TypedDict):
     guest_s: Seconds
     disks: Named[_Disk]
 
 
 @_STRICT
-class _OfGroups(TypedDict):
+class _CgroupSample(TypedDict):
     guest_s: Seconds
     groups: Named[_Group | None]
 
 
 @_STRICT
-class _Act(TypedDict, total=False):
+class _Action(TypedDict, total=False):
     guest_s: Seconds
     reached: str
     do: str
     error: str
 
 
-_DISKS, _GROUPS, _ACT = TypeAdapter(_OfDisks), TypeAdapter(_OfGroups), TypeAdapter(_Act)
+_DISKS, _GROUPS, _ACTION = TypeAdapter(_DiskSample), TypeAdapter(_CgroupSample), TypeAdapter(_Action)
 
 
-def disks(folder: Path, name: str) -> Iterator[Point]:
-    """Samples of emulated disks; see `sampler`."""
+def disk_samples(folder: Path, name: str) -> Iterator[Point]:
+    """Read samples of emulated disks, as `disk_sampler` writes them."""
     return _lines(folder, name, _DISKS)
 
 
-def groups(folder: Path, name: str) -> Iterator[Point]:
-    """Samples of control groups; see `group_sampler`."""
+def cgroup_samples(folder: Path, name: str) -> Iterator[Point]:
+    """Read samples of control groups, as `cgroup_sampler` writes them."""
     return _lines(folder, name, _GROUPS)
 
 
-def acts(folder: Path, name: str) -> Iterator[Point]:
-    """What a timeline has done; see `player`."""
-    return (act for act in _lines(folder, name, _ACT) if "guest_s" in act)
+def timed_actions(folder: Path, name: str) -> Iterator[Point]:
+    """Read the actions of a timeline, as `guest.timeline` writes them."""
+    return (action for action in _lines(folder, name, _ACTION) if "guest_s" in action)
 
 
 def _lines(folder: Path, name: str, model: TypeAdapter[Any]) -> Iterator[Point]:
-    """The lines that are of the model's form: a guest that was lost may have left half of one."""
+    """Read the lines that the model accepts: a lost guest may have left an incomplete line."""
     try:
         data = untrusted_files.read_below(folder, name, _LARGEST_FILE)
     except OSError:

@@ -1,4 +1,4 @@
-"""Guests that stay, and what their disks do, as tables for a person."""
+"""Formats VMs, their hardware and the load of their disks as tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STYLES = {registry.READY: "green", registry.STARTING: "yellow", registry.LOST: 
 
 
 def guests_table(records: tuple[VmRecord, ...]) -> Table:
-    """One row a guest."""
+    """Make a row for each VM."""
     table = Table(box=None, pad_edge=False)
     for column in ("name", "state", "kernel", "age", "disks", "memory", "topology"):
         table.add_column(column, no_wrap=column in ("name", "age"), overflow="fold")
@@ -41,8 +41,8 @@ def guests_table(records: tuple[VmRecord, ...]) -> Table:
 
 
 def hardware_table(found: Mapping[str, Mapping[str, Sequence[str]]]) -> RenderableType:
-    """One row a disk: its limits, delays and faults, as the command line says them, and the errors that there were; below them the
-    machine's memory and CPUs.
+    """Make a row for each disk: its limits, delays and faults in the syntax of the command line, and its errors. Below them
+    the memory and CPUs of the machine.
     """
     table = Table(box=None, pad_edge=False)
     for column in ("disk", "throttle", "delay", "inject", "errors"):
@@ -59,7 +59,7 @@ def hardware_table(found: Mapping[str, Mapping[str, Sequence[str]]]) -> Renderab
 
 
 def age(seconds: float) -> str:
-    """Such as 12s, 3m 05s, 2h 04m, 3d 1h."""
+    """Format an age such as 12s, 3m 05s, 2h 04m, 3d 1h."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -71,9 +71,9 @@ def age(seconds: float) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """What one disk of one guest did between two readings. Rates are per second, latencies in milliseconds; `shares`: of the disk's bytes,
-    by control group, largest first."""
+class DiskLoad:
+    """The load of one disk of one guest between two readings. Rates are per second, latencies in milliseconds; pairs are of
+    reads and writes. `shares`: of the disk's bytes, by control group, the largest first."""
 
     guest: str
     disk: str
@@ -84,8 +84,8 @@ class Load:
     shares: tuple[tuple[str, float], ...]
 
 
-def loads(guest: str, before: dict[str, Any], after: dict[str, Any]) -> tuple[Load, ...]:
-    """The difference of two readings (`gauges.read`), by disk."""
+def disk_loads(guest: str, before: dict[str, Any], after: dict[str, Any]) -> tuple[DiskLoad, ...]:
+    """Return the load of each disk, as the difference of two readings (`metrics.readings.read_all`)."""
     seconds = max(after["at"] - before["at"], 1e-3)
     found = []
     for name, now in after["disks"].items():
@@ -98,7 +98,7 @@ def loads(guest: str, before: dict[str, Any], after: dict[str, Any]) -> tuple[Lo
         groups = {group: count - then["cgroups"].get(group, 0) for group, count in now["cgroups"].items()}
         shares = {group: count / sum(moved) for group, count in groups.items() if count > 0 and sum(moved)}
         found.append(
-            Load(
+            DiskLoad(
                 guest=guest,
                 disk=name,
                 iops=(requests[0] / seconds, requests[1] / seconds),
@@ -118,8 +118,8 @@ def _each_ms(time_ns: int, requests: int) -> float | None:
     return time_ns / requests / 1e6 if requests else None
 
 
-def loads_table(found: tuple[Load, ...]) -> Table:
-    """One row a disk."""
+def loads_table(loads: tuple[DiskLoad, ...]) -> Table:
+    """Make a row for each disk."""
     table = Table(box=None, pad_edge=False)
     for column in ("guest", "disk"):
         table.add_column(column, no_wrap=True)
@@ -127,7 +127,7 @@ def loads_table(found: tuple[Load, ...]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("limit", overflow="fold")
     table.add_column("of its bytes", overflow="fold")
-    for load in found:
+    for load in loads:
         table.add_row(
             load.guest,
             load.disk,

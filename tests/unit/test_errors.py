@@ -100,7 +100,7 @@ def test_an_interrupt_while_the_command_line_is_loaded_is_no_traceback(tmp_path:
 
 
 def test_a_run_writes_down_what_was_done_with_both_clocks_and_whose_it_was(tmp_path: Path) -> None:
-    with pytest.raises(TestbedError, match="it broke"), runs.is_running(tmp_path, ["tb"]):
+    with pytest.raises(TestbedError, match="it broke"), runs.running(tmp_path, ["tb"]):
         eventlog.log_event("SSH answered", guest="g0", logs="oom-tmpfs-base", stage="ready")
         eventlog.log_event("image made")
         raise TestbedError("it broke")

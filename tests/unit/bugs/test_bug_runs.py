@@ -249,7 +249,7 @@ def test_a_run_that_ended_early_is_shown_as_that(tmp_path: Path, what: str) -> N
 def test_a_killed_run_says_so_where_its_results_are_read(tmp_path: Path) -> None:
     going_on = INTERRUPTED.model_copy(update={"why": ""})
     (tmp_path / "suite.json").write_text(json.dumps(documents(tmp_path, going_on)["suite"].as_json()))
-    with runs.is_running(tmp_path, ["testbed"]):
+    with runs.running(tmp_path, ["testbed"]):
         running = bug_files.read(tmp_path)
     assert running is not None and str(running.partial).endswith("; the run goes on")
     killed = bug_files.read(tmp_path)

@@ -68,7 +68,7 @@ def test_runs_are_listed_and_pruned_and_nothing_else_is_touched(tmp_path: Path) 
     (outside / "file").touch()
     link = state / "runs" / "20200104T000000Z-0004"
     link.symlink_to(outside)
-    with runs.is_running(going, ["tb", "compare", "word " * 60]):
+    with runs.running(going, ["tb", "compare", "word " * 60]):
         # A program that reads them gets a line for each.
         rows = testbed(tmp_path, "runs", COLUMNS="").stdout.splitlines()
         assert len(rows) == 4 and rows[1].rstrip().endswith("word word")
@@ -112,7 +112,7 @@ def test_what_is_no_folder_of_runs_is_not_removed(tmp_path: Path) -> None:
     for wrong in (replace(found, folder=tmp_path), replace(found, folder=tmp_path / "runs" / ".." / "runs")):
         with pytest.raises(HostError, match="it is left alone"):
             runs.remove_run(wrong, tmp_path / "runs")
-    with runs.is_running(folder, ["tb"]), pytest.raises(HostError, match="is going on"):
+    with runs.running(folder, ["tb"]), pytest.raises(HostError, match="is going on"):
         runs.remove_run(found, tmp_path / "runs")
     assert folder.exists()
 
@@ -224,7 +224,7 @@ def test_folders_of_which_nothing_came_are_swept_and_no_others(tmp_path: Path) -
         (folder / "g0").mkdir(parents=True)
         if name == "full":
             (folder / "g0" / "console.log").touch()
-        with runs.is_running(folder, ["tb"]):
+        with runs.running(folder, ["tb"]):
             pass
         if name != "new":
             os.utime(folder, (0, 0))
@@ -236,7 +236,7 @@ def test_folders_of_which_nothing_came_are_swept_and_no_others(tmp_path: Path) -
 def test_a_run_without_results_has_its_command_and_stays_where_its_log_says_more(tmp_path: Path) -> None:
     folder = tmp_path / "20260601T000000Z-0000"
     folder.mkdir()
-    with pytest.raises(ValueError, match="no"), runs.is_running(folder, ["/bin/tb", "compare", "a b"]):
+    with pytest.raises(ValueError, match="no"), runs.running(folder, ["/bin/tb", "compare", "a b"]):
         raise ValueError("no")
     os.utime(folder, (0, 0))
     assert runs.remove_empty_runs(tmp_path) == ()

@@ -141,7 +141,7 @@ def reading(at: float, requests: int, **cgroups: int) -> dict[str, Any]:
 
 
 def test_a_load_is_the_difference_of_two_readings() -> None:
-    (load,) = vm_tables.loads("g0", reading(10, 100, a=4096), reading(12, 300, a=4096 * 151, b=4096 * 50, c=0))
+    (load,) = vm_tables.disk_loads("g0", reading(10, 100, a=4096), reading(12, 300, a=4096 * 151, b=4096 * 50, c=0))
     assert load.iops == (100, 0) and load.bytes_s == (409600, 0) and load.latency_ms == (2, None)
     assert load.shares == (("a", 0.75), ("b", 0.25))
     young = replace(RECORD, since=time.time() - 65)
@@ -167,7 +167,7 @@ def test_the_inventory_has_ready_guests_alone() -> None:
         ),
         VmHandle(folder=Path("/run/g2"), record=replace(RECORD, name="g2", state=registry.LOST)),
     )
-    listed = inventory.listing(there)
+    listed = inventory.make_inventory(there)
     assert listed["testbed"] == {"hosts": ["g0", "g1"], "children": ["kernel_debian_6_1", "kernel_my_kernel_deb"]}
     assert listed["kernel_debian_6_1"] == {"hosts": ["g0"]}
     own = listed["_meta"]["hostvars"]["g0"]
