@@ -8,13 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A number of one case on one kernel in both runs: a measure, or how often the case passed. `kernel` is "" where a pair
-    of kernels is judged.
+    """A number of one case on one kernel in both runs: a measure, or how often the case passed. `kernel` is "" where a
+    pair of kernels is judged.
 
-    `attempts`: how many values each run has; `before` and `after`: their medians, or rates; `shift`: how much greater the
-    second run's values are, with its `interval` at 95 %; `change`: the shift over `before`; `p` and `adjusted_p`: the
-    probability of such a difference by chance. These are None where there are too few values. `changed`: None where that is
-    not known; `why`: the reason in words.
+    `attempts`: how many values each run has; `before` and `after`: their medians, or rates; `shift`: how much greater
+    the second run's values are, with its `interval` at 95 %; `change`: the shift over `before`; `p` and `adjusted_p`:
+    the probability of such a difference by chance. These are None where there are too few values. `changed`: None where
+    that is not known; `why`: the reason in words.
     """
 
     case: str
@@ -64,10 +64,10 @@ class VerdictChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two runs compared. `added` and `gone`: cases of the second and the first run only; `one_sided`: measures that were not
-    compared, with the reason. `needed`: how many attempts in each run can show a change of one measure. `same`: how many
-    measures are equal in all attempts. Of the others `measures` changed, `ignored` did not beyond chance, and of `untold`
-    it is not known."""
+    """Two runs compared. `added` and `gone`: cases of the second and the first run only; `one_sided`: measures that
+    were not compared, with the reason. `needed`: how many attempts in each run can show a change of one measure.
+    `same`: how many measures are equal in all attempts. Of the others `measures` changed, `ignored` did not beyond
+    chance, and of `untold` it is not known."""
 
     before: RunHead
     after: RunHead

@@ -1,9 +1,9 @@
 """Compares two runs: what changed beyond chance and by how much, and what cannot be decided. Pure.
 
-Each measure of a case on a kernel is a sample in each run, of one value for each attempt. The exact test of Mann and Whitney
-says whether two samples differ, the adjustment of Benjamini and Hochberg over all measures how many of the differences may
-be chance, and the shift of Hodges and Lehmann by how much (`rank_test`). How often a case passed is one more row
-(`pass_rates`). Verdicts are compared as they are.
+Each measure of a case on a kernel is a sample in each run, of one value for each attempt. The exact test of Mann and
+Whitney says whether two samples differ, the adjustment of Benjamini and Hochberg over all measures how many of the
+differences may be chance, and the shift of Hodges and Lehmann by how much (`rank_test`). How often a case passed is one
+more row (`pass_rates`). Verdicts are compared as they are.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def _setup(before: Document, after: Document) -> Iterator[SetupChange]:
 
 
 def _rows(old: Case, new: Case, side: str) -> Iterator[Row | None]:
-    """Make a row for each measure that a case has on a kernel in both runs; None for one that is equal in all attempts."""
+    """Make a row for each measure that a case has on a kernel in both runs; None for one that is equal in all
+    attempts."""
     for name, measure in new.sides[side].measures.items():
         was = old.sides[side].measures.get(name)
         if was is None or was.unit != measure.unit:
@@ -243,8 +244,8 @@ def _nothing(found: Comparison) -> str:
     if _would_show(found):
         return "Nothing, beyond chance, where both came to; nothing can be told of the rest."
     return (
-        f"Nothing can be told: a change of one among {measures} measures shows from {found.needed} attempts in each run on "
-        f"(`--repeat {found.needed}`)."
+        f"Nothing can be told: a change of one among {measures} measures shows from {found.needed} attempts "
+        f"in each run on (`--repeat {found.needed}`)."
     )
 
 

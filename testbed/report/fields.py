@@ -1,5 +1,5 @@
-"""Types of the fields of result files. A stranger may have written the file: every list and number is bounded, and no value
-is converted to another type."""
+"""Types of the fields of result files. A stranger may have written the file: every list and number is bounded, and no
+value is converted to another type."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def _omit_additional_properties(schema: dict[str, Any]) -> None:
 
 
 class DocumentModel(BaseModel):
-    """Base of the models of result files. It keeps unknown keys, which a later version of the testbed may have added."""
+    """Base of the models of result files. It keeps unknown keys, which a later version of the testbed may have
+    added."""
 
     model_config = ConfigDict(
         frozen=True,

@@ -1,8 +1,8 @@
-"""A run's `report.html`: one file that needs nothing else, with plots of what was sampled while the scenarios ran.
+"""Makes a run's `report.html`: one file that needs no other, with plots of the samples taken while the scenarios ran.
 
-All text goes through the template's escaping. What the plots show, and the library that draws them, are compressed and in base64, in which
-nothing can end a script; the library is read when the first plot comes into view. The page's policy lets exactly its own two scripts run,
-and nothing be fetched.
+The template escapes all text. The data of the plots and the library that draws them are compressed and in base64, in
+which nothing can end a script; the page unpacks the library when the first plot comes into view. The page's policy
+allows exactly its own two scripts, and fetches nothing.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from testbed.topology.model import Topology
 from testbed.topology.unused import without_unused
 
 _PAGE = Path(__file__).parent / "page"
-# Points of a line: enough for the eye where there are few scenarios, and all lines together a few megabytes where there are many.
+# Points of a line: enough for the eye in a report of few scenarios; in one of many, all lines take a few megabytes.
 _MOST_POINTS, _LEAST_POINTS, _ALL_POINTS = 400, 20, 20_000
-# As many are shown open; more would be scrolled through.
+# Up to so many cases are shown open; a reader would have to scroll through more.
 _OPEN_CASES = 6
 LOGS = (
     "console.log",
@@ -52,18 +52,18 @@ LOGS = (
     "argv.txt",
     "traceback.txt",
 )
-# Lines of a kernel's log that are shown, for each kernel and in all; the file has all of them.
+# Kernel log lines that are shown, for each kernel and in all; dmesg.txt has all of them.
 _MOST_LINES, _LEAST_LINES, _ALL_LINES = 40, 5, 10_000
-# In a report of more cases, each has a link to its folder, and not to every log in it.
+# In a report of more cases the others have a link to their folder, and not to every log in it.
 _LINKED_CASES = 200
-# The stacks of so many cases are drawn, those of the others are there in words: a picture takes 5 kB.
+# The stacks of the first cases are drawn, and those of the others described in words: a picture takes 5 kB.
 _DRAWN_CASES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Item:
-    """A case on the page. `log`: kernel log lines, each with its kernel and its time in the plots; `files`: names and paths
-    of log files, by kernel; `plots`: compressed JSON."""
+    """A case on the page. `log`: kernel log lines, each with its kernel and its time in the plots; `files`: names and
+    paths of log files, by kernel; `plots`: compressed JSON."""
 
     id: str
     case: Case
@@ -91,7 +91,7 @@ class _StackFigure:
 def html(document: Document, folder: Path) -> str:
     """Return the whole page; `folder` is the run's.
 
-    :raise HostError: the library that draws is not installed.
+    :raise HostError: the plotting library is not installed.
     """
     sides = list(document.kernels)
     cases = document.scenarios
@@ -115,8 +115,8 @@ def html(document: Document, folder: Path) -> str:
         style=style(),
         script=script,
         library=library.packed,
-        policy=f"default-src 'none'; script-src {_hash(script)} {library.hash}; style-src 'unsafe-inline'; img-src data:; "
-        "base-uri 'none'; form-action 'none'",
+        policy=f"default-src 'none'; script-src {_hash(script)} {library.hash}; style-src 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'",
     )
 
 
@@ -136,33 +136,34 @@ def _item(number: int, case: Case, sides: list[str], folder: Path, points: int, 
         ],
         log=[line for side in sides for line in _log(side, case.sides[side], recorded[side], lines)],
         log_left_out=sum(max(0, len(case.sides[side].console) - lines) for side in sides),
-        files=[(side, files(folder, case.sides[side].evidence, whole=number < _LINKED_CASES)) for side in sides],
+        files=[(side, log_links(folder, case.sides[side].evidence, all_logs=number < _LINKED_CASES)) for side in sides],
         plot_count=len(drawn),
         plots=_packed(json.dumps(drawn, separators=(",", ":"))) if drawn else "",
     )
 
 
-def files(folder: Path, evidence: str, *, whole: bool) -> list[tuple[str, str]]:
-    """The logs that are there, each with its path from the page; or only their folder. What is a link, or elsewhere, is not there."""
-    if not whole:
+def log_links(folder: Path, evidence: str, *, all_logs: bool) -> list[tuple[str, str]]:
+    """Return the names of a guest's logs and their paths relative to the page, or only their folder. Leaves out links,
+    and paths outside of the run's folder."""
+    if not all_logs:
         return [("its folder", evidence)] if untrusted_files.is_folder_below(folder, evidence) else []
     return [(log, f"{evidence}/{log}") for log in LOGS if untrusted_files.is_file_below(folder, f"{evidence}/{log}")]
 
 
 def _plots(recorded: dict[str, Recording]) -> Iterator[dict[str, Any]]:
-    """One for each thing that is plotted, with all sides of it; `most` is the end of their common scale."""
-    titles = dict.fromkeys((plot["title"], plot["unit"]) for one in recorded.values() for plot in one.plots)
+    """Make one plot for each quantity, with all kernels; `most` is the end of their common scale."""
+    titles = dict.fromkeys((plot["title"], plot["unit"]) for recording in recorded.values() for plot in recording.plots)
     for title, unit in titles:
         sides: list[dict[str, Any]] = []
-        for side, one in recorded.items():
+        for side, recording in recorded.items():
             nothing: dict[str, Any] = {"x": [], "lines": [], "left_out": 0}
-            plot = next((plot for plot in one.plots if plot["title"] == title), nothing)
-            kills = [list(kill) for kill in one.kills] if "memory" in title else []
+            plot = next((plot for plot in recording.plots if plot["title"] == title), nothing)
+            kills = [list(kill) for kill in recording.kills] if "memory" in title else []
             sides.append(
                 {
                     "side": side,
                     **{key: plot[key] for key in ("x", "lines", "left_out")},
-                    "marks": one.marks,
+                    "marks": recording.marks,
                     "kills": kills,
                 }
             )
@@ -191,7 +192,7 @@ def _stack(sides: list[str], stack: Stack | str, *, drawn: bool, all_sides: bool
 
 
 def _image(svg: str) -> str:
-    """An image in which nothing runs."""
+    """Return an image as a URL; the browser runs no script in it."""
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
@@ -203,7 +204,7 @@ def _picture(document: Document) -> dict[str, str] | None:
         topology = None
     if topology is None:
         return None
-    # Older runs recorded the whole file, and used no more of it.
+    # Earlier testbeds recorded the whole file.
     used = topology.model_copy(
         update={"guests": {name: without_unused(guest) for name, guest in topology.guests.items()}}
     )
@@ -211,7 +212,7 @@ def _picture(document: Document) -> dict[str, str] | None:
 
 
 class _Library:
-    """plotly.js as a page carries it. It is shipped inside plotly's Python package, which itself takes a second to import."""
+    """plotly.js as a page contains it. Plotly's Python package ships it; importing that package would take a second."""
 
     def __init__(self, source: bytes) -> None:
         self.packed = _packed_bytes(source)
@@ -220,8 +221,8 @@ class _Library:
 
 @functools.cache
 def _library() -> _Library:
-    found = importlib.util.find_spec("plotly")
-    file = Path(found.origin).parent / "package_data" / "plotly.min.js" if found is not None and found.origin else None
+    spec = importlib.util.find_spec("plotly")
+    file = Path(spec.origin).parent / "package_data" / "plotly.min.js" if spec is not None and spec.origin else None
     try:
         if file is None:
             raise FileNotFoundError(2, "plotly is not installed")
@@ -242,20 +243,21 @@ def _packed_bytes(data: bytes) -> str:
 
 
 def _hash(script: str) -> str:
-    """How a Content-Security-Policy names an inline script. The browser hashes what it has parsed, without carriage returns."""
+    """Return the source of an inline script in a Content-Security-Policy. The browser hashes the parsed script, which
+    has no carriage returns."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.replace(chr(13), '').encode()).digest()).decode()}'"
 
 
 def style() -> str:
-    """The style sheet of all pages."""
+    """Return the style sheet of all pages."""
     return (_PAGE / "report.css").read_text(encoding="utf-8")
 
 
 @functools.cache
 def environment() -> jinja2.Environment:
-    """Of all pages: everything is escaped, and nothing may be missing."""
+    """Return the template environment of all pages: all values are escaped, and an undefined one is an error."""
     loader = jinja2.FileSystemLoader(_PAGE)
-    made = jinja2.Environment(
+    templates = jinja2.Environment(
         loader=loader,
         autoescape=True,
         trim_blocks=True,
@@ -263,5 +265,5 @@ def environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    made.filters |= {"seconds": wording.seconds, "first_line": wording.first_line, "claim": wording.claim}
-    return made
+    templates.filters |= {"seconds": wording.seconds, "first_line": wording.first_line, "claim": wording.claim}
+    return templates

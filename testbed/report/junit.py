@@ -1,8 +1,8 @@
-"""Formats a run's results as JUnit XML for CI systems: a test case for each case, or for each kernel of a case if kernels
-are judged alone.
+"""Formats a run's results as JUnit XML for CI systems: a test case for each case, or for each kernel of a case if
+kernels are judged alone.
 
-FAIL is a failure. INVALID and INFRA are errors: they say nothing about the kernel. SKIP is skipped. The setup of the run is
-in properties. A partial run has one more test, which is an error, so that no reader takes it for complete.
+FAIL is a failure. INVALID and INFRA are errors: they say nothing about the kernel. SKIP is skipped. The setup of the
+run is in properties. A partial run has one more test, which is an error, so that no reader takes it for complete.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Formats a run's results as KTAP, version 1 (Documentation/dev-tools/ktap.rst): a subtest for each case, and in it one for
-each kernel.
+"""Formats a run's results as KTAP, version 1 (Documentation/dev-tools/ktap.rst): a subtest for each case, and in it one
+for each kernel.
 
-A case whose verdict is PASS is `ok`, a skipped one is `ok ... # SKIP reason`; any other is `not ok`, with its verdict in a
-diagnostic line before it. A kernel of a pair is `ok` if it shows what is expected of it. A partial run has one more
-subtest, which is `not ok`.
+A case whose verdict is PASS is `ok`, a skipped one is `ok ... # SKIP reason`; any other is `not ok`, with its verdict
+in a diagnostic line before it. A kernel of a pair is `ok` if it shows what is expected of it. A partial run has one
+more subtest, which is `not ok`.
 """
 
 from __future__ import annotations

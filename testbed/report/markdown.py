@@ -1,4 +1,5 @@
-"""Formats a run's results as Markdown, to be kept beside the code: what ran, on what, the outcome, and how to repeat it."""
+"""Formats a run's results as Markdown, to be kept beside the code: what ran, on what, the outcome, and how to repeat
+it."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ def markdown(document: Document) -> str:
     alone = wording.is_judged_alone(document)
     omitted = wording.omitted_cases(document)
     columns = [*map(cell, sides), *([] if alone else ["verdict", "reason"])]
+    title = "Scenario by kernel" if alone else "Base against patched"
     lines = [
-        f"# {'Scenario by kernel' if alone else 'Base against patched'}: {document.verdict}{', partial' if omitted else ''}",
+        f"# {title}: {document.verdict}{', partial' if omitted else ''}",
         "",
         *([f"**{cell(omitted)}**", ""] if omitted else []),
         *_setup(document),
@@ -122,5 +124,6 @@ def one_line(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """Escape a text for a table cell: a guest may have written it, and it must neither end the cell nor steer a terminal."""
+    """Escape a text for a table cell: a guest may have written it, and it must neither end the cell nor steer a
+    terminal."""
     return one_line(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

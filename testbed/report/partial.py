@@ -6,8 +6,9 @@ from testbed.report.fields import Count, DocumentModel
 
 
 class Partial(DocumentModel):
-    """`ended` of `wanted` results are known. `wanted` is None where it is known only at the end, and a limit if `at_most`.
-    `what`: what the results are of, in the plural, such as cases. `why`: what ended the run; empty while it goes on.
+    """`ended` of `wanted` results are known. `wanted` is None where it is known only at the end, and a limit if
+    `at_most`. `what`: what the results are of, in the plural, such as cases. `why`: what ended the run; empty while it
+    goes on.
     """
 
     ended: Count

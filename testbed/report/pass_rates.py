@@ -1,8 +1,8 @@
 """Compares how often a case passed in two runs, in rows like those of measures (`diff`). Pure.
 
-Each attempt that has a result passed or did not: a sample of ones and zeros. With so many equal values the exact test of
-Mann and Whitney is Fisher's two-sided test. The interval of the difference is made of Wilson's intervals of both rates:
-R. G. Newcombe, "Interval estimation for the difference between independent proportions" (1998), method 10.
+Each attempt that has a result passed or did not: a sample of ones and zeros. With so many equal values the exact test
+of Mann and Whitney is Fisher's two-sided test. The interval of the difference is made of Wilson's intervals of both
+rates: R. G. Newcombe, "Interval estimation for the difference between independent proportions" (1998), method 10.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _NO_RESULT = ("SKIP", "INFRA")
 
 
 def rows(old: Case, new: Case, kernels: Sequence[str]) -> Iterator[Row]:
-    """Make the rows of one case, if a run has several attempts and not all of both runs have the same result: one for each
-    of `kernels`, which are judged alone, or one for the pair, whose `kernel` is empty."""
+    """Make the rows of one case, if a run has several attempts and not all of both runs have the same result: one for
+    each of `kernels`, which are judged alone, or one for the pair, whose `kernel` is empty."""
     if not (old.attempts or new.attempts):
         return
     for kernel in kernels or ("",):

@@ -23,8 +23,8 @@ _FILES = command_line.BootFiles(
 
 
 def describe_plan(host: Host, name: str, guest: GuestModel, ends: tuple[Link, ...] = ()) -> Iterator[str]:
-    """Return the lines of `testbed plan` for one guest. `ends`: its network links. Words in capitals stand for values that are
-    known only when it runs.
+    """Return the lines of `testbed plan` for one guest. `ends`: its network links. Words in capitals stand for values
+    that are known only when it runs.
 
     :raise HostError: this host cannot run it.
     """

@@ -1,8 +1,8 @@
 """Makes plots of the samples in a guest's log folder: rates and percentiles of counters.
 
-A plot is a JSON object: `title`, `unit`, and `lines`, each with its `name`, `dash` (writes are dashed), and `y` over the `x`
-of the plot, in seconds since sampling began. Counters only grow, so that skipping samples makes rates coarser but loses
-nothing.
+A plot is a JSON object: `title`, `unit`, and `lines`, each with its `name`, `dash` (writes are dashed), and `y` over
+the `x` of the plot, in seconds since sampling began. Counters only grow, so that skipping samples makes rates coarser
+but loses nothing.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _SHARES = (0.5, 0.99)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """The plots of one guest. `begin_s`: its uptime when sampling began, which is 0 in all plots; `marks`: actions of its
-    timeline, as (seconds, text); `kills`: by the OOM killer, as (seconds, group, how many)."""
+    """The plots of one guest. `begin_s`: its uptime when sampling began, which is 0 in all plots; `marks`: actions of
+    its timeline, as (seconds, text); `kills`: by the OOM killer, as (seconds, group, how many)."""
 
     begin_s: float | None
     plots: tuple[dict[str, Any], ...]
@@ -41,8 +41,8 @@ class Recording:
 
 
 def read_recording(folder: Path, evidence: str, most_points: int) -> Recording:
-    """Read the recording of one guest, with at most `most_points` points on each line. `evidence`: the folder of its logs,
-    relative to the run's folder. Files that do not exist and lines that are no samples are skipped."""
+    """Read the recording of one guest, with at most `most_points` points on each line. `evidence`: the folder of its
+    logs, relative to the run's folder. Files that do not exist and lines that are no samples are skipped."""
     disks = list(samples.disk_samples(folder, f"{evidence}/{disk_sampler.LOG}"))
     groups = list(samples.cgroup_samples(folder, f"{evidence}/{cgroup_sampler.LOG}"))
     begin = min((found[0]["guest_s"] for found in (disks, groups) if found), default=None)
@@ -122,7 +122,8 @@ def _times(samples: list[Point], begin: float) -> list[float]:
 
 
 def _rates(samples: list[Point], counter: Callable[[Point], float | None], scale: float) -> list[float | None]:
-    """Return the rate of a counter per second since the previous sample; None for the first sample, and without a counter.
+    """Return the rate of a counter per second since the previous sample; None for the first sample, and without a
+    counter.
 
     A new counter has counted from 0, and so has one that is smaller than before: its disk was plugged in again.
     """
@@ -210,8 +211,8 @@ def _scaled(value: float | None, scale: float) -> float | None:
 
 
 def _percentiles(samples: list[Point], name: str, way: str) -> dict[float, list[float | None]]:
-    """Return the latency in milliseconds below which each of _SHARES of the requests stayed, between each two samples; None
-    without requests."""
+    """Return the latency in milliseconds below which each of _SHARES of the requests stayed, between each two samples;
+    None without requests."""
     found: dict[float, list[float | None]] = {share: [None] for share in _SHARES}
     bins = [sample["disks"].get(name, {}).get(way, {}).get("latency") for sample in samples]
     for old, new in pairwise(bins):
@@ -225,8 +226,8 @@ def _percentiles(samples: list[Point], name: str, way: str) -> dict[float, list[
 
 
 def percentile_ms(counts: list[int], share: float) -> float | None:
-    """Return a percentile of a histogram with QEMU's bins, one below each of BOUNDARIES_NS and one above the last. Requests
-    of a bin are taken to be spread evenly over it."""
+    """Return a percentile of a histogram with QEMU's bins, one below each of BOUNDARIES_NS and one above the last.
+    Requests of a bin are taken to be spread evenly over it."""
     total = sum(counts)
     if not total:
         return None

@@ -1,8 +1,10 @@
-"""Whether two samples differ, by how much, and which of many differences are beyond chance: by ranks, for noise of any shape. Pure.
+"""Tests by ranks, for noise of any distribution, whether two samples differ, by how much, and which of many differences
+are beyond chance. Pure.
 
-Sources: H. B. Mann and D. R. Whitney, "On a test of whether one of two random variables is stochastically larger than the other" (1947);
-J. L. Hodges and E. L. Lehmann, "Estimates of location based on rank tests" (1963); M. Hollander, D. A. Wolfe, E. Chicken, "Nonparametric
-Statistical Methods" (2014), 4.1 to 4.3; Y. Benjamini and Y. Hochberg, "Controlling the false discovery rate" (1995).
+Sources: H. B. Mann and D. R. Whitney, "On a test of whether one of two random variables is stochastically larger than
+the other" (1947); J. L. Hodges and E. L. Lehmann, "Estimates of location based on rank tests" (1963); M. Hollander, D.
+A. Wolfe, E. Chicken, "Nonparametric Statistical Methods" (2014), 4.1 to 4.3; Y. Benjamini and Y. Hochberg, "Controlling
+the false discovery rate" (1995).
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# With fewer on either side no interval at 95 % has an end: 3 against 3 are in one order or its reverse by chance in 10 % of all cases.
+# With fewer values in either sample an interval at 95 % has no ends: 3 against 3 values are completely ordered by
+# chance in 10 % of all cases.
 LEAST = 4
-# Samples that are together no larger are compared exactly, which takes 0.1 s for 50 against 50; larger ones by the normal distribution.
+# Up to so many values in both samples together the test is exact, which takes 0.1 s for 50 against 50; above it uses
+# the normal distribution.
 EXACT = 100
 _TAIL = 0.025
 _NORMAL = statistics.NormalDist()
@@ -24,7 +28,7 @@ _NORMAL = statistics.NormalDist()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shift:
-    """How much greater the second sample's values are: Hodges' and Lehmann's estimate, and its interval at 95 %."""
+    """How much greater the second sample's values are: the estimate of Hodges and Lehmann, and its interval at 95 %."""
 
     estimate: float
     low: float
@@ -32,10 +36,11 @@ class Shift:
 
 
 def p_value(first: Sequence[float], second: Sequence[float]) -> float:
-    """Mann's and Whitney's test, on both sides: the chance of ranks that are at least so uneven, were it all one sample.
+    """Return the two-sided p-value of the test of Mann and Whitney: the probability of ranks at least as uneven, if all
+    values came from one distribution.
 
-    Exact over all ways to choose the first sample, equal values included; above `EXACT` values by the normal distribution, with corrections
-    for equal values and for continuity.
+    Exact over all ways to choose the first sample, with equal values; above `EXACT` values by the normal distribution,
+    with corrections for equal values and for continuity.
     """
     _check(first, second)
     ranks = _twice_ranks((*first, *second))
@@ -49,7 +54,8 @@ def p_value(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def shift(first: Sequence[float], second: Sequence[float]) -> Shift:
-    """How far the second sample is from the first: the median of all differences, and the shifts that the test does not refuse at 5 %.
+    """Return the median of all differences between the samples, and the range of shifts that the test does not reject
+    at 5 %.
 
     :raise ValueError: one has fewer than `LEAST` values.
     """
@@ -62,19 +68,19 @@ def shift(first: Sequence[float], second: Sequence[float]) -> Shift:
 
 
 def adjust_p_values(p_values: Sequence[float]) -> list[float]:
-    """Benjamini's and Hochberg's: of those at most 0.05, 5 % are expected to be mere chance; where there is no difference at all, 5 % of
-    all sets have one."""
+    """Adjust p-values by the method of Benjamini and Hochberg: of those that are at most 0.05 then, 5 % are expected to
+    be chance; without any difference, 5 % of all sets have such a p-value."""
     count = len(p_values)
     order = sorted(range(count), key=lambda number: p_values[number], reverse=True)
-    found, least = [0.0] * count, 1.0
+    adjusted, least = [0.0] * count, 1.0
     for place, number in enumerate(order):
         least = min(least, p_values[number] * count / (count - place))
-        found[number] = least
-    return found
+        adjusted[number] = least
+    return adjusted
 
 
 def least_p(first: int, second: int) -> float:
-    """The least p-value that samples of these sizes can have: where all of one are below all of the other."""
+    """Return the least p-value of samples of these sizes: if all values of one are below all values of the other."""
     return 2 / math.comb(first + second, first)
 
 
@@ -84,7 +90,7 @@ def _check(first: Sequence[float], second: Sequence[float]) -> None:
 
 
 def _twice_ranks(values: Sequence[float]) -> list[int]:
-    """Each value's rank, doubled: equal values share the mean of theirs."""
+    """Return each value's rank, doubled; equal values share the mean of their ranks."""
     order = sorted(values)
     first: dict[float, int] = {}
     for place, value in enumerate(order):
@@ -95,9 +101,10 @@ def _twice_ranks(values: Sequence[float]) -> list[int]:
 
 @functools.lru_cache(maxsize=64)
 def _counts(ranks: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """How many choices of `size` of the ranks have each sum, from 0 on.
+    """Return how many choices of `size` ranks have each sum, from 0 on.
 
-    Polynomials in one number each: the coefficient of x^sum is in the digits of sum, wide enough for the greatest count.
+    Each polynomial is one large integer: the coefficient of x^sum is its digit at `sum`, wide enough for the greatest
+    count.
     """
     width = math.comb(len(ranks), size).bit_length() // 8 + 1
     chosen = [1] + [0] * size
@@ -109,12 +116,12 @@ def _counts(ranks: tuple[int, ...], size: int) -> tuple[int, ...]:
 
 
 def _refused(first: int, second: int) -> int:
-    """How many of the differences at either end no interval at 95 % needs."""
+    """Return how many of the differences at either end are outside of the interval at 95 %."""
     if first + second > EXACT:
         middle, deviation = first * second / 2, math.sqrt(first * second * (first + second + 1) / 12)
         return math.floor(middle - _NORMAL.inv_cdf(1 - _TAIL) * deviation)
     counts = _counts(tuple(range(2, 2 * (first + second) + 1, 2)), first)
-    # Of U, the sum of the ranks without what it is at least: every second one, for ranks are doubled here.
+    # Counts of U, the sum of the ranks minus its minimum: every second count, because ranks are doubled here.
     of_u = counts[first * (first + 1) :: 2]
     most, so_far = _TAIL * math.comb(first + second, first), 0
     for beyond, count in enumerate(of_u):

@@ -24,8 +24,8 @@ _RESERVE_BYTES = 4 << 20
 class ResultWriter(Generic[D]):
     """Writes the results of one run.
 
-    `document` makes them of what is known: it takes why the run ended early, "" while it goes on, or None if it is complete.
-    `write` writes all files that are made from a document.
+    `document` makes them of what is known: it takes why the run ended early, "" while it goes on, or None if it is
+    complete. `write` writes all files that are made from a document.
     """
 
     def __init__(self, folder: Path, document: Callable[[str | None], D], write: Callable[[D, Path], None]) -> None:
@@ -47,7 +47,8 @@ class ResultWriter(Generic[D]):
             formats.write_atomically(results.text(document), self._folder / document.file_name)
 
     def finish(self) -> tuple[D, HostError | None]:
-        """Write the complete results and the files made from them. Return the results, and why they cannot be written."""
+        """Write the complete results and the files made from them. Return the results, and why they cannot be
+        written."""
         self._finished = True
         document = self._document(None)
         return document, self._write_all(document)

@@ -46,8 +46,9 @@ from testbed.topology.model import GuestModel, Topology
 class RunRecord:
     """A run of scenarios, complete or not: what it ran on, and its results so far.
 
-    `took_s`: of all scenarios together. `model`: the guest of the topology, as scenarios got it; `unused`: places of its
-    file that they did not use. `qemu_sha256`: of QEMU's program. `partial`: how far the run came; None for a complete one.
+    `took_s`: of all scenarios together. `model`: the guest of the topology, as scenarios got it; `unused`: places of
+    its file that they did not use. `qemu_sha256`: of QEMU's program. `partial`: how far the run came; None for a
+    complete one.
     """
 
     folder: Path

@@ -41,7 +41,8 @@ RESULT_FILES = ("results.json", "repro.json", "reduce.json", "bisect.json", "sui
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
     """The results of a run in short. `cases`: scenarios; of a bug the kernels that were tried, the candidates of a
-    reduction or the kernels of a bisection; of a suite its tests. `partial`: how far it came; None if it is complete."""
+    reduction or the kernels of a bisection; of a suite its tests. `partial`: how far it came; None if it is
+    complete."""
 
     verdict: str
     command: tuple[str, ...]
@@ -150,7 +151,8 @@ def _has_more_events(folder: Path) -> bool:
 def select_unused(
     runs: tuple[Run, ...], now: datetime, *, older_than_s: float | None, larger_than_bytes: int | None, keep: int
 ) -> tuple[Run, ...]:
-    """Select the runs to remove, the oldest first: those that are too old, and the oldest while all are too large together.
+    """Select the runs to remove, the oldest first: those that are too old, and the oldest while all are too large
+    together.
 
     Never selects a run that goes on, nor one of the `keep` newest. Pure.
     """
@@ -183,7 +185,8 @@ def remove_run(run: Run, runs: Path) -> None:
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether a run goes on in a folder. A stranger may have made it: the lock file is neither created nor written."""
+    """Return whether a run goes on in a folder. A stranger may have made it: the lock file is neither created nor
+    written."""
     try:
         with untrusted_files.open_below(folder, _LOCK, _LARGEST_LOG) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -40,8 +40,8 @@ class Measure(DocumentModel):
 
 
 class Control(DocumentModel):
-    """A measurement whose outcome is known in advance. One that does not hold makes the result INVALID. `excess`: it does
-    not hold because more was charged than there was; where the claim shows an excess too, that explains it."""
+    """A measurement whose outcome is known in advance. One that does not hold makes the result INVALID. `excess`: it
+    does not hold because more was charged than there was; where the claim shows an excess too, that explains it."""
 
     name: str
     expected: str
@@ -71,9 +71,9 @@ class Line(DocumentModel):
 
 
 class Side(DocumentModel):
-    """One case on one kernel. `evidence`: the folder of its logs, relative to the run's folder. `claim`: what the kernel
-    showed of the gap; None without evidence. `timeline_missed`: timed actions of the topology that never began. `stack`:
-    None where it is unknown; `stack_unread` is the reason.
+    """One case on one kernel. `evidence`: the folder of its logs, relative to the run's folder. `claim`: what the
+    kernel showed of the gap; None without evidence. `timeline_missed`: timed actions of the topology that never began.
+    `stack`: None where it is unknown; `stack_unread` is the reason.
 
     `verdict` and `judgement`: of this kernel alone; absent where a pair of kernels is judged.
     """
@@ -95,7 +95,8 @@ class Side(DocumentModel):
 
 
 class Attempt(DocumentModel):
-    """One run of a case: its verdict, and a `Side` for each kernel, under the kernel's key in `kernels` of the document."""
+    """One run of a case: its verdict, and a `Side` for each kernel, under the kernel's key in `kernels` of the
+    document."""
 
     model_config = ConfigDict(json_schema_extra=None)
     __pydantic_extra__: dict[str, Side]
@@ -128,8 +129,8 @@ class Spread(DocumentModel):
 
 
 class Case(Attempt):
-    """A scenario at one of its points. With several attempts it repeats the attempt with the gravest verdict. `spread`: by
-    kernel and measure, over all attempts."""
+    """A scenario at one of its points. With several attempts it repeats the attempt with the gravest verdict. `spread`:
+    by kernel and measure, over all attempts."""
 
     name: str
     scenario: str
@@ -184,9 +185,9 @@ class ImageFacts(DocumentModel):
 
 
 class Document(DocumentModel):
-    """A run of scenarios; complete unless it has `partial`. `took_s`: of all scenarios; `guest_seconds`: the sum of their
-    guests' times. `topology`: the part of the file that scenarios used, as YAML would have it; `topology_unused`: places of
-    the file that they did not use.
+    """A run of scenarios; complete unless it has `partial`. `took_s`: of all scenarios; `guest_seconds`: the sum of
+    their guests' times. `topology`: the part of the file that scenarios used, as YAML would have it; `topology_unused`:
+    places of the file that they did not use.
     """
 
     version: Literal[1]

@@ -12,9 +12,9 @@ from testbed.store.kernels.ablations import ABLATIONS
 
 # The name of the source without an ablation.
 UNCHANGED = "unchanged"
-# What a case shows of a kernel. IN_PART: all controls hold, and some measures are as before the series, or one is neither
-# as before nor as after it. EXCESS: more was charged than there was. CONTROL: a control does not hold, so that the measures
-# say nothing.
+# What a case shows of a kernel. IN_PART: all controls hold, and some measures are as before the series, or one is
+# neither as before nor as after it. EXCESS: more was charged than there was. CONTROL: a control does not hold, so that
+# the measures say nothing.
 NOTICED, IN_PART, EXCESS, LOG, LOST = "noticed", "in part", "too much", "in the log", "guest lost"
 CONTROL, INDIFFERENT, NOTHING = "control", "-", ""
 _COUNT = frozenset({NOTICED, IN_PART, EXCESS, LOG, LOST})
@@ -36,9 +36,9 @@ Table = dict[str, dict[str, str]]
 
 
 def table(documents: Iterable[Document]) -> Table:
-    """Return the word for every case on every ablation. Each document may have some of the kernels; of a kernel in several
-    documents the last counts. A document with the unchanged kernel is judged by its own unchanged kernel: it may be another
-    configuration, or another testbed.
+    """Return the word for every case on every ablation. Each document may have some of the kernels; of a kernel in
+    several documents the last counts. A document with the unchanged kernel is judged by its own unchanged kernel: it
+    may be another configuration, or another testbed.
     """
     read = tuple(documents)
     sound_elsewhere = {case.name for document in read for case in document.scenarios if _is_sound(case)}
@@ -79,7 +79,8 @@ def _word(side: Side) -> str:
 
 
 def table_complaints(rows: Table, documents: Iterable[Document] = ()) -> tuple[str, ...]:
-    """List what is wrong: a run that ended early, a patch none of whose ablations is noticed, a scenario that notices none."""
+    """List what is wrong: a run that ended early, a patch none of whose ablations is noticed, a scenario that notices
+    none."""
     complaints = [
         f"run {document.run} is partial: {document.partial}" for document in documents if document.partial is not None
     ]
@@ -100,7 +101,8 @@ def table_complaints(rows: Table, documents: Iterable[Document] = ()) -> tuple[s
 
 
 def markdown(rows: Table, head: str, documents: Iterable[Document] = ()) -> str:
-    """Format the table with what each ablation takes away. `head`: the lines above it; `documents`: what it is made of."""
+    """Format the table with what each ablation takes away. `head`: the lines above it; `documents`: what it is made
+    of."""
     kernels = [name for name in ABLATIONS if any(name in row for row in rows.values())]
     lines = [
         "# Which scenario notices which loss",

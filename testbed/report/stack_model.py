@@ -6,9 +6,9 @@ from testbed.report.fields import Count, DocumentModel, Every, Named
 
 
 class Block(DocumentModel):
-    """A block device of a stack. `kind`: loop, dm, md, or the type of an emulated disk; `name`: of a disk, its name in the
-    topology; `number`: MAJ:MIN; `partitions`: bytes by /dev path; `on`: the devices below a dm or md device. Fields of loop
-    devices are empty or 0 for other devices.
+    """A block device of a stack. `kind`: loop, dm, md, or the type of an emulated disk; `name`: of a disk, its name in
+    the topology; `number`: MAJ:MIN; `partitions`: bytes by /dev path; `on`: the devices below a dm or md device. Fields
+    of loop devices are empty or 0 for other devices.
     """
 
     kind: str
@@ -53,8 +53,9 @@ class Group(DocumentModel):
 
 
 class Stack(DocumentModel):
-    """The devices, filesystems and control groups of a guest while a claim was measured, as its kernel lists them. `cpus`:
-    those online; `controllers`: those enabled below the root group; `more_groups`: how many are not in `groups`.
+    """The devices, filesystems and control groups of a guest while a claim was measured, as its kernel lists them.
+    `cpus`: those online; `controllers`: those enabled below the root group; `more_groups`: how many are not in
+    `groups`.
     """
 
     cpus: str

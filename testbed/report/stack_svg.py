@@ -13,6 +13,7 @@ from testbed.report.topology_svg import Box, Frame, Group
 from testbed.units import format_size
 
 _OLD = "the run is of a testbed that did not record it"
+# More groups without limits than this are shown as their number.
 _FEW_GROUPS = 4
 _PLURAL_CPUS = re.compile("[-,]")
 
@@ -32,23 +33,23 @@ def group_by_stack(case: Case, sides: Sequence[str]) -> list[tuple[list[str], St
 
 
 def describe_stack(stack: Stack | str) -> str:
-    """One line: disks, filesystems, loops, swap and control groups."""
+    """Describe a stack in one line: disks, filesystems, loop devices, swap and control groups."""
     if isinstance(stack, str):
         return f"not known: {stack}"
-    made = stack_devices(stack)
-    titles = {thing.key: thing.title for thing in made}
-    said = []
-    for thing in made:
-        below = f" on {', '.join(titles[key] for key in thing.on)}" if thing.on else ""
-        said += [f"{thing.title} ({thing.detail}){below}"] if thing.kind != "file" else []
+    boxes = stack_devices(stack)
+    titles = {box.key: box.title for box in boxes}
+    parts = []
+    for box in boxes:
+        below = f" on {', '.join(titles[key] for key in box.on)}" if box.on else ""
+        parts += [f"{box.title} ({box.detail}){below}"] if box.kind != "file" else []
     if limited := [group.title + (f" ({group.detail})" if group.detail else "") for group in stack_cgroups(stack)]:
-        said.append(f"cgroups: {', '.join(limited)}")
-    said += [f"{stack.more_groups} more cgroups"] if stack.more_groups else []
-    return "; ".join(said) or "nothing on any disk"
+        parts.append(f"cgroups: {', '.join(limited)}")
+    parts += [f"{stack.more_groups} more cgroups"] if stack.more_groups else []
+    return "; ".join(parts) or "nothing on any disk"
 
 
 def svg(stack: Stack, title: str) -> str:
-    """The picture."""
+    """Draw a stack."""
     cpus = f"CPU{'s' if _PLURAL_CPUS.search(stack.cpus) else ''} {stack.cpus}"
     more = f"; {stack.more_groups} more cgroups" if stack.more_groups else ""
     about = f"{cpus}; controllers: {stack.controllers or 'none'}{more}"
@@ -57,20 +58,21 @@ def svg(stack: Stack, title: str) -> str:
 
 
 def stack_devices(stack: Stack) -> tuple[Box, ...]:
-    """Devices, files, filesystems and swap, each after what it stands on; in a time that grows with their number, which a guest chooses."""
-    found = {thing.key: thing for thing in _things(stack)}
-    places = {key: place for place, key in enumerate(found)}
-    needs = {key: {below for below in thing.on if below in found} for key, thing in found.items()}
-    users: dict[str, list[str]] = {key: [] for key in found}
+    """Return devices, files, filesystems and swap areas, each after those below it. The time grows with their number
+    only, which a guest chooses."""
+    boxes = {box.key: box for box in _boxes(stack)}
+    places = {key: place for place, key in enumerate(boxes)}
+    needs = {key: {below for below in box.on if below in boxes} for key, box in boxes.items()}
+    users: dict[str, list[str]] = {key: [] for key in boxes}
     for key, below in needs.items():
-        for one in below:
-            users[one].append(key)
-    ready, rest, ordered = [key for key, below in needs.items() if not below], iter(found), dict[str, Box]()
-    while len(ordered) < len(found):
-        # A guest may say that something stands on itself: such an edge is left out.
+        for lower in below:
+            users[lower].append(key)
+    ready, rest, ordered = [key for key, below in needs.items() if not below], iter(boxes), dict[str, Box]()
+    while len(ordered) < len(boxes):
+        # A guest may report a circle: the edge that closes it is left out.
         ready = ready or [next(key for key in rest if key not in ordered)]
         ordered |= {
-            key: replace(found[key], on=tuple(below for below in found[key].on if below in ordered)) for key in ready
+            key: replace(boxes[key], on=tuple(below for below in boxes[key].on if below in ordered)) for key in ready
         }
         for key in ready:
             for user in users[key]:
@@ -80,7 +82,7 @@ def stack_devices(stack: Stack) -> tuple[Box, ...]:
     return tuple(ordered.values())
 
 
-def _things(stack: Stack) -> Iterator[Box]:
+def _boxes(stack: Stack) -> Iterator[Box]:
     for block in stack.blocks:
         yield Box(key=block.device, kind=_kind(block), title=block.name, detail=_detail(block), on=_below_block(block))
         for part, size_bytes in block.partitions.items():
@@ -127,49 +129,50 @@ def _below_block(block: Block) -> tuple[str, ...]:
 
 
 def _holder(stack: Stack, path: str) -> tuple[str, ...]:
-    """The filesystem that a file is on: of several mounted at one place the last."""
+    """Return the key of the filesystem that holds a file: of several mounted at one place the last."""
     holding = [mount.mount_point for mount in stack.mounts if path.startswith(f"{mount.mount_point.rstrip('/')}/")]
     return (f"mount {max(holding, key=len)}",) if holding else ()
 
 
 def _detail(block: Block) -> str:
-    said = [block.kind, format_size(block.size_bytes)]
+    words = [block.kind, format_size(block.size_bytes)]
     if block.kind == "loop":
-        said.append("direct I/O" if block.direct_io else "buffered")
+        words.append("direct I/O" if block.direct_io else "buffered")
     if block.profile:
-        said.append(block.profile)
+        words.append(block.profile)
     if block.logical_block_size != 512:
-        said.append(f"{block.logical_block_size} B sectors")
+        words.append(f"{block.logical_block_size} B sectors")
     if block.offset_bytes:
-        said.append(f"from {format_size(block.offset_bytes)}")
+        words.append(f"from {format_size(block.offset_bytes)}")
     if block.read_only:
-        said.append("read-only")
+        words.append("read-only")
     if block.scheduler == "bfq":
-        said.append("bfq")
-    return ", ".join((" ".join(said[:2]), *said[2:]))
+        words.append("bfq")
+    return ", ".join((" ".join(words[:2]), *words[2:]))
 
 
 def stack_cgroups(stack: Stack) -> tuple[Group, ...]:
-    """Control groups, with what limits them; devices by name. Of many that nothing limits only their number."""
+    """Return control groups with their limits, devices by name. Many groups without limits become one with their
+    number."""
     names = {block.number: block for block in stack.blocks}
     free = [group for group in stack.groups if not group.limits]
     few = len(free) <= _FEW_GROUPS
-    found = [] if few else [Group(title=f"{len(free)} cgroups", detail="without limits")]
+    groups = [] if few else [Group(title=f"{len(free)} cgroups", detail="without limits")]
     for group in stack.groups if few else (group for group in stack.groups if group.limits):
         limits = [f"{file} {_limit(line, names)}" for file, lines in group.limits.items() for line in lines]
         numbers = {line.split()[0] for lines in group.limits.values() for line in lines if line.strip()}
-        found.append(
+        groups.append(
             Group(
                 title=group.path.removeprefix("/") or "/",
                 detail=", ".join(limits),
                 limits=tuple(names[number].device for number in sorted(numbers) if number in names),
             )
         )
-    return tuple(found)
+    return tuple(groups)
 
 
 def _limit(line: str, names: dict[str, Block]) -> str:
-    """A line of a limit's file: bytes with their unit, devices by name, nothing that is unlimited."""
+    """Format a line of a limit file: bytes with their unit, devices by name, without values that limit nothing."""
     plain = [names[word].name if word in names else word for word in line.split() if not word.endswith("=max")]
     return " ".join(
         format_size(int(word)) if word.isascii() and word.isdecimal() and int(word) >= 1 << 20 else word

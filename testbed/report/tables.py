@@ -1,4 +1,4 @@
-"""Results and host facts as tables for a person."""
+"""Formats results and host facts as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from testbed.scenarios.verdict import Evidence, Judgement, Measure, Verdict, wor
 from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.units import format_size
 
-# Narrower, and a reason's words stand one below the other: then each case is a paragraph instead of a row.
+# On a narrower terminal the columns are too narrow for a reason: each case is a paragraph instead of a row.
 _TABLE_FROM = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Line:
-    """One case as it is shown: `cells` by kernel. A verdict of several attempts has `passed`, such as `9 of 10`."""
+    """One case. `cells`: by kernel; `passed`: of several attempts, such as `9 of 10`."""
 
     name: str
     cells: dict[str, RenderableType]
@@ -41,7 +41,7 @@ class _Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cases:
-    """Cases by kernel, as a table where the terminal is wide enough for one."""
+    """Cases by kernel: a table if the terminal is wide enough, else paragraphs."""
 
     lines: tuple[_Line, ...]
     kernels: dict[str, KernelFiles]
@@ -83,19 +83,20 @@ class _Cases:
 
 
 def results_table(results: tuple[Result, ...], kernels: dict[str, KernelFiles]) -> RenderableType:
-    """Of each case its measures on each kernel, the verdict, and why. Of several attempts the gravest, with medians and pass rate."""
+    """Show for each case its measures on each kernel, the verdict and its reason. Several attempts are shown as the
+    gravest one, with medians and the pass rate."""
     lines = []
     for attempts in by_case(results):
-        told = worst_attempt(attempts)
+        worst_one = worst_attempt(attempts)
         passed = sum(result.judgement.verdict is Verdict.PASS for result in attempts)
-        cells = {side: _cell(told, side, spread(attempts, side)) for side in kernels}
+        cells = {side: _cell(worst_one, side, spread(attempts, side)) for side in kernels}
         rate = f"{passed} of {len(attempts)}" if len(attempts) > 1 else ""
-        lines.append(_Line(name=told.case.name, cells=cells, judgement=told.judgement, passed=rate))
+        lines.append(_Line(name=worst_one.case.name, cells=cells, judgement=worst_one.judgement, passed=rate))
     return _Cases(lines=tuple(lines), kernels=kernels)
 
 
 def matrix_table(results: tuple[Result, ...], kernels: dict[str, KernelFiles]) -> RenderableType:
-    """Of each case its verdict on each kernel, and what was seen there."""
+    """Show for each case its verdict and reason on each kernel."""
     lines = []
     for attempts in by_case(results):
         cells: dict[str, RenderableType] = {}
@@ -129,8 +130,8 @@ def _cell(result: Result, side: str, spread: dict[str, Spread]) -> RenderableTyp
         lines.append(Text(f"controls: {kept} of {len(outcome.controls)} hold", style="yellow" if broken else "dim"))
     for balance in outcome.balances:
         if balance.is_finding:
-            said = f"finding: {balance.what}: {balance.accounted} accounted, {balance.real} real ({balance.share:.1%})"
-            lines.append(Text(said, style="yellow"))
+            text = f"finding: {balance.what}: {balance.accounted} accounted, {balance.real} real ({balance.share:.1%})"
+            lines.append(Text(text, style="yellow"))
     unexpected = {
         finding.kind.value for finding in done.findings if finding.kind not in result.case.scenario.expected_log
     }
@@ -148,7 +149,7 @@ def _value(measure: Measure) -> str:
 
 
 def show_losses(results: tuple[Result, ...], console: Console) -> None:
-    """What did not fit into a table: the console tails of lost guests, and where their evidence is."""
+    """Print what does not fit into a table: the last console lines of lost guests, and where their logs are."""
     for result in results:
         if result.judgement.verdict is Verdict.INFRA:
             console.print(
@@ -157,13 +158,14 @@ def show_losses(results: tuple[Result, ...], console: Console) -> None:
 
 
 def host_table(host: Host, tools: dict[str, str]) -> Table:
-    """The facts of `testbed doctor`."""
+    """Make the table of `testbed doctor`."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     table.add_row(
         "host",
-        f"Linux {host.kernel}, {host.cores} cores, {format_size(host.memory_bytes)} memory ({format_size(host.memory_free_bytes)} free)",
+        f"Linux {host.kernel}, {host.cores} cores, {format_size(host.memory_bytes)} memory "
+        f"({format_size(host.memory_free_bytes)} free)",
     )
     table.add_row("disk", f"{format_size(host.disk_free_bytes)} free in the cache")
     table.add_row("QEMU", f"{host.qemu.version} ({host.qemu.path}), sandbox {'yes' if host.qemu.seccomp else 'no'}")

@@ -1,4 +1,5 @@
-"""Guests as an SVG picture: each one's disks at the bottom, what stands on them above, its control groups beside. Pure."""
+"""Draws guests as SVG: the disks of each at the bottom, the devices and filesystems on them above, its control groups
+to the right. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from testbed.units import format_size
 
 _BOX_W, _BOX_H, _GAP_X, _GAP_Y, _EDGE = 184, 46, 24, 30, 28
 _HEAD = 52
-_LETTER_W = 6.6  # of the widest letters of a detail, on average
+_LETTER_W = 6.6  # average width of the widest letters of a detail
 _COLOURS = {
     "disk": "#c6dbef",
     "partition": "#deebf7",
@@ -30,7 +31,7 @@ _COLOURS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Box:
-    """A thing where it is drawn; `x`, `y` of its upper left corner, in pixels of its guest's frame."""
+    """A box with its place. `x`, `y`: of its upper left corner, in pixels of its guest's frame."""
 
     kind: str
     title: str
@@ -41,7 +42,8 @@ class _Box:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Box:
-    """What stands there, such as a disk or a loop. `kind`: one of `_COLOURS`; `on`: the keys of what it stands on."""
+    """A disk, loop device, filesystem or the like. `kind`: a key of `_COLOURS`; `on`: the keys of the boxes below
+    it."""
 
     key: str
     kind: str
@@ -61,7 +63,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """A guest: `things` each after what it stands on."""
+    """A guest. `things`: its boxes, each after those below it."""
 
     title: str
     about: str
@@ -70,13 +72,13 @@ class Frame:
 
 
 def svg(topology: Topology) -> str:
-    """A topology's picture, guests below each other."""
+    """Draw a topology, its guests below each other."""
     frames = tuple(_frame(name, topology) for name in topology.guests)
     return draw(frames, f"Topology of {', '.join(topology.guests)}")
 
 
 def draw(frames: tuple[Frame, ...], title: str) -> str:
-    """The picture of frames below each other."""
+    """Draw frames below each other."""
     lines: list[str] = []
     top, width = 0.0, 0.0
     for frame in frames:
@@ -92,16 +94,14 @@ def draw(frames: tuple[Frame, ...], title: str) -> str:
         top += frame_h + _EDGE / 2
         width = max(width, frame_w)
     height = top + _EDGE / 2
+    size = f'width="{width + _EDGE:.0f}" height="{height:.0f}"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width + _EDGE:.0f} {height:.0f}" width="{width + _EDGE:.0f}" '
-        f'height="{height:.0f}" role="img">\n<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n'
-        + "\n".join(lines)
-        + "\n</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width + _EDGE:.0f} {height:.0f}" {size} role="img">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n" + "\n".join(lines) + "\n</svg>\n"
     )
 
 
 def _frame(name: str, topology: Topology) -> Frame:
-    """A guest of a topology."""
     guest = topology.guests[name]
     ends = [f"on {link.network} as {link.address}" for link in topology.links[name]]
     cpus = f"{guest.cpus} CPU{'s' if guest.cpus > 1 else ''}"
@@ -133,13 +133,15 @@ def _group(path: str, group: Cgroup) -> Group:
 
 
 _STYLE = (
-    "text{font:13px sans-serif;fill:#222}.detail{font-size:11px;fill:#555}.head{font-weight:bold}.frame{fill:#fff;stroke:#888}"
+    "text{font:13px sans-serif;fill:#222}.detail{font-size:11px;fill:#555}.head{font-weight:bold}"
+    ".frame{fill:#fff;stroke:#888}"
     ".edge{stroke:#666;fill:none}.limit{stroke:#a33;fill:none;stroke-dasharray:4 3}.box{stroke:#555}"
 )
 
 
 def _box(box: _Box) -> Iterator[str]:
-    yield f'<rect class="box" x="{box.x:.0f}" y="{box.y:.0f}" width="{_BOX_W}" height="{_BOX_H}" rx="4" fill="{_COLOURS[box.kind]}"/>'
+    place = f'x="{box.x:.0f}" y="{box.y:.0f}" width="{_BOX_W}" height="{_BOX_H}"'
+    yield f'<rect class="box" {place} rx="4" fill="{_COLOURS[box.kind]}"/>'
     yield f'<text x="{box.x + 8:.0f}" y="{box.y + 19:.0f}">{escape(_short(box.title, 22))}</text>'
     yield f'<text class="detail" x="{box.x + 8:.0f}" y="{box.y + 36:.0f}">{escape(_short(box.detail, 25))}</text>'
 
@@ -149,7 +151,7 @@ def _short(text: str, most: int) -> str:
 
 
 def _laid_out(frame: Frame) -> tuple[list[_Box], list[str], float, float]:
-    """A frame's boxes and edges, and how large it must be."""
+    """Place a frame's boxes and edges; return them with the frame's width and height."""
     levels: dict[str, int] = {}
     for thing in frame.things:
         levels[thing.key] = max((levels[below] + 1 for below in thing.on), default=0)
@@ -178,17 +180,17 @@ def _laid_out(frame: Frame) -> tuple[list[_Box], list[str], float, float]:
 
 
 def _columns(things: tuple[Box, ...], levels: dict[str, int]) -> dict[str, int]:
-    """A column for each: over the first thing that it stands on, or the next free one of its row."""
+    """Choose a column for each box: above the leftmost box below it, or the next free column of its row."""
     taken: dict[int, set[int]] = {}
-    found: dict[str, int] = {}
+    columns: dict[str, int] = {}
     for thing in things:
         row = taken.setdefault(levels[thing.key], set())
-        column = min((found[below] for below in thing.on), default=0)
+        column = min((columns[below] for below in thing.on), default=0)
         while column in row:
             column += 1
         row.add(column)
-        found[thing.key] = column
-    return found
+        columns[thing.key] = column
+    return columns
 
 
 def _edge(below: _Box, above: _Box, kind: str) -> str:
@@ -207,7 +209,7 @@ def _limit(group: _Box, device: _Box) -> str:
 
 
 def _words(node: Node, size_bytes: int | None) -> dict[str, str]:
-    """Kind, title and detail of a node."""
+    """Return the kind, title and detail of a node."""
     size = format_size(size_bytes) if size_bytes is not None else ""
     name = node.key.name
     match node.model:

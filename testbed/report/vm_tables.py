@@ -41,8 +41,8 @@ def guests_table(records: tuple[VmRecord, ...]) -> Table:
 
 
 def hardware_table(found: Mapping[str, Mapping[str, Sequence[str]]]) -> RenderableType:
-    """Make a row for each disk: its limits, delays and faults in the syntax of the command line, and its errors. Below them
-    the memory and CPUs of the machine.
+    """Make a row for each disk: its limits, delays and faults in the syntax of the command line, and its errors. Below
+    them the memory and CPUs of the machine.
     """
     table = Table(box=None, pad_edge=False)
     for column in ("disk", "throttle", "delay", "inject", "errors"):
@@ -72,8 +72,8 @@ def age(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskLoad:
-    """The load of one disk of one guest between two readings. Rates are per second, latencies in milliseconds; pairs are of
-    reads and writes. `shares`: of the disk's bytes, by control group, the largest first."""
+    """The load of one disk of one guest between two readings. Rates are per second, latencies in milliseconds; pairs
+    are of reads and writes. `shares`: of the disk's bytes, by control group, the largest first."""
 
     guest: str
     disk: str

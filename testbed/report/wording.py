@@ -13,11 +13,11 @@ from testbed.units import format_size
 _PAIR = {
     "PASS": "Without the series the gap is there, and with it the gap is closed, in every scenario that could run.",
     "FAIL": "In at least one scenario the patched kernel still shows what the series is to close.",
-    "INVALID": "At least one comparison says nothing: the base shows no gap, a control misbehaved, or a measure is between "
-    "the two.",
+    "INVALID": "At least one comparison says nothing: the base shows no gap, a control misbehaved, or a measure is "
+    "between the two.",
     "SKIP": "Nothing could run: the reasons are in the table.",
-    "INFRA": "At least one guest was lost, or could not be read, before there was evidence: the run says nothing about the "
-    "series there.",
+    "INFRA": "At least one guest was lost, or could not be read, before there was evidence: the run says "
+    "nothing about the series there.",
 }
 _ALONE = {
     "PASS": "Each kernel shows what is expected of it, in every scenario that could run.",
@@ -188,8 +188,8 @@ def balances(document: Document) -> Balances:
 
 
 def unexpected_lines(case: Case, sides: Sequence[str]) -> list[str]:
-    """Summarize the lines of the kernels' logs that a case does not expect: for each kernel and kind the first line, and
-    how many more there are."""
+    """Summarize the lines of the kernels' logs that a case does not expect: for each kernel and kind the first line,
+    and how many more there are."""
     summaries: list[str] = []
     for side in sides:
         lines = [line for line in case.sides[side].console if not line.expected]

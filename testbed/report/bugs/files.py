@@ -122,7 +122,7 @@ def _row(attempt: Attempt, folder: Path, all_logs: bool) -> _Row:
         reason=clean(_reason(attempt)),
         contradictions=[clean(text) for text in tables.contradictions(attempt.disks)],
         after=f"{after_s:.1f} s",
-        files=html.files(folder, f"guests/{attempt.evidence}", whole=all_logs),
+        files=html.log_links(folder, f"guests/{attempt.evidence}", all_logs=all_logs),
     )
 
 

@@ -79,8 +79,8 @@ class RunInfo:
 
 
 def repro_document(job: ReproJob, tried: tuple[KernelTries, ...], run: RunInfo, not_asked: Sequence[str] = ()) -> Repro:
-    """Make the document that is written as `repro.json`. `not_asked`: kernels that were not tried, because the guest of an
-    earlier one is held."""
+    """Make the document that is written as `repro.json`. `not_asked`: kernels that were not tried, because the guest of
+    an earlier one is held."""
     verdict, reason = conclusion.conclude(tried, not_asked)
     result = verdict.value
     # Later tries can change every result but a hit on a kernel where there must be none.
@@ -133,8 +133,8 @@ def bisect_document(
     run: RunInfo,
     not_kernels: Sequence[str] = (),
 ) -> Bisect:
-    """Make the document that is written as `bisect.json`. `kernels`: the list that was searched; `found`: of a partial run
-    the ends that were named; `not_kernels`: other files of the list's folder."""
+    """Make the document that is written as `bisect.json`. `kernels`: the list that was searched; `found`: of a partial
+    run the ends that were named; `not_kernels`: other files of the list's folder."""
     result = "comes and goes" if found.wavers else "wrong ends" if found.wrong else "bisected"
     reason = _between(kernels, found, bisector)
     if run.partial is not None:

@@ -17,8 +17,8 @@ from testbed.report.schema import ImageFacts
 
 
 class Account(DocumentModel):
-    """The bytes of one disk during one try, as counted by its emulated device and by the guest's kernel; None: not known.
-    `finding`: how the two contradict each other; `note`: why they cannot be compared."""
+    """The bytes of one disk during one try, as counted by its emulated device and by the guest's kernel; None: not
+    known. `finding`: how the two contradict each other; `note`: why they cannot be compared."""
 
     disk: str
     device_read_bytes: Count | None
@@ -30,9 +30,9 @@ class Account(DocumentModel):
 
 
 class Attempt(DocumentModel):
-    """One try. `evidence`: the folder of its logs, below `guests` in the run's folder. Times in seconds. `last_line`: the
-    last line that the script printed; `uncounted`: lines that matched but that the script did not print; `kernel_log`: what
-    the kernel complained of, whatever the signature is, and whether its log could not be read."""
+    """One try. `evidence`: the folder of its logs, below `guests` in the run's folder. Times in seconds. `last_line`:
+    the last line that the script printed; `uncounted`: lines that matched but that the script did not print;
+    `kernel_log`: what the kernel complained of, whatever the signature is, and whether its log could not be read."""
 
     number: Count
     seed: Whole
@@ -69,9 +69,9 @@ class _Answer(DocumentModel):
 
 
 class Kernel(DocumentModel):
-    """All tries on one kernel. `interval`: of the rate, at 95 %. `stopped`: at a hit, while `cut` other tries ran. `ended`:
-    no more tries were to come. `told_apart`: of a kernel on which the bug must not show and did not: whether from all
-    kernels on which it must. `cached`: the kernel's folder in the cache of the machine that ran it."""
+    """All tries on one kernel. `interval`: of the rate, at 95 %. `stopped`: at a hit, while `cut` other tries ran.
+    `ended`: no more tries were to come. `told_apart`: of a kernel on which the bug must not show and did not: whether
+    from all kernels on which it must. `cached`: the kernel's folder in the cache of the machine that ran it."""
 
     name: str
     release: str
@@ -101,7 +101,8 @@ class Kernel(DocumentModel):
         hits, tries, troubles = outcomes["hit"], outcomes["hit"] + outcomes["miss"], outcomes["trouble"]
         if (self.hits, self.tries, self.troubles) != (hits, tries, troubles):
             raise ValueError(
-                f"kernel {self.name}: expected {hits} hits in {tries} tries and {troubles} troubles, as its attempts say"
+                f"kernel {self.name}: expected {hits} hits in {tries} tries and {troubles} troubles, "
+                "as its attempts say"
             )
         if len({field is None for field in (self.first_hit, self.first_hit_s)} | {hits == 0}) > 1:
             raise ValueError(
@@ -229,7 +230,8 @@ class Reduce(_OfBug):
 
 
 class Bisect(_OfBug):
-    """`result`: of the search, or the answer of the one kernel that was asked for `git bisect run`; that one has no ends."""
+    """`result`: of the search, or the answer of the one kernel that was asked for `git bisect run`; that one has no
+    ends."""
 
     what: Literal["bisect"]
     result: Literal["bisected", "wrong ends", "comes and goes", "good", "bad", "skip", "unfinished"]
@@ -266,8 +268,8 @@ class SuiteKernel(DocumentModel):
 
 
 class SuiteTest(DocumentModel):
-    """One test, for one of its devices or conditions. `runtime`: as the test reports it; `folder`: the logs of its guest,
-    relative to the run's folder."""
+    """One test, for one of its devices or conditions. `runtime`: as the test reports it; `folder`: the logs of its
+    guest, relative to the run's folder."""
 
     name: str
     group: str
@@ -314,7 +316,8 @@ def _result_of(kernels: list[Kernel]) -> str:
 
 
 def _check_result(result: str, of_parts: str, *, partial: bool) -> None:
-    """:raise ValueError: the result is not that of its parts. Of a partial run only what later parts cannot undo counts."""
+    """:raise ValueError: the result is not that of its parts. Of a partial run only what later parts cannot undo
+    counts."""
     expected = of_parts if not partial or of_parts in ("invalid", "failed") else "unfinished"
     if result != expected:
         raise ValueError(f"expected the result `{expected}`, as its parts say, got `{result}`")

@@ -88,7 +88,8 @@ def _first_line(text: str | None) -> str:
 
 
 def contradictions(disks: Iterable[Account]) -> list[str]:
-    """List the disks on which the guest's accounting and the bytes that the emulated device moved cannot both be right."""
+    """List the disks on which the guest's accounting and the bytes that the emulated device moved cannot both be
+    right."""
     return [f"disk {account.disk}: {account.finding}" for account in disks if account.finding]
 
 

@@ -99,8 +99,8 @@ def reason_of(document: BugDocument) -> str:
 
 
 def as_results_document(document: Repro | Suite) -> Document:
-    """Convert to the form of `results.json`, for writers of JUnit and KTAP: a reproduction becomes one case, judged on each
-    kernel alone; each test of a suite becomes a case."""
+    """Convert to the form of `results.json`, for writers of JUnit and KTAP: a reproduction becomes one case, judged on
+    each kernel alone; each test of a suite becomes a case."""
     kernels: Sequence[Kernel | SuiteKernel] = [document.kernel] if isinstance(document, Suite) else document.kernels
     host = document.host
     return Document.model_construct(
