@@ -29,7 +29,7 @@ LONG_FUNCTIONS: set[str] = {
     "testbed/guest/setup/survey.py:parse",
     "testbed/bugs/bundle.py:pack",
 }
-MANY_PARAMETERS: set[str] = {}
+MANY_PARAMETERS: set[str] = set()
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
