@@ -1,6 +1,7 @@
-"""Checks kernel patch series on ephemeral QEMU guests with emulated disks; `testbed --help` is the way in.
+"""Checks kernel patch series on ephemeral QEMU guests with emulated disks; start with `testbed --help`.
 
-For tests of your own: `open_testbed`, or the fixtures of the pytest plugin (docs/pytest.md). They are loaded when they are first used.
+For your own tests: `open_testbed`, or the fixtures of the pytest plugin (docs/pytest.md). Both are imported on first
+use.
 """
 
 from __future__ import annotations

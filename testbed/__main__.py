@@ -1,4 +1,4 @@
-"""`testbed`, and `python -m testbed`."""
+"""Entry point of `testbed` and `python -m testbed`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Load the command line, and run it. Loading takes a while, in which Ctrl-C has nothing to take down."""
+    """Import the command line and run it. Until it is imported, Ctrl-C ends the process at once."""
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
-    _speak_utf8()
+    _restart_in_utf8_mode()
     from testbed import cli
 
     cli.main()
 
 
-def _speak_utf8() -> None:
-    """Begin anew in Python's UTF-8 mode where the locale has another encoding: names in YAML files, and what QEMU is told, are UTF-8."""
+def _restart_in_utf8_mode() -> None:
+    """Start Python again in UTF-8 mode if the locale has another encoding: YAML files and QEMU's arguments are
+    UTF-8.
+    """
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell, and our own words
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell, and our own arguments
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""cgroup counters: the text of the kernel's files to numbers. Formats: Documentation/admin-guide/cgroup-v2.rst.
+"""Parses the kernel's cgroup files. Formats: Documentation/admin-guide/cgroup-v2.rst.
 
-Strict: a line of another form, or one without its end, is an error that names the file and the line, because what is not understood is
-not zero. `where` names the guest and the file.
+The parsers are strict: a malformed or unterminated line is an error that names the file and the line, because a counter
+that cannot be parsed is not zero. `where` names the guest and the file.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from testbed.units import is_digits, parse_whole
 
 # Where every guest mounts cgroup v2.
 ROOT = "/sys/fs/cgroup"
-# What block/blk-cgroup.c prints of a device that has done any I/O: all of it, or nothing.
+# The keys that block/blk-cgroup.c prints for a device that has done any I/O: all of them, or none.
 MOVED = ("rbytes", "wbytes", "rios", "wios", "dbytes", "dios")
-# bdi_dev_name() of a disk that is just being removed (mm/backing-dev.c).
+# bdi_dev_name() of a disk that is being removed (mm/backing-dev.c).
 _REMOVED = "(unknown)"
-_EXPECTED = "`MAJ:MIN rbytes=N wbytes=N rios=N wios=N dbytes=N dios=N`"
+_EXPECTED_IO_STAT = "`MAJ:MIN rbytes=N wbytes=N rios=N wios=N dbytes=N dios=N`"
 
 
 def _lines(text: str, where: str) -> list[str]:
-    """The lines of a file, all of which end.
+    """Split a file into lines.
 
-    :raise ReadingError: the last one does not.
+    :raise ReadingError: the last line has no newline.
     """
     if text and not text.endswith("\n"):
         raise ReadingError(where, "a line's end at its end", text[-60:])
@@ -32,9 +32,9 @@ def _lines(text: str, where: str) -> list[str]:
 
 
 def parse_flat(text: str, where: str) -> dict[str, int]:
-    """A flat keyed file such as memory.stat: one `name number` a line.
+    """Parse a flat keyed file such as memory.stat: one `name number` per line.
 
-    :raise ReadingError: a line has another form, or a name stands there twice.
+    :raise ReadingError: a line is malformed, or a name occurs twice.
     """
     found: dict[str, int] = {}
     for number, line in enumerate(_lines(text, where), 1):
@@ -46,7 +46,7 @@ def parse_flat(text: str, where: str) -> dict[str, int]:
 
 
 def parse_key(text: str, name: str, where: str) -> int:
-    """One number of a flat keyed file.
+    """Parse one number of a flat keyed file.
 
     :raise ReadingError: as `parse_flat`, or there is no such name.
     """
@@ -57,9 +57,9 @@ def parse_key(text: str, name: str, where: str) -> int:
 
 
 def parse_single(text: str, where: str) -> int:
-    """The number of a file that has no other, such as memory.current.
+    """Parse a file that is a single number, such as memory.current.
 
-    :raise ReadingError: it is none.
+    :raise ReadingError: it is not a number.
     """
     lines = _lines(text, where)
     if len(lines) != 1:
@@ -68,9 +68,9 @@ def parse_single(text: str, where: str) -> int:
 
 
 def parse_value(text: str, key: str, where: str) -> int:
-    """The number behind `key` in a file that has a line `key number`, or the only one of a file, where `key` is empty.
+    """Parse the number after `key` in a file with a line `key number`, or the only number of a file if `key` is empty.
 
-    Other lines may have any form: somebody else names file and key.
+    Other lines may have any form: file and key come from the user.
 
     :raise ReadingError: there is no such line, or it has no number.
     """
@@ -85,49 +85,52 @@ def parse_value(text: str, key: str, where: str) -> int:
 
 
 def parse_io_stat(text: str, where: str) -> dict[str, dict[str, int]]:
-    """io.stat: `MAJ:MIN rbytes=N wbytes=N ...` a line, to numbers by device. One without I/O has no line, or one with nothing behind it.
+    """Parse io.stat, lines of `MAJ:MIN rbytes=N wbytes=N ...`, to numbers by device.
 
-    What other controllers add (`cost.usage=12`, `depth=max`) is there where it is a whole number.
+    A device without I/O has no line, or only its number. Keys of other controllers (`cost.usage=12`, `depth=max`) are
+    returned if their values are integers.
 
-    :raise ReadingError: a line has another form, or lacks one of `MOVED`.
+    :raise ReadingError: a line is malformed, or lacks one of `MOVED`.
     """
-    found: dict[str, dict[str, int]] = {}
+    devices: dict[str, dict[str, int]] = {}
     *whole, rest = text.split("\n")
-    # Some kernels of 5.15 to 6.0 end no line of a device without I/O: `7:1 7:0 254:0 rbytes=...`. Such names may stand at the end as well.
+    # Some kernels from 5.15 to 6.0 print no newline after a device without I/O: `7:1 7:0 254:0 rbytes=...`. Such
+    # devices may also be the last.
     if rest and not (rest.endswith(" ") and all(map(is_device, rest[:-1].split(" ")))):
         raise ReadingError(where, "a line's end at its end", rest)
     for number, line in enumerate([*whole, *([rest] if rest else [])], 1):
         at = f"{where}, line {number}"
         device = ""
         for word in line.split():
-            name, equals, said = word.partition("=")
+            name, equals, value = word.partition("=")
             if is_device(word) or word == _REMOVED:
                 device = word
-                if found.setdefault(device, {}) and device != _REMOVED:
+                if devices.setdefault(device, {}) and device != _REMOVED:
                     raise ReadingError(at, "each device once", line)
-            elif not (device and name and equals) or (name in found[device] and device != _REMOVED):
-                raise ReadingError(at, _EXPECTED, line)
-            elif name in MOVED or is_digits(said, 19):
-                found[device][name] = parse_whole(said, f"{at}, {name}")
+            elif not (device and name and equals) or (name in devices[device] and device != _REMOVED):
+                raise ReadingError(at, _EXPECTED_IO_STAT, line)
+            elif name in MOVED or is_digits(value, 19):
+                devices[device][name] = parse_whole(value, f"{at}, {name}")
         if not device:
-            raise ReadingError(at, _EXPECTED, line)
-    found.pop(_REMOVED, None)
-    for device, counted in found.items():
-        if 0 < len(counted.keys() & set(MOVED)) < len(MOVED):
-            raise ReadingError(f"{where}, {device}", _EXPECTED, " ".join(counted))
-    return found
+            raise ReadingError(at, _EXPECTED_IO_STAT, line)
+    devices.pop(_REMOVED, None)
+    for device, counters in devices.items():
+        if 0 < len(counters.keys() & set(MOVED)) < len(MOVED):
+            raise ReadingError(f"{where}, {device}", _EXPECTED_IO_STAT, " ".join(counters))
+    return devices
 
 
 def is_device(word: str) -> bool:
-    """Whether it is MAJ:MIN."""
+    """Whether it is a device number MAJ:MIN."""
     major, colon, minor = word.partition(":")
     return bool(colon) and is_digits(major, 7) and is_digits(minor, 7)
 
 
 def bytes_moved(before: str, after: str, device: str, counter: str, where: str) -> int:
-    """Growth of one of `MOVED` of a device, between two texts of one io.stat. A device that has no line yet has moved nothing.
+    """Return the growth of a device's counter, one of `MOVED`, between two readings of io.stat. A device without a line
+    counts 0.
 
-    :raise ReadingError: a text has another form, or the device is gone, or has less than before.
+    :raise ReadingError: a reading is malformed, the device is gone, or its counter has shrunk.
     """
     first, last = (parse_io_stat(text, where).get(device) for text in (before, after))
     if last is None and first:
@@ -136,9 +139,9 @@ def bytes_moved(before: str, after: str, device: str, counter: str, where: str) 
 
 
 def growth(before: int, after: int, where: str) -> int:
-    """How much a counter that only grows has grown.
+    """Return the growth of a monotonic counter.
 
-    :raise ReadingError: it has shrunk, or wrapped.
+    :raise ReadingError: it has shrunk or wrapped.
     """
     if after < before:
         raise ReadingError(where, f"at least {before}, as before", str(after))
@@ -146,7 +149,7 @@ def growth(before: int, after: int, where: str) -> int:
 
 
 # The agent's answer about its cgroups ------------------------------------------------------------
-# The agent's words, and what they are called here.
+# Keys of the agent's answer, and ours.
 _NUMBERS = {
     "current": "memory",
     "anon": "anon",
@@ -157,37 +160,40 @@ _NUMBERS = {
     "memory_stall": "memory_stall_us",
     "io_stall": "io_stall_us",
 }
-_MOVED = ("rbytes", "wbytes", "rios", "wios")
+_AGENT_IO = ("rbytes", "wbytes", "rios", "wios")
 _LONGEST_NAME = 4096
-# What the agent answers to other questions, of whom nobody may have waited for the end.
-_OTHERS = frozenset({"waiting", "ready", "disks", "shell", "time", "frozen"})
-_EXPECTED = "`group name=HEX KEY=N ... io=MAJ:MIN,N,N,N,N;...` or `gone name=HEX`"
+# First words of the agent's answers to other requests, which may arrive late.
+_OTHER_ANSWERS = frozenset({"waiting", "ready", "disks", "shell", "time", "frozen"})
+_EXPECTED_ANSWER = "`group name=HEX KEY=N ... io=MAJ:MIN,N,N,N,N;...` or `gone name=HEX`"
 
 
 def parse_group_counts(lines: Iterable[str]) -> dict[str, dict[str, Any] | None]:
-    """By control group what it has counted, `io` by MAJ:MIN; None for one that is gone. Answers to other questions are left out.
+    """Parse the agent's counters by cgroup, `io` by MAJ:MIN; None for a cgroup that is gone. Answers to other requests
+    are skipped.
 
-    :raise ReadingError: a line is something else.
+    :raise ReadingError: a line is malformed.
     """
-    found: dict[str, dict[str, Any] | None] = {}
+    cgroups: dict[str, dict[str, Any] | None] = {}
     for number, line in enumerate(lines, 1):
         where = f"agent: line {number} of its counters"
         verb, *words = line.split() or [""]
-        said = dict(word.partition("=")[::2] for word in words)
-        name = _name(said.get("name", ""))
-        if verb in _OTHERS:
+        fields = dict(word.partition("=")[::2] for word in words)
+        name = _name(fields.get("name", ""))
+        if verb in _OTHER_ANSWERS:
             continue
         if not name or verb not in ("gone", "group"):
-            raise ReadingError(where, _EXPECTED, line)
+            raise ReadingError(where, _EXPECTED_ANSWER, line)
         if verb == "gone":
-            found[name] = None
+            cgroups[name] = None
             continue
-        # Without a controller the agent has nothing to say of some, and says so.
+        # The agent leaves out the counters of controllers that the cgroup does not have.
         numbers = {
-            ours: parse_whole(said[theirs], f"{where}, {theirs}") for theirs, ours in _NUMBERS.items() if theirs in said
+            ours: parse_whole(fields[theirs], f"{where}, {theirs}")
+            for theirs, ours in _NUMBERS.items()
+            if theirs in fields
         }
-        found[name] = {**numbers, "io": _moved(said.get("io", ""), where)}
-    return found
+        cgroups[name] = {**numbers, "io": _parse_io(fields.get("io", ""), where)}
+    return cgroups
 
 
 def _name(hexadecimal: str) -> str:
@@ -197,13 +203,14 @@ def _name(hexadecimal: str) -> str:
         return ""
 
 
-def _moved(text: str, where: str) -> dict[str, dict[str, int]]:
-    found = {}
+def _parse_io(text: str, where: str) -> dict[str, dict[str, int]]:
+    devices = {}
     for part in text.split(";") if text else ():
         device, *numbers = part.split(",")
-        if len(numbers) != len(_MOVED):
-            raise ReadingError(where, _EXPECTED, part)
-        found[device] = {
-            name: parse_whole(number, f"{where}, {device} {name}") for name, number in zip(_MOVED, numbers, strict=True)
+        if len(numbers) != len(_AGENT_IO):
+            raise ReadingError(where, _EXPECTED_ANSWER, part)
+        devices[device] = {
+            name: parse_whole(number, f"{where}, {device} {name}")
+            for name, number in zip(_AGENT_IO, numbers, strict=True)
         }
-    return found
+    return devices

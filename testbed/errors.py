@@ -1,21 +1,21 @@
-"""What can go wrong, named by who must act.
+"""Error classes, by who must act.
 
     TestbedError
     ├── UsageError        the command line asks for something that does not exist
     ├── TopologyError     the user's YAML file is wrong; carries every problem at once
-    ├── BuildError        the kernel to be built: its source, patches, configuration, or what the compiler says of them
+    ├── BuildError        the kernel to be built: its source, patches, configuration, or what the compiler reports
     ├── HostError         this machine: a tool, the network, the disk, QEMU itself
     │   └── ToolMissing   a program is not installed
     ├── GuestError        the kernel under test or what runs on it
     │   ├── GuestLost     the guest ended, panicked, or did not answer in time
-    │   ├── WireBroken    a connection to the guest ended in the middle; the guest may be ending too
-    │   ├── CommandFailed a command in the guest ended with another status than 0
+    │   ├── WireBroken    a connection to the guest broke; the guest may be ending too
+    │   ├── CommandFailed a command in the guest exited with another status than 0
     │   ├── DeviceMismatch the guest's devices are not those of its topology
-    │   └── ReadingError  a number of the guest was not read, or is none
-    └── TemplateError     a saved template does not load, or its clone does not wake up (mended by making it again, once)
+    │   └── ReadingError  a number from the guest was not read, or is malformed
+    └── TemplateError     a saved template does not load, or its clone does not wake up (made again, once)
 
-A message says where, what was expected, what was got, and what to do. Each class has a `code` that stays, `who` must act, and `act`: how;
-docs/errors.md is made from them and from the docstrings.
+A message has the place, what was expected, what was got, and what to do. Each class has a stable `code`, `who` must
+act, and how (`act`); docs/errors.md is generated from them and from the docstrings.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from testbed.text import printable
 
 
 class TestbedError(Exception):
-    """Base of all errors that the testbed raises on purpose; raised itself where none of the others fits.
+    """Base of all errors that the testbed raises on purpose; raised itself if no other class fits.
 
-    What a message quotes, a guest may have said: whatever could steer a terminal is taken out.
+    A message may quote a guest: everything that could control a terminal is removed.
     """
 
-    __test__ = False  # no class of tests, whatever pytest thinks of its name
+    __test__ = False  # not a test class, although its name begins with Test
     code = "TB000"
-    who = "whoever the message names"
+    who = "the person whom the message names"
     act = "do what the message says"
 
     def __init__(self, message: str = "") -> None:
@@ -41,34 +41,34 @@ class TestbedError(Exception):
 
 
 class UsageError(TestbedError):
-    """The command line, or a call, asks for something that does not exist."""
+    """A command line or a call asks for something that does not exist."""
 
     code = "TB100"
-    who = "whoever typed or wrote it"
-    act = "say it as the message expects; `testbed VERB --help` lists what a verb takes"
+    who = "the author of the command or the call"
+    act = "correct it as the message says; `testbed VERB --help` lists the options of a command"
 
 
 class BuildError(TestbedError):
-    """A kernel cannot be built as asked for: its source, a patch, its configuration, or what the compiler says of them."""
+    """A kernel cannot be built as requested: its source, a patch, its configuration, or what the compiler reports."""
 
     code = "TB120"
-    who = "whoever wrote the patch or the configuration, or chose the source"
-    act = "correct what the message shows; `testbed kernel build --help` lists what a build takes"
+    who = "the author of the patch or the configuration, or who chose the source"
+    act = "correct what the message shows; `testbed kernel build --help` lists the options of a build"
 
 
 class HostError(TestbedError):
     """This machine cannot do what is needed: a tool, the network, the disk, QEMU itself."""
 
     code = "TB200"
-    who = "whoever looks after this machine"
-    act = "do what the message says; `testbed doctor` looks for everything that is missing, and says how to mend it"
+    who = "the administrator of this machine"
+    act = "do what the message says; `testbed doctor` finds everything that is missing, and how to fix it"
 
 
 class ToolMissing(HostError):
-    """A program is not installed; `package` is the Debian package that has it."""
+    """A program is not installed; `package` is the Debian package that contains it."""
 
     code = "TB210"
-    who = "whoever looks after this machine"
+    who = "the administrator of this machine"
     act = "install the package that the message names"
 
     def __init__(self, tool: str, package: str) -> None:
@@ -81,8 +81,8 @@ class TemplateError(TestbedError):
     """A template's saved state does not load, or its clone does not wake up."""
 
     code = "TB300"
-    who = "nobody at first: the template is made again, once"
-    act = "where it comes up again, boot with `--cold`, and look into the guest's `qemu.log` and `console.log`"
+    who = "nobody the first time: the template is made again, once"
+    act = "if it happens again, boot with `--cold`, and look into the guest's `qemu.log` and `console.log`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,11 +101,11 @@ class Problem:
 
 
 class TopologyError(TestbedError):
-    """A topology or bug file is wrong; `problems` holds every mistake found, in the order of the file."""
+    """A topology or bug file is wrong; `problems` has every mistake, in the order of the file."""
 
     code = "TB110"
-    who = "whoever wrote the file"
-    act = "correct each place that the message names; `testbed validate FILE` looks for all mistakes and runs nothing"
+    who = "the author of the file"
+    act = "correct each place that the message names; `testbed validate FILE` finds all mistakes and runs nothing"
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
@@ -113,19 +113,22 @@ class TopologyError(TestbedError):
 
 
 class GuestError(TestbedError):
-    """The guest did not do what it was asked."""
+    """The guest did not do what was requested."""
 
     code = "TB400"
-    who = "whoever made the kernel under test, or what runs on it"
-    act = "look into the guest's logs, in the folder that the run names last: `console.log`, `dmesg.txt`, `ssh.log`"
+    who = "the author of the kernel under test, or of what runs on it"
+    act = "look into the guest's logs, in the folder that the run prints last: `console.log`, `dmesg.txt`, `ssh.log`"
 
 
 class GuestLost(GuestError):
-    """The guest is gone or silent. `stage` names what was waited for, `console_tail` holds its last words."""
+    """The guest has ended or does not answer. `stage` names what was waited for, `console_tail` has its last lines."""
 
     code = "TB410"
-    who = "whoever made the kernel under test"
-    act = "read the last lines of its console; for a guest that was silent, see whether the host was busy (`log.jsonl`, `stages.jsonl`)"
+    who = "the author of the kernel under test"
+    act = (
+        "read the last lines of its console; if the guest did not answer, see whether the host was busy "
+        "(`log.jsonl`, `stages.jsonl`)"
+    )
 
     def __init__(self, guest: str, stage: str, why: str, console_tail: tuple[str, ...] = ()) -> None:
         tail = "".join(f"\n    | {line}" for line in console_tail)
@@ -137,19 +140,19 @@ class GuestLost(GuestError):
 
 
 class WireBroken(GuestError):
-    """A connection to the guest or to its QEMU broke: often the first sign that the guest ends, and seldom the reason."""
+    """A connection to the guest or to its QEMU broke: often the first sign of the guest's end, rarely the cause."""
 
     code = "TB420"
-    who = "whoever made the kernel under test; where QEMU ended, whoever looks after this machine"
-    act = "look for what ended first: `console.log` for the guest, `qemu.log` for QEMU"
+    who = "the author of the kernel under test; if QEMU ended, the administrator of this machine"
+    act = "find out which ended first: `console.log` for the guest, `qemu.log` for QEMU"
 
 
 class CommandFailed(GuestError):
-    """A command in the guest ended with another status than 0, or not in time."""
+    """A command in the guest exited with another status than 0, or did not end in time."""
 
     code = "TB430"
-    who = "whoever made the command, or the kernel that it runs on"
-    act = "read what it printed, in the message and in `ssh.log`"
+    who = "the author of the command, or of the kernel that it runs on"
+    act = "read its output, in the message and in `ssh.log`"
 
     def __init__(self, guest: str, command: str, status: str, output: str) -> None:
         super().__init__(
@@ -162,11 +165,11 @@ class CommandFailed(GuestError):
 
 
 class DeviceMismatch(GuestError):
-    """The guest shows other devices than its topology asks for, so nothing measured on it would mean anything."""
+    """The guest has other devices than its topology asks for, so no measurement on it would be valid."""
 
     code = "TB440"
-    who = "whoever made the kernel under test, or the file"
-    act = "see whether the kernel has a driver for each kind of disk of the topology"
+    who = "the author of the kernel under test, or of the file"
+    act = "check that the kernel has a driver for each disk type of the topology"
 
     def __init__(self, guest: str, differences: tuple[str, ...]) -> None:
         super().__init__(
@@ -175,16 +178,19 @@ class DeviceMismatch(GuestError):
         self.differences = differences
 
 
-# Of what was got a message shows so much.
+# A message shows at most this many characters of a value.
 _MOST_SHOWN = 120
 
 
 class ReadingError(GuestError):
-    """A number of the guest could not be read, or is none that a kernel prints: what it would have shown is unknown, and not zero."""
+    """A number from the guest was not read, or is not one that a kernel prints: its value is unknown, and not zero."""
 
     code = "TB450"
-    who = "whoever made the kernel under test, or what runs on it"
-    act = "look at the file that the message names, in the guest; where it is as it should be, the guest was short of memory or time"
+    who = "the author of the kernel under test, or of what runs on it"
+    act = (
+        "look at the file in the guest that the message names; if it is as it should be, the guest was short of memory "
+        "or time"
+    )
 
     def __init__(self, where: str, expected: str, got: str) -> None:
         shown = got if len(got) <= _MOST_SHOWN else f"{got[:_MOST_SHOWN]}... ({len(got)} characters)"
@@ -192,25 +198,27 @@ class ReadingError(GuestError):
         self.where = where
 
 
-def flatten() -> tuple[type[TestbedError], ...]:
-    """All classes of errors, by code."""
-    found: list[type[TestbedError]] = []
+def error_classes() -> tuple[type[TestbedError], ...]:
+    """Return all error classes, by code."""
+    classes: list[type[TestbedError]] = []
     waiting = [TestbedError]
     while waiting:
-        found.append(waiting.pop())
-        waiting += found[-1].__subclasses__()
-    return tuple(sorted(found, key=lambda kind: kind.code))
+        classes.append(waiting.pop())
+        waiting += classes[-1].__subclasses__()
+    return tuple(sorted(classes, key=lambda kind: kind.code))
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Of failures at the same time the one to tell: the first stops the others."""
-    found = group.exceptions[0]
-    return first_error(found) if isinstance(found, BaseExceptionGroup) else found
+    """Return the first error of a group: it caused the cancellation of the others, and is the one to report."""
+    error = group.exceptions[0]
+    return first_error(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-def one_line(message: str, code: str) -> TestbedError:
-    """An error that another process of the testbed tells of: of its class, as far as this one knows that, and without its attributes."""
-    kind = next((one for one in flatten() if one.code == code), TestbedError)
+def from_code(message: str, code: str) -> TestbedError:
+    """Make an error that another process of the testbed reported: of the class with this code, but without its
+    attributes.
+    """
+    kind = next((kind for kind in error_classes() if kind.code == code), TestbedError)
     error = kind.__new__(kind)
     TestbedError.__init__(error, message)
     return error

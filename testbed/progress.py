@@ -1,4 +1,4 @@
-"""How the lower floors say what they are doing, without printing: the faces hand them a `Progress`."""
+"""Interface by which lower layers report progress without printing; the command line and the plugin implement it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ class Task(Protocol):
     """One long step."""
 
     def update(self, *, fraction: float | None = None, detail: str = "") -> None:
-        """`fraction` is what is done, 0 to 1; None leaves it as it was."""
+        """Report how much is done, 0 to 1; None leaves it unchanged."""
 
 
 class Progress(Protocol):
-    """Where steps and remarks go."""
+    """Receives steps and remarks."""
 
     def task(self, title: str) -> AbstractContextManager[Task]:
-        """A context manager around one long step."""
+        """Return a context manager around one long step."""
 
     def note(self, text: str) -> None:
-        """A remark that stays on the screen."""
+        """Show a remark that stays on the screen."""
 
 
 class _SilentTask:
@@ -30,7 +30,7 @@ class _SilentTask:
 
 
 class Silent:
-    """A `Progress` that says nothing: for tests and for callers that print themselves."""
+    """A `Progress` without output: for tests, and for callers that print themselves."""
 
     @contextmanager
     def task(self, title: str) -> Iterator[Task]:

@@ -1,7 +1,7 @@
-"""Reads text that a stranger may have written: makes it printable, and parses JSON strictly.
+"""Handles untrusted text: makes it printable, and parses JSON strictly.
 
-JSON is read here and nowhere else: Python's reader takes what no standard has (NaN, a key twice, numbers without end), and so does
-pydantic's.
+All JSON is parsed here: Python's parser accepts what the standard forbids (NaN, duplicate keys, numbers of any length),
+and so does pydantic's.
 """
 
 from __future__ import annotations
@@ -13,27 +13,29 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-# Sequences that a terminal obeys; everything below a space but tab and newline, DEL, and the C1 range; what turns the direction of writing.
+# Escape sequences, control characters but tab and newline, DEL, the C1 range, and characters that change the text
+# direction.
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    """The text without what could steer a terminal; lines stay lines."""
+    """Remove everything that could control a terminal; line breaks stay."""
     return _CONTROL.sub("", text)
 
 
 # JSON ----------------------------------------------------------------------------------------------------
 _DEEPEST = 64
-# Lists, objects and their parts, each of which takes about 100 bytes of memory.
+# Lists, objects and their members take about 100 bytes of memory each.
 _MOST_VALUES = 2_000_000
 _LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 _LONGEST_FRACTION = 100
 
 
 def parse_json(text: str | bytes | bytearray) -> Any:
-    """Return what a text says: strings, finite numbers, whole ones of at most 64 bits, and lists and mappings of at most 64 levels.
+    """Parse JSON of strings, finite numbers, integers of at most 64 bits, and lists and mappings of at most 64 levels.
 
-    :raise ValueError: it is no JSON in UTF-8, says a key twice, holds another number (NaN, Infinity, 1e999), or is nested more deeply.
+    :raise ValueError: it is not JSON in UTF-8, has a duplicate key or another number (NaN, Infinity, 1e999), or is
+    nested deeper.
     """
     try:
         found = _DECODER.decode(text if isinstance(text, str) else text.decode("utf-8"))
@@ -49,9 +51,9 @@ def parse_json(text: str | bytes | bytearray) -> Any:
 
 
 def parse_json_object(text: str | bytes | bytearray) -> dict[str, Any]:
-    """Return the mapping that a text says.
+    """Parse JSON whose top level is a mapping.
 
-    :raise ValueError: as `parse_json`, or it is none.
+    :raise ValueError: as `parse_json`, or the top level is something else.
     """
     found = parse_json(text)
     if not isinstance(found, dict):
@@ -60,11 +62,11 @@ def parse_json_object(text: str | bytes | bytearray) -> dict[str, Any]:
 
 
 def parse_printable_json(data: bytes) -> Any:
-    """Return what a stranger's file says, each text and key in it as `printable` leaves it, and without halves of characters.
+    """Parse an untrusted JSON file; strings and keys are made `printable`, and lone surrogates are replaced.
 
     :raise ValueError: as `parse_json`, or it has too many values.
     """
-    # Commas in texts count as well: they are few beside the others.
+    # Commas within strings are counted too: they are few compared with the others.
     if (many := sum(map(data.count, (b",", b"[", b"{")))) > _MOST_VALUES:
         raise ValueError(f"it has about {many} values, expected at most {_MOST_VALUES}")
     return _printed(parse_json(data))

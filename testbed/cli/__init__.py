@@ -1,4 +1,4 @@
-"""The command line. The only place that exits: 0 pass, 1 fail, 2 error, 3 no result, 4 everything skipped."""
+"""The command line, the only package that exits: 0 pass, 1 fail, 2 error, 3 no result, 4 everything skipped."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from typing import Annotated, NoReturn
 import typer
 
 from testbed import __version__
-from testbed.cli import streams
-from testbed.cli.app import ABORT, ERROR, app, err, mistake, out, refuse_empty, stopped
+from testbed.cli.app import ABORT, ERROR, app, err, out, print_internal_error, print_stopped, refuse_empty
+from testbed.cli.streams import WatchedStreams
 from testbed.errors import HostError, TestbedError, TopologyError, first_error
 from testbed.host import eventlog
 
-# The commands of each module, in the order of `testbed --help`. A command loads only its own module: all of them take over a second.
+# The commands of each module, in the order of `testbed --help`. A command loads only its own module: all of them take
+# over a second.
 MODULES = {
     "doctor": ("doctor",),
     "validate": ("validate", "plan"),
@@ -48,10 +49,10 @@ MODULES = {
     "bench": ("bench",),
 }
 _MODULE_OF = {command: module for module, commands in MODULES.items() for command in commands}
-# As of a command that SIGPIPE ends: whoever was to read what it prints has gone.
-UNREAD = 128 + signal.SIGPIPE
-# What this machine refuses wherever a file is written; every other error of the system that nobody expected is a mistake of ours.
-_REFUSED = {
+# As if SIGPIPE had ended the command: the reader of its output has closed the pipe.
+OUTPUT_CLOSED = 128 + signal.SIGPIPE
+# Errors by which this machine refuses to write a file anywhere; any other unexpected OSError is a bug in the testbed.
+_REFUSED_BY_HOST = {
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EROFS,
@@ -65,14 +66,14 @@ _REFUSED = {
 
 
 def main(go: Callable[[], object] | None = None) -> NoReturn:
-    """Entry point. Leaves without tidying up the interpreter, which takes 0.1 s and has nothing left to do. `go`: other verbs than ours."""
-    watched = streams.Watched()
+    """Entry point. Exits without finalizing the interpreter, which takes 0.1 s. `go`: runs other commands than ours."""
+    streams = WatchedStreams()
     status: object = ERROR
-    with contextlib.suppress(OSError):  # whoever was to read its last words has gone, too
-        status = _status(watched, go or _verbs)
-    unprinted = watched.failure()
+    with contextlib.suppress(OSError):  # standard error may be closed as well
+        status = _status(streams, go or _run_command)
+    unprinted = streams.failure()
     if isinstance(unprinted, BrokenPipeError):
-        status = UNREAD
+        status = OUTPUT_CLOSED
     elif unprinted is not None:
         status = ERROR
         with contextlib.suppress(OSError):
@@ -80,55 +81,59 @@ def main(go: Callable[[], object] | None = None) -> NoReturn:
     os._exit(exit_code(status, sys.argv[1:]))
 
 
-def _status(watched: streams.Watched, go: Callable[[], object]) -> object:
+def _status(streams: WatchedStreams, go: Callable[[], object]) -> object:
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _run(watched, go)
+        _run(streams, go)
     except SystemExit as ended:
         return ended.code
     except KeyboardInterrupt:
-        # In a verb that has no guests, or before it had any; see `app.run_async`.
-        stopped(signal.SIGINT)
+        # In a command without guests, or before it had any; see `app.run_async`.
+        print_stopped(signal.SIGINT)
         return 128 + signal.SIGINT
     except Exception:
-        # Python's own status would be 1, which says that a run failed, that a bug did not show.
-        mistake()
+        # Python's own status would be 1, which means that a run failed or that a bug did not show.
+        print_internal_error()
         return ERROR
     return None
 
 
 def exit_code(status: object, words: Sequence[str]) -> int:
-    """What a command ends with that was typed as `words`. Where `git bisect run` hears it, an error must not be a bad commit."""
+    """Return the exit code of the command with the arguments `words`. For `git bisect run`, an error must not be a bad
+    commit.
+    """
     code = status if isinstance(status, int) else 0 if status is None else ERROR
-    asked_by_git = "bisect" in words and any(word.split("=")[0] in ("--run", "--tree") for word in words)
-    return ABORT if code == ERROR and asked_by_git else code
+    run_by_git = "bisect" in words and any(word.split("=")[0] in ("--run", "--tree") for word in words)
+    return ABORT if code == ERROR and run_by_git else code
 
 
-def _run(watched: streams.Watched, go: Callable[[], object]) -> None:
-    """Every error on purpose is one message and an exit code; with --debug, or TESTBED_DEBUG set, its code and a traceback come before."""
+def _run(streams: WatchedStreams, go: Callable[[], object]) -> None:
+    """Turn every TestbedError into a message and an exit code; --debug or TESTBED_DEBUG add its code and a
+    traceback.
+    """
     try:
         go()
     except TestbedError as error:
         _fail(error)
     except (OSError, ExceptionGroup) as error:
-        if watched.failure() is not None:
-            return  # told at the end
+        if streams.failure() is not None:
+            return  # `main` reports it
         refused = _refused(error)
         if refused is None:
             raise
         _fail(refused)
 
 
-def _verbs() -> None:
-    load(_MODULE_OF.get(_verb()))
+def _run_command() -> None:
+    load(_MODULE_OF.get(_command()))
     app(standalone_mode=True)
 
 
 def _fail(error: TestbedError) -> NoReturn:
     if os.environ.get("TESTBED_DEBUG"):
-        said = "".join(traceback.format_exception(error))
-        err.print(f"{said}{error.code}: see docs/errors.md", markup=False, highlight=False, soft_wrap=True)
-    # A file's mistakes begin with its name, as a compiler's do.
+        trace = "".join(traceback.format_exception(error))
+        err.print(f"{trace}{error.code}: see docs/errors.md", markup=False, highlight=False, soft_wrap=True)
+    # Mistakes in a file begin with its name, as a compiler's do.
     err.print(
         str(error) if isinstance(error, TopologyError) else f"testbed: {error}",
         markup=False,
@@ -144,14 +149,14 @@ def _fail(error: TestbedError) -> NoReturn:
 
 
 def _refused(error: BaseException) -> TestbedError | None:
-    """What a person is told of an error that came from where nobody expects one; None where it is a mistake of ours."""
+    """Return the error to report for an unexpected exception; None if it is a bug in the testbed."""
     if isinstance(error, BaseExceptionGroup):
         error = first_error(error)
     if isinstance(error, TestbedError):
         return error
-    if isinstance(error, OSError) and error.errno in _REFUSED:
+    if isinstance(error, OSError) and error.errno in _REFUSED_BY_HOST:
         where = error.filename or "this machine"
-        # A file of the user's is no place of ours.
+        # The file may be one of the user's, and not one of the testbed's folders.
         ours = "if it is the testbed's own, " if error.errno in (errno.EACCES, errno.EPERM) else ""
         return HostError(
             f"{where}: {error.strerror}; {ours}name other places with TESTBED_CACHE, TESTBED_STATE or TMPDIR"
@@ -159,8 +164,8 @@ def _refused(error: BaseException) -> TestbedError | None:
     return None
 
 
-def _verb() -> str:
-    """What is asked for, or being completed: the shell gives that in its environment."""
+def _command() -> str:
+    """Return the name of the command, also while the shell completes it and passes the line in the environment."""
     typed = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS")
     words = typed.split() if typed else sys.argv
     return words[1] if len(words) > 1 else ""
@@ -184,12 +189,12 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Tell on standard error what is done, and where an error was raised.")
+        bool, typer.Option("--debug", help="Print on standard error what is done, and where an error was raised.")
     ] = False,
     qemu: Annotated[str | None, typer.Option("--qemu", metavar="PROGRAM", help="The QEMU to run guests on.")] = None,
 ) -> None:
     del version
-    # By the environment, so that processes which are started later have them as well.
+    # In the environment, so that child processes have them too.
     if debug:
         os.environ["TESTBED_DEBUG"] = "1"
     if qemu is not None:

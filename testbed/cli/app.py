@@ -1,4 +1,4 @@
-"""What all verbs share: the app, where they print, their common options, and how one runs to its end and exits."""
+"""What all commands share: the Typer app, terminal output, common options, and how a command runs and exits."""
 
 from __future__ import annotations
 
@@ -27,24 +27,26 @@ from testbed.text import printable
 T = TypeVar("T")
 
 
-class _Verbs(TyperGroup):
-    """Refuses options with nothing for a value: `--patched "$KERNEL"` without such a variable is no wish for the kernel of the table."""
+class _Commands(TyperGroup):
+    """Refuses options with an empty value: `--patched "$KERNEL"` with an unset variable must not select the table's
+    kernel.
+    """
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        found = super().resolve_command(ctx, args)
-        below: Any = found[1]
-        words: list[str] = found[2]
-        while words and words[0] in getattr(below, "commands", ()):
-            below, words = below.commands[words[0]], words[1:]
-        # The words of others (ssh, scp, gdb) are theirs.
-        if below is not None and not below.ignore_unknown_options and not ctx.resilient_parsing:
-            _refuse_nothing([one for one in below.params if isinstance(one, TyperOption)], words)
-        return found
+        resolved = super().resolve_command(ctx, args)
+        command: Any = resolved[1]
+        words: list[str] = resolved[2]
+        while words and words[0] in getattr(command, "commands", ()):
+            command, words = command.commands[words[0]], words[1:]
+        # Arguments for other programs (ssh, scp, gdb) are not checked.
+        if command is not None and not command.ignore_unknown_options and not ctx.resilient_parsing:
+            _refuse_empty_options([option for option in command.params if isinstance(option, TyperOption)], words)
+        return resolved
 
 
-def _refuse_nothing(options: Sequence[TyperOption], words: Sequence[str]) -> None:
-    """:raise UsageError: one of a command's options has an empty value."""
-    names = {name for one in options if not one.is_flag for name in one.opts}
+def _refuse_empty_options(options: Sequence[TyperOption], words: Sequence[str]) -> None:
+    """:raise UsageError: an option of a command has an empty value."""
+    names = {name for option in options if not option.is_flag for name in option.opts}
     for word, following in zip(words, (*words[1:], None), strict=False):
         if word == "--":
             return
@@ -54,14 +56,14 @@ def _refuse_nothing(options: Sequence[TyperOption], words: Sequence[str]) -> Non
 
 
 def refuse_empty(option: str, value: str | None) -> None:
-    """:raise UsageError: it is the empty word that an unset variable of the shell leaves."""
+    """:raise UsageError: the value is empty, as an unset shell variable leaves it."""
     if value == "":
         raise UsageError(f"{option}: expected a value, got an empty one; is a variable of the shell not set?")
 
 
 app = typer.Typer(
     name="testbed",
-    cls=_Verbs,
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -72,7 +74,9 @@ app = typer.Typer(
 
 
 class _Terminal(Console):
-    """What is printed may quote guests, files and servers: none of them steers the terminal, and `a:b:c` is no picture of a letter."""
+    """Prints text that may quote guests, files and servers: nothing in it can control the terminal, and `:b:` is no
+    emoji.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(emoji=False, **options)
@@ -86,63 +90,67 @@ out = _Terminal()
 err = _Terminal(stderr=True)
 
 ERROR, FAILED = 2, 1
-# Columns of a table that a program reads, not a person: a row is a line.
-_UNFOLDED = 1000
-# `git bisect run` skips a commit, or stops; it takes ERROR for a bad commit (git-bisect(1)).
+# Columns of a table that goes into a pipe or a file, so that each row is a line.
+_UNFOLDED_COLUMNS = 1000
+# `git bisect run` skips a commit, or stops; it would take ERROR for a bad commit (git-bisect(1)).
 SKIP, ABORT = 125, 255
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
 Cold = Annotated[bool, typer.Option("--cold", help="Boot every guest instead of cloning a template.")]
 TopologyOption = Annotated[
-    Path | None, typer.Option("--topology", "-t", help="Topology file; topologies/default.yaml without it.")
+    Path | None, typer.Option("--topology", "-t", help="Topology file; topologies/default.yaml by default.")
 ]
 IgnoreStack = Annotated[
     bool,
-    typer.Option("--ignore-stack", help="Leave out what scenarios do not use of the topology, in place of an error."),
+    typer.Option("--ignore-stack", help="Ignore parts of the topology that scenarios do not use, instead of an error."),
 ]
 KERNEL_HELP = "A name of images/kernels.yaml, built-NAME, BZIMAGE[:MODULES_FOLDER], or FILE.deb[:FILE.deb]."
 
 
 def rows(table: RenderableType) -> None:
-    """Print a list; into a pipe or a file without folding its rows."""
+    """Print a table; its rows are not folded in a pipe or a file."""
     folded = out.is_terminal or os.environ.get("COLUMNS")
-    (out if folded else _Terminal(width=_UNFOLDED)).print(table)
+    (out if folded else _Terminal(width=_UNFOLDED_COLUMNS)).print(table)
 
 
-def mistake() -> None:
-    """Say that the exception which is being handled is a mistake of ours."""
+def print_internal_error() -> None:
+    """Print the exception that is being handled, and that it is a bug in the testbed."""
     traceback.print_exc()
     err.print(
-        "testbed: this is a mistake of the testbed and says nothing of your kernel; please report it with the lines above"
+        "testbed: this is a mistake of the testbed and says nothing about your kernel; "
+        "please report it with the lines above"
     )
 
 
-_broken_off: list[Path] = []
-# What watches this command's event loop, once it has one.
+_interrupted_runs: list[Path] = []
+# The watchdog of this command's event loop, once it has one.
 _watchdogs: list[Watchdog] = []
 
 
-def stopped(by: signal.Signals, more: str = "") -> None:
-    """Say that a signal ended this command."""
-    err.print(f"testbed: stopped by {by.name}{more}{_what_there_is()}", markup=False, highlight=False, soft_wrap=True)
+def print_stopped(by: signal.Signals, more: str = "") -> None:
+    """Print that a signal ended this command."""
+    err.print(f"testbed: stopped by {by.name}{more}{_partial_run()}", markup=False, highlight=False, soft_wrap=True)
     if "--json" in sys.argv:
-        run = {"folder": str(_broken_off[0])} if _broken_off else {}
+        run = {"folder": str(_interrupted_runs[0])} if _interrupted_runs else {}
         print(json.dumps({"event": "stopped", "signal": by.name, "exit_code": 128 + by, **run}), file=sys.stderr)
 
 
-def _what_there_is() -> str:
-    return f"; what there is of its run is in {_broken_off[0]}" if _broken_off else ""
+def _partial_run() -> str:
+    return f"; what there is of its run is in {_interrupted_runs[0]}" if _interrupted_runs else ""
 
 
-def _stood_still(watchdog: Watchdog) -> None:
-    """Say that a loop which did not turn was ended."""
-    said = f"testbed: {watchdog.stood}; this is a mistake of the testbed, please report it with the lines above; what it had started is gone"
-    err.print(f"{watchdog.stack}{said}{_what_there_is()}", markup=False, highlight=False, soft_wrap=True)
+def _print_blocked(watchdog: Watchdog) -> None:
+    """Print that the event loop was blocked and was ended."""
+    message = (
+        f"testbed: {watchdog.stood}; this is a mistake of the testbed, please report it with the lines above; "
+        "what it had started is gone"
+    )
+    err.print(f"{watchdog.stack}{message}{_partial_run()}", markup=False, highlight=False, soft_wrap=True)
 
 
 def ended_by(error: BaseException) -> str:
-    """What ends a run, in a line: the signal for which it was cancelled, our error, or our mistake."""
+    """Return in one line why a run ended: the signal that cancelled it, an error, or a bug in the testbed."""
     if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
         for watchdog in _watchdogs:
             if watchdog.stood:
@@ -151,29 +159,34 @@ def ended_by(error: BaseException) -> str:
                 return f"interrupted by {watchdog.caught[0].name}"
     if isinstance(error, BaseExceptionGroup):
         return ended_by(first_error(error))
-    said = str(error).partition("\n")[0]
-    return said if isinstance(error, TestbedError) else f"a mistake of the testbed: {type(error).__name__}: {said}"
+    message = str(error).partition("\n")[0]
+    return (
+        message if isinstance(error, TestbedError) else f"a mistake of the testbed: {type(error).__name__}: {message}"
+    )
 
 
 @contextlib.contextmanager
 def in_run_folder(folder: Path) -> Iterator[None]:
-    """A run in this folder, which is named where a signal ends it."""
+    """Run a block whose files go to `folder`; if a signal ends it, the message names the folder."""
     with runs.running(folder, sys.argv):
         try:
             yield
         except (asyncio.CancelledError, KeyboardInterrupt):
-            _broken_off.append(folder)
+            _interrupted_runs.append(folder)
             raise
 
 
 def run_async(work: Coroutine[Any, Any, int]) -> NoReturn:
-    """Run to its end and exit with its code, as `completed` does where it does not come to one."""
-    sys.exit(completed(work))
+    """Run a coroutine and exit with the code that it returns, or as `run_to_end` exits."""
+    sys.exit(run_to_end(work))
 
 
-def completed(work: Coroutine[Any, Any, T]) -> T:
-    """Run to its end; SIGINT and SIGTERM cancel it, everything is taken down, and we exit. The third signal ends us at once: the guests
-    go with us, and what is left of them with the next command. A loop that does not turn is ended as well; see `watchdog`.
+def run_to_end(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine and return its result.
+
+    SIGINT and SIGTERM cancel it; its guests are shut down, and the command exits. A third signal ends the process at
+    once: the guests end with it, and the next command removes their files. A blocked event loop is ended as well; see
+    `watchdog`.
     """
 
     def on_second() -> None:
@@ -199,7 +212,7 @@ def completed(work: Coroutine[Any, Any, T]) -> T:
         if not watchdog.caught and not watchdog.stood:
             raise
     if watchdog.stood:
-        _stood_still(watchdog)
+        _print_blocked(watchdog)
         sys.exit(ERROR)
-    stopped(watchdog.caught[0], "; what it had started is gone")
+    print_stopped(watchdog.caught[0], "; what it had started is gone")
     sys.exit(128 + watchdog.caught[0])

@@ -1,4 +1,4 @@
-"""Verbs that measure this machine."""
+"""Measures this machine: bench disks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def disks(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """The most that emulated disks do here, which is remembered: profiles that ask for more are warned of."""
+    """Measure how fast emulated disks can be here; runs warn about profiles that ask for more."""
     spec = kernel or shipped_table().patched
 
     async def work() -> int:
@@ -42,21 +42,22 @@ def disks(
             async with open_factory(progress, kernels=(spec,)) as factory:
                 folder = paths.new_run_folder(factory.folders.runs)
                 with in_run_folder(folder):
-                    found = await disk_speed.measure(
+                    speeds = await disk_speed.measure(
                         factory, await factory.kernel(spec), folder / "bench", seconds=seconds
                     )
-                disk_speed.save(found, factory.folders.cache, factory.host)
+                disk_speed.save(speeds, factory.folders.cache, factory.host)
         if as_json:
-            print(json.dumps({kind: asdict(one) for kind, one in found.items()}))
+            print(json.dumps({kind: asdict(speed) for kind, speed in speeds.items()}))
         else:
-            out.print(_table(found))
+            out.print(_table(speeds))
         return 0
 
     run_async(work())
 
 
-def _table(found: dict[str, DiskSpeed]) -> Table:
+def _table(speeds: dict[str, DiskSpeed]) -> Table:
     table = Table("disk", "4K random reads/s, 32 at once", "1M reads, 32 at once", "one 4K read alone")
-    for kind, one in found.items():
-        table.add_row(kind, f"{one.iops:.0f}", f"{format_size(one.bytes_per_s)}/s", f"{one.read_us / 1000:.2f} ms")
+    for kind, speed in speeds.items():
+        read_ms = f"{speed.read_us / 1000:.2f} ms"
+        table.add_row(kind, f"{speed.iops:.0f}", f"{format_size(speed.bytes_per_s)}/s", read_ms)
     return table

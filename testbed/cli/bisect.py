@@ -31,7 +31,6 @@ from testbed.cli.kernels import (
     SeriesPatches,
     SeriesVersion,
     build_config,
-    kernel_table,
     make_builder,
 )
 from testbed.cli.run_results import writing_results
@@ -47,7 +46,7 @@ from testbed.report.result_writer import ResultWriter
 from testbed.store.kernels import folder_scan
 from testbed.store.kernels.builder import BuildSpec
 from testbed.store.kernels.folder_scan import FoundKernel
-from testbed.store.kernels.table import file_name, files_of
+from testbed.store.kernels.table import file_name, files_of, shipped_table
 
 # How many files of a folder that are no kernels are named on the terminal; all of them are in bisect.json.
 _SHOWN_OTHERS = 12
@@ -56,13 +55,14 @@ Kernels = Annotated[
     str | None,
     typer.Option(
         "--kernels",
-        help="Names in order, with commas between, or a folder of .debs, or of bzImages and lib/modules; the table without it.",
+        help="Names in order, with commas between, or a folder of .debs, or of bzImages and lib/modules; "
+        "by default the table.",
     ),
 ]
 Run = Annotated[
     str | None,
     typer.Option(
-        "--run", help="Ask this kernel alone, for `git bisect run`: exits 0 good, 1 bad, 125 it cannot be told."
+        "--run", help="Test only this kernel, for `git bisect run`: exits 0 if good, 1 if bad, 125 if unknown."
     ),
 ]
 
@@ -79,12 +79,15 @@ class ListOptions:
 @app.command("bisect")
 def bisect_command(
     file: BugFile,
-    good: Annotated[str | None, typer.Option("--good", help="A kernel where it does not show.")] = None,
-    bad: Annotated[str | None, typer.Option("--bad", help="One where it does; before or after the good one.")] = None,
+    good: Annotated[str | None, typer.Option("--good", help="A kernel on which the bug does not show.")] = None,
+    bad: Annotated[
+        str | None, typer.Option("--bad", help="A kernel on which it shows; before or after the good one.")
+    ] = None,
     kernels: Kernels = None,
     run: Run = None,
     tree: Annotated[
-        str | None, typer.Option("--tree", help=f"As --run, for a kernel that is built first. {SOURCE_HELP}")
+        str | None,
+        typer.Option("--tree", help=f"As --run, for a kernel that is built from this source first. {SOURCE_HELP}"),
     ] = None,
     series: Series = None,
     series_version: SeriesVersion = None,
@@ -94,16 +97,20 @@ def bisect_command(
     config: Config = None,
     make_arg: MakeArgs = None,
     rate: Annotated[
-        float | None, typer.Option("--rate", min=0.001, max=1, help="How often it shows; measured, or the file's.")
+        float | None,
+        typer.Option(
+            "--rate", min=0.001, max=1, help="How often the bug shows; by default measured, or that of the file."
+        ),
     ] = None,
     error: ErrorChance = 0.05,
     jobs: Jobs = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find between which kernels of an ordered list a bug came, or went; each is tried as often as the bug's rate needs.
+    """Find between which two kernels of an ordered list a bug appeared or disappeared. The number of tries on each
+    depends on the bug's rate.
 
-    Exits 0 with an answer, 2 where an end is not as it was said to be, 3 where the bug comes and goes along the list.
+    Exits 0 with an answer, 2 if --good or --bad is wrong, 3 if the bug comes and goes along the list.
     """
     build = build_config(flavour, fragment, config, make_arg, series_version, series_patches)
     spec = BuildOptions(tree=tree, series=series, revert=None, config=build).spec()
@@ -181,7 +188,7 @@ class _BisectRun:
         self._writer.update()
 
     def _document(self, why: str | None) -> Bisect:
-        """Return the results so far. `why`: the reason of an early end, empty while the run goes on; None if they are complete."""
+        """Return the results so far. `why`: the reason of an early end, "" while the run goes on; None if complete."""
         most = 2 + bisect_search.most_steps(self._range.good, self._range.bad)
         ended = len(self._bisector.steps)
         partial = None if why is None else Partial(ended=ended, wanted=most, at_most=True, what="kernels", why=why)
@@ -191,13 +198,15 @@ class _BisectRun:
 
 
 def _ask_one(options: SearchOptions, rate: float | None, kernel: str | BuildSpec) -> None:
-    """Ask one kernel, and exit as `git bisect run` expects, which takes every code below 128 for a verdict: see `exit_code` for errors."""
+    """Ask one kernel, and exit as `git bisect run` expects, which takes every code below 128 for a verdict: see
+    `exit_code` for errors.
+    """
     case = load_trusted(options.file)
     # Mistakes that are the same for every commit must not skip them all.
     if isinstance(kernel, BuildSpec):
         make_builder(Silent()).read(kernel)
     elif "/" not in kernel and files_of(kernel) is None:
-        kernel_table().resolve(kernel)  # a name, and not a file that make would have made
+        shipped_table().resolve(kernel)  # a name, and not a file that make would have made
     run_async(_AskRun(options, case, rate).run(kernel))
 
 
@@ -248,7 +257,7 @@ def _find_kernels(kernels: str | None) -> FoundKernel:
 
     :raise UsageError: one of them is no kernel, or there are fewer than two.
     """
-    table = kernel_table()
+    table = shipped_table()
     if kernels is None:
         return FoundKernel(kernels=tuple(table.rows), others=())
     folder = Path(kernels)
@@ -265,8 +274,8 @@ def _find_kernels(kernels: str | None) -> FoundKernel:
     if len(found.kernels) < 2:
         others = f"; no kernels are {', '.join(found.others)}" if found.others else ""
         raise UsageError(
-            f"--kernels {folder}: expected two packages with kernels, or files named bzImage or vmlinuz and a version, or more, "
-            f"got {len(found.kernels)}{others}"
+            f"--kernels {folder}: expected two packages with kernels, or files named bzImage or vmlinuz and a version, "
+            f"or more, got {len(found.kernels)}{others}"
         )
     return found
 

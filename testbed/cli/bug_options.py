@@ -15,8 +15,8 @@ from testbed.guest.factory import GuestFactory
 from testbed.host import paths
 
 BugFile = Annotated[Path, typer.Argument(help="Bug file.")]
-ErrorChance = Annotated[float, typer.Option("--error", min=0.0001, max=0.3, help="The chance of a wrong answer.")]
-Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Guests at once; as many as fit without it.")]
+ErrorChance = Annotated[float, typer.Option("--error", min=0.0001, max=0.3, help="The probability of a wrong answer.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Guests at once; by default as many as fit.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The verb that packs runs, and what `repro` needs of a bundle: bundle."""
+"""Packs a run of `repro` into a bundle: bundle. Also what `repro` does with a bundle's kernels."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ def bundle_command(
     run: Annotated[str, typer.Argument(help="A run of `testbed repro`: its folder, its name, or `last`.")] = "last",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A new file; RUN.tar without it.")] = None,
     with_kernel: Annotated[
-        bool, typer.Option("--with-kernel", help="The kernels go along, and not only their names and hashes.")
+        bool, typer.Option("--with-kernel", help="Pack the kernels too, and not only their names and hashes.")
     ] = False,
 ) -> None:
-    """Pack a run into one tar that `testbed repro` takes on another machine: bug, scripts, versions, hashes, seed, logs, results."""
+    """Pack a run into a tar file that `testbed repro` runs on another machine: bug, scripts, versions, hashes,
+    seed, logs, results.
+    """
     folders = paths.folders()
     folder = run_folder(run, folders.runs)
     target = output or Path(f"{folder.name}.tar")
@@ -45,9 +47,9 @@ def bundle_command(
 
 
 def _kernels(folder: Path, cache: Path, *, with_kernel: bool) -> dict[str, Path]:
-    """The folders of the kernels that go along; those that no table names must.
+    """Return the folders of the kernels to pack. Kernels that are not in the table must be packed.
 
-    :raise UsageError: one is not in the cache as it was, or must go along.
+    :raise UsageError: a kernel has changed in the cache or is gone, or must be packed.
     """
     table = shipped_table()
     found: dict[str, Path] = {}
@@ -75,7 +77,7 @@ def _kernels(folder: Path, cache: Path, *, with_kernel: bool) -> dict[str, Path]
 
 
 def run_folder(run: str, runs: Path) -> Path:
-    """The folder of a run of `repro`: a path, a name among `runs`, or `last`.
+    """Return the folder of a run of `repro`, given as a path, a name in `runs`, or `last`.
 
     :raise UsageError: there is none.
     """

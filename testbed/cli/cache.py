@@ -1,4 +1,4 @@
-"""Verbs for guest images, and for what of the cache may go."""
+"""Builds guest images, and removes unused entries of the cache: image, gc."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Annotated
 
 import typer
 
+from testbed.cli import option_values
 from testbed.cli.app import Json, Quiet, app, err, out, run_async
-from testbed.cli.option_values import age_s, size_bytes
 from testbed.errors import UsageError
 from testbed.guest import session
 from testbed.guest.factory import IMAGE
 from testbed.host import paths, quota
 from testbed.report import live, runs
-from testbed.store import cache, image
-from testbed.store import gc as waste
+from testbed.store import cache, gc, image
 from testbed.units import format_size
 
 image_app = typer.Typer(no_args_is_help=True, help="Guest images, built from images/*.yaml.")
@@ -55,50 +54,53 @@ def image_rm(name: Annotated[str, typer.Argument(help="Recipe.")]) -> None:
     shutil.rmtree(folder)
 
 
-@app.command()
-def gc(
+@app.command("gc")
+def gc_command(
     unused_for: Annotated[
-        str, typer.Option("--unused-for", help="What was of no use so long, such as 14d or 12h.")
+        str, typer.Option("--unused-for", help="What was not used for this long, such as 14d or 12h.")
     ] = "14d",
     larger_than: Annotated[
         str | None,
         typer.Option(
             "--larger-than",
-            help="The least recently used, until the rest is no larger; TESTBED_CACHE_LIMIT (20G) without it.",
+            help="The least recently used, until the rest is at most this large; TESTBED_CACHE_LIMIT (20G) by default.",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list it.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove what killed commands have left, and what of the cache nobody needs: images, kernels, sources, templates, old environments.
+    """Remove what killed commands have left, and unused entries of the cache: images, kernels, sources, templates, old
+    environments.
 
-    What was of use within the last hour stays, and so do the images and kernels of guests that stay and of snapshots. `testbed runs
-    --prune` removes runs, which are not in the cache.
+    What was used within the last hour is kept, and so are the images and kernels of running guests and of snapshots.
+    `testbed runs --prune` removes runs, which are not in the cache.
     """
     folders = paths.folders()
-    unused_s = age_s("--unused-for", unused_for)
+    unused_s = option_values.age_s("--unused-for", unused_for)
     limit_bytes = (
-        size_bytes("--larger-than", larger_than) if larger_than is not None else quota.size_limit(quota.CACHE_LIMIT)
+        option_values.size_bytes("--larger-than", larger_than)
+        if larger_than is not None
+        else quota.size_limit(quota.CACHE_LIMIT)
     )
     leftovers = 0 if dry_run else len(session.reap(folders)) + len(runs.remove_empty_runs(folders.runs))
-    pieces = waste.list_pieces(folders.cache) + waste.list_environments(folders.cache)
-    chosen = waste.select_unused(
-        pieces, time.time(), unused_s=unused_s, limit_bytes=limit_bytes, needed=waste.select_needed(folders)
+    pieces = gc.list_pieces(folders.cache) + gc.list_environments(folders.cache)
+    chosen = gc.select_unused(
+        pieces, time.time(), unused_s=unused_s, limit_bytes=limit_bytes, needed=gc.select_needed(folders)
     )
-    gone = [piece for piece in chosen if dry_run or waste.remove(piece.folder)]
-    freed = sum(piece.size_bytes for piece in gone)
+    removed = [piece for piece in chosen if dry_run or gc.remove(piece.folder)]
+    freed = sum(piece.size_bytes for piece in removed)
     left = sum(piece.size_bytes for piece in pieces) - freed
     if as_json:
         what = "would_be_removed" if dry_run else "removed"
-        found = [{"name": piece.name, "size_bytes": piece.size_bytes} for piece in gone]
-        print(json.dumps({what: found, "freed_bytes": freed, "left_bytes": left, "leftovers": leftovers}))
+        entries = [{"name": piece.name, "size_bytes": piece.size_bytes} for piece in removed]
+        print(json.dumps({what: entries, "freed_bytes": freed, "left_bytes": left, "leftovers": leftovers}))
         return
-    for piece in gone:
+    for piece in removed:
         out.print(f"{piece.name}\t{format_size(piece.size_bytes)}", highlight=False, soft_wrap=True)
     if leftovers:
         err.print(
             f"{leftovers} leftover{'' if leftovers == 1 else 's'} of commands that were killed or failed removed",
             highlight=False,
         )
-    said = "would be removed" if dry_run else "removed"
-    err.print(f"{len(gone)} {said}, {format_size(freed)}; {format_size(left)} left", highlight=False)
+    what = "would be removed" if dry_run else "removed"
+    err.print(f"{len(removed)} {what}, {format_size(freed)}; {format_size(left)} left", highlight=False)

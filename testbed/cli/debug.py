@@ -1,4 +1,4 @@
-"""Verbs that look into a guest's kernel: gdb, dump. They need what guests are made of, which takes long to load."""
+"""Debugs a guest's kernel: gdb, dump. A module of its own because it imports the guest package, which is slow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from testbed.cli.app import app, completed, err, run_async
+from testbed.cli.app import app, err, run_async, run_to_end
 from testbed.cli.vms import VmArgument, become
 from testbed.errors import UsageError
 from testbed.guest.debug import gdb as debugger
@@ -28,13 +28,15 @@ def gdb(
     ] = None,
     only_print: Annotated[bool, typer.Option("--print", help="Print the command instead of running it.")] = False,
     more: Annotated[
-        list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="More words for gdb, such as -batch -ex bt.")
+        list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="More arguments for gdb, such as -batch -ex bt.")
     ] = None,
 ) -> None:
-    """Debug a guest's kernel with gdb, through QEMU's stub: breakpoints work. The guest stands still while gdb has it."""
+    """Debug a guest's kernel with gdb, through QEMU's stub: breakpoints work. The guest is stopped while gdb is
+    attached.
+    """
     found = registry.find_vm(paths.folders(), vm)
 
-    opened = completed(ControlClient(found).gdb(symbols, timeout_s=_GDB_S))
+    opened = run_to_end(ControlClient(found).gdb(symbols, timeout_s=_GDB_S))
     if opened["note"]:
         err.print(opened["note"], markup=False, highlight=False, soft_wrap=True)
     words = debugger.command(opened, tuple(more or ()))
@@ -50,7 +52,9 @@ def dump(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
     kind: Annotated[str, typer.Option("--format", help=f"One of {', '.join(vmcore.FORMATS)}.")] = vmcore.FORMATS[0],
 ) -> None:
-    """Write a guest's memory into a file for crash or drgn; it stands still meanwhile, and may hang or stand still already."""
+    """Write a guest's memory into a file for crash or drgn; the guest is stopped meanwhile, and may be hung or
+    stopped.
+    """
     if kind not in vmcore.FORMATS:
         raise UsageError(f"--format {kind}: expected one of {', '.join(vmcore.FORMATS)}")
     found = registry.find_vm(paths.folders(), vm)

@@ -29,7 +29,9 @@ _NEEDED_DISK_BYTES = 4 * GIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Complaint:
-    """One problem; `mend` is a command, or what else to do. The testbed works with those that are not `fatal`."""
+    """One problem; `mend` is a command or another way to fix it. The testbed works despite problems that are not
+    `fatal`.
+    """
 
     what: str
     mend: str
@@ -38,7 +40,7 @@ class Complaint:
 
 @app.command("doctor")
 def doctor_command(as_json: Json = False) -> None:
-    """What this host can do, what is missing, and how to mend it."""
+    """Show what this host can do, what is missing, and how to fix it."""
     run_async(_doctor(as_json=as_json))
 
 
@@ -81,11 +83,11 @@ def _show(host: Host | None, why: str, complaints: tuple[Complaint, ...]) -> Non
 
 async def find_complaints(host: Host | None) -> tuple[Complaint, ...]:
     """Return everything that is wrong; `host` is None if there was no QEMU to ask."""
-    found = [*_missing_tools(), *await _mirror(), *_subordinate_ids(), *await _namespaces(), *await _build_jail()]
+    complaints = [*_missing_tools(), *await _mirror(), *_subordinate_ids(), *await _namespaces(), *await _build_jail()]
     if host is not None:
         for check in _HOST_CHECKS:
-            found += check(host)
-    return tuple(found)
+            complaints += check(host)
+    return tuple(complaints)
 
 
 def _missing_tools() -> Iterator[Complaint]:
@@ -121,22 +123,21 @@ async def _namespaces() -> list[Complaint]:
     return [
         Complaint(
             what=f"an image cannot be built: no namespaces of its own for mmdebstrap: {why}",
-            mend="a user who may make user namespaces (sysctl user.max_user_namespaces, "
+            mend="a user who may create user namespaces (sysctl user.max_user_namespaces, "
             "kernel.unprivileged_userns_clone), or root",
         )
     ]
 
 
 async def _build_jail() -> list[Complaint]:
-    found, why = await build_jail.find_build_jail()
-    if found is not None:
+    jail_program, why = await build_jail.find_build_jail()
+    if jail_program is not None:
         return []
     return [
         Complaint(
-            what="kernels are not built in a jail, so that what a source or a patch has make do, "
-            f"it does as you: {why}",
-            mend="root that may mount, a user who may make user namespaces, "
-            f"or {build_jail.TRUST}=1 where you trust a source",
+            what=f"kernels are not built in a jail: commands of a source or a patch run as you: {why}",
+            mend="root that may mount, a user who may create user namespaces, "
+            f"or {build_jail.TRUST}=1 if you trust the source",
             fatal=False,
         )
     ]
@@ -161,7 +162,7 @@ def _free_disk(host: Host) -> Iterator[Complaint]:
 def _own_account(host: Host) -> Iterator[Complaint]:
     if host.account is None and os.getuid() == 0:
         yield Complaint(
-            what=f"QEMU runs as root: {host.why_own_account}", mend="a user of its own for QEMU", fatal=False
+            what=f"QEMU runs as root: {host.why_own_account}", mend="run QEMU as a user of its own", fatal=False
         )
 
 
@@ -185,7 +186,7 @@ def _kvm(host: Host) -> Iterator[Complaint]:
     if not host.kvm.works:
         yield Complaint(
             what=f"guests run on TCG, several times slower than on KVM: {host.kvm.why}",
-            mend="what it says, or a host with working KVM",
+            mend="do what it says, or use a host with working KVM",
             fatal=False,
         )
 
@@ -195,7 +196,7 @@ def _warm_clones(host: Host) -> Iterator[Complaint]:
         yield Complaint(what=f"guests boot cold: {host.qemu.why_not_warm}", mend="QEMU 6.0 or later", fatal=False)
 
 
-# In the order of their complaints.
+# Their complaints are printed in this order.
 _HOST_CHECKS: tuple[Callable[[Host], Iterator[Complaint]], ...] = (
     _free_memory,
     _free_disk,

@@ -1,4 +1,4 @@
-"""Verbs for what a running guest's disks do, are told to do, and have counted; and the named devices that they can be like."""
+"""Changes and shows the emulated hardware of running VMs: throttle, delay, inject and others. See docs/hardware.md."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from testbed.report.docs import profiles_markdown
 from testbed.units import parse_duration
 
 
-def _disks(context: typer.Context, incomplete: str) -> list[str]:
-    """For the shell's completion."""
-    there = [vm for vm in registry.list_vms(paths.folders()) if vm.record.name == context.params.get("vm")]
-    return [disk for vm in there for disk in vm.record.disks if disk.startswith(incomplete)]
+def _complete_disks(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete the names of a VM's disks."""
+    vms = [vm for vm in registry.list_vms(paths.folders()) if vm.record.name == context.params.get("vm")]
+    return [disk for vm in vms for disk in vm.record.disks if disk.startswith(incomplete)]
 
 
-def _speeds(incomplete: str) -> list[str]:
+def _complete_limits(incomplete: str) -> list[str]:
     return [word for word in ("off", *PROFILES) if word.startswith(incomplete)]
 
 
 DiskArgument = Annotated[
-    str, typer.Argument(metavar="DISK", help="A disk or a namespace of its topology.", autocompletion=_disks)
+    str, typer.Argument(metavar="DISK", help="A disk or a namespace of its topology.", autocompletion=_complete_disks)
 ]
 
 _BOOT_S = 600.0
@@ -49,13 +49,13 @@ def throttle(
         typer.Argument(
             metavar="LIMIT",
             help="A profile, iops-total=100, bps-read=20M and the like, or off; scale=0.5.",
-            autocompletion=_speeds,
+            autocompletion=_complete_limits,
         ),
     ],
     as_json: Json = False,
 ) -> None:
-    """Give a disk other limits, at once."""
-    _tell(vm, as_json, "throttle", disk, *words)
+    """Change the limits of a disk, at once."""
+    _command(vm, as_json, "throttle", disk, *words)
 
 
 @app.command()
@@ -68,8 +68,8 @@ def delay(
     ],
     as_json: Json = False,
 ) -> None:
-    """Let each request of a disk take longer, from now on."""
-    _tell(vm, as_json, "delay", disk, *words)
+    """Delay each request of a disk from now on."""
+    _command(vm, as_json, "delay", disk, *words)
 
 
 @app.command()
@@ -80,43 +80,44 @@ def inject(
         list[str],
         typer.Argument(
             metavar="FAULT",
-            help="OPERATION=EFFECT[,count=N][,range=FROM-TO][,probability=P][,seed=N], or off. Operations: read, write, flush, discard. "
+            help="OPERATION=EFFECT[,count=N][,range=FROM-TO][,probability=P][,seed=N], or off. "
+            "Operations: read, write, flush, discard. "
             "Effects: EIO, ENOSPC, ENOMEM, lost (acknowledged, never written), torn (only the beginning is written). "
-            "Or read-only: what would write fails.",
+            "Or read-only: all writes fail.",
         ),
     ],
     as_json: Json = False,
 ) -> None:
-    """Let requests of a disk go wrong: these, and no others than these."""
-    _tell(vm, as_json, "inject", disk, *words)
+    """Make requests of a disk fail; replaces all faults that were set before."""
+    _command(vm, as_json, "inject", disk, *words)
 
 
 @app.command()
 def hang(
     vm: VmArgument,
     disk: DiskArgument,
-    duration: Annotated[str, typer.Argument(metavar="DURATION", help="Such as 30s; off lets it go.")],
+    duration: Annotated[str, typer.Argument(metavar="DURATION", help="Such as 30s; off ends it.")],
     as_json: Json = False,
 ) -> None:
-    """Let no request of a disk end for so long; then it goes on as if nothing had been."""
-    _tell(vm, as_json, "hang", disk, duration)
+    """Hold all requests of a disk for a time; then they complete as usual."""
+    _command(vm, as_json, "hang", disk, duration)
 
 
 @app.command()
 def unplug(
     vm: VmArgument,
     disk: DiskArgument,
-    surprise: Annotated[bool, typer.Option("--surprise", help="It is dead before the guest hears of it.")] = False,
+    surprise: Annotated[bool, typer.Option("--surprise", help="The disk fails before the guest is notified.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Take a disk out of a running guest, with whatever stands on it there; what it holds is kept."""
-    _tell(vm, as_json, "unplug", disk, *([SURPRISE] if surprise else []))
+    """Unplug a disk from a running guest, with everything that is built on it there; its content is kept."""
+    _command(vm, as_json, "unplug", disk, *([SURPRISE] if surprise else []))
 
 
 @app.command()
 def plug(vm: VmArgument, disk: DiskArgument, as_json: Json = False) -> None:
-    """Put a disk in again that was taken out."""
-    _tell(vm, as_json, "plug", disk)
+    """Plug in a disk again that was unplugged."""
+    _command(vm, as_json, "plug", disk)
 
 
 @app.command()
@@ -126,30 +127,30 @@ def resize(
     size: Annotated[str, typer.Argument(metavar="SIZE", help="Such as 2G.")],
     as_json: Json = False,
 ) -> None:
-    """Give a disk another size. Of a smaller one what is beyond it is lost, also under a file system that is mounted."""
-    _tell(vm, as_json, "resize", disk, size)
+    """Resize a disk. If it becomes smaller, the data beyond its end is lost, even under a mounted filesystem."""
+    _command(vm, as_json, "resize", disk, size)
 
 
 @app.command()
 def memory(
     vm: VmArgument,
     size: Annotated[
-        str, typer.Argument(metavar="SIZE", help="What the guest keeps, such as 128M; off gives it all back.")
+        str, typer.Argument(metavar="SIZE", help="How much the guest keeps, such as 128M; off returns all of it.")
     ],
     as_json: Json = False,
 ) -> None:
-    """Take memory from a guest by a balloon."""
-    _tell(vm, as_json, "memory", size)
+    """Take memory from a guest with a balloon."""
+    _command(vm, as_json, "memory", size)
 
 
 @app.command()
 def cpus(
     vm: VmArgument,
-    count: Annotated[str, typer.Argument(metavar="COUNT", help="How many stay online; off puts all online again.")],
+    count: Annotated[str, typer.Argument(metavar="COUNT", help="How many stay online; off brings all online again.")],
     as_json: Json = False,
 ) -> None:
     """Take CPUs of a guest offline."""
-    _tell(vm, as_json, "cpus", count)
+    _command(vm, as_json, "cpus", count)
 
 
 @app.command()
@@ -158,15 +159,15 @@ def power_cut(
     keep: Annotated[
         float,
         typer.Option(
-            "--keep", min=0, max=1, help="With this probability a block that was only in a disk's cache is not lost."
+            "--keep", min=0, max=1, help="The probability that a block that was only in a disk's cache is kept."
         ),
     ] = 0.5,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="The same one loses the same blocks; otherwise a new one.")
+        int | None, typer.Option("--seed", help="The same seed loses the same blocks; a new one by default.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Let a guest lose its power, with what its disks' volatile caches hold, and boot it again on the disks as they are then."""
+    """Cut a guest's power, so that its disks' volatile caches are lost, and boot it again on those disks."""
     chosen = secrets.randbelow(1 << 32) if seed is None else seed
 
     async def work() -> int:
@@ -175,11 +176,9 @@ def power_cut(
         if as_json:
             print(json.dumps({"seed": chosen, "lost_blocks": lost}))
         else:
-            said = (
-                ", ".join(f"{disk} lost {blocks} blocks of 4K" for disk, blocks in lost.items())
-                or "no disk has a volatile cache"
-            )
-            out.print(f"{vm} is up again; {said} (seed {chosen})", markup=False, highlight=False)
+            losses = ", ".join(f"{disk} lost {blocks} blocks of 4K" for disk, blocks in lost.items())
+            losses = losses or "no disk has a volatile cache"
+            out.print(f"{vm} is up again; {losses} (seed {chosen})", markup=False, highlight=False)
         return 0
 
     run_async(work())
@@ -188,12 +187,12 @@ def power_cut(
 @app.command()
 def sample(
     vm: VmArgument,
-    every: Annotated[str, typer.Option(metavar="DURATION", help="From one sample to the next.")] = "100ms",
+    every: Annotated[str, typer.Option(metavar="DURATION", help="The interval between samples.")] = "100ms",
     count: Annotated[
-        int | None, typer.Option("--count", "-n", min=1, help="So many; otherwise until it is stopped.")
+        int | None, typer.Option("--count", "-n", min=1, help="The number of samples; without it until Ctrl-C.")
     ] = None,
 ) -> None:
-    """What a guest's emulated disks have counted, again and again, a line of JSON each: requests, bytes, latencies, limits."""
+    """Print the counters of a guest's disks at an interval, a line of JSON each: requests, bytes, latencies, limits."""
     try:
         every_s = parse_duration(every) / 1e6
     except ValueError as error:
@@ -216,11 +215,9 @@ def sample(
 
 @app.command()
 def profiles(
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="With their sources, as docs/hardware.md has it.")
-    ] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="With their sources, as in docs/hardware.md.")] = False,
 ) -> None:
-    """The named devices that a disk can be like."""
+    """List the profiles: named devices that a disk can imitate."""
     if markdown:
         print(profiles_markdown(), end="")
         return
@@ -230,7 +227,7 @@ def profiles(
 
 @app.command()
 def hardware(vm: VmArgument, as_json: Json = False) -> None:
-    """How a guest's disks behave now: limits, delays, faults, and the errors that there were; its memory and CPUs."""
+    """Show how a guest's disks behave now: limits, delays, faults, and past errors; and its memory and CPUs."""
 
     async def work() -> int:
         _show(await ControlClient(registry.find_vm(paths.folders(), vm)).hardware(), as_json)
@@ -241,7 +238,7 @@ def hardware(vm: VmArgument, as_json: Json = False) -> None:
 
 @app.command()
 def resume(vm: VmArgument) -> None:
-    """Let a guest go on that stands still at an error of a disk (`werror: stop`); the request is tried again."""
+    """Resume a guest that was stopped by a disk error (`werror: stop`); the request is tried again."""
 
     async def work() -> int:
         await ControlClient(registry.find_vm(paths.folders(), vm)).resume()
@@ -250,7 +247,7 @@ def resume(vm: VmArgument) -> None:
     run_async(work())
 
 
-def _tell(vm: str, as_json: bool, *words: str) -> None:
+def _command(vm: str, as_json: bool, *words: str) -> None:
     async def work() -> int:
         _show(await ControlClient(registry.find_vm(paths.folders(), vm)).change_hardware(words), as_json)
         return 0
@@ -258,8 +255,8 @@ def _tell(vm: str, as_json: bool, *words: str) -> None:
     run_async(work())
 
 
-def _show(found: dict[str, Any], as_json: bool) -> None:
+def _show(state: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(state))
     else:
-        rows(vm_tables.hardware_table(found))
+        rows(vm_tables.hardware_table(state))

@@ -22,7 +22,7 @@ from testbed.store.kernels import build_names, builder, kernel_files, make_args
 from testbed.store.kernels.ablations import ABLATIONS
 from testbed.store.kernels.builder import Builder, BuildSpec
 from testbed.store.kernels.mailbox import Selection, numbers_of, version_of
-from testbed.store.kernels.table import Kernel, KernelTable, shipped_table
+from testbed.store.kernels.table import Kernel, shipped_table
 
 kernel_app = typer.Typer(no_args_is_help=True, help="Kernels, from images/kernels.yaml and from source.")
 app.add_typer(kernel_app, name="kernel")
@@ -43,28 +43,27 @@ MakeArgs = Annotated[
     list[str] | None,
     typer.Option(
         "--make-arg",
-        help="NAME=VALUE for make, such as LLVM=1, CC=gcc-11 or KCFLAGS=-O1; part of what a kernel is known by.",
+        help="NAME=VALUE for make, such as LLVM=1, CC=gcc-11 or KCFLAGS=-O1; part of the kernel's identity.",
     ),
 ]
 JobsOption = Annotated[
-    int | None, typer.Option("--jobs", "-j", min=1, help="Compilers at once; one for each processor without it.")
+    int | None, typer.Option("--jobs", "-j", min=1, help="Compilers at once; one per processor by default.")
 ]
 
 
-Tree = Annotated[str | None, typer.Option("--tree", help=f"Build what is run from source. {SOURCE_HELP}")]
+Tree = Annotated[str | None, typer.Option("--tree", help=f"Build the kernels from this source. {SOURCE_HELP}")]
 Series = Annotated[list[Path] | None, typer.Option("--series", help=SERIES_HELP)]
-Revert = Annotated[
-    list[Path] | None, typer.Option("--revert", help="Patches that are in the source, to be taken away.")
-]
+Revert = Annotated[list[Path] | None, typer.Option("--revert", help="Patches to revert, which the source has.")]
 SeriesVersion = Annotated[
     str | None,
     typer.Option(
         "--series-version",
-        help="Of patches with several versions in one mailbox or folder the one that is meant: 2, rfc-v1.",
+        help="Which version to take if a mailbox or folder has several: 2, rfc-v1.",
     ),
 ]
 SeriesPatches = Annotated[
-    str | None, typer.Option("--series-patches", help="Only these patches of a series, as `b4 am -P` has it: 2-3,5.")
+    str | None,
+    typer.Option("--series-patches", help="Only these patches of the series, written as for `b4 am -P`: 2-3,5."),
 ]
 
 
@@ -89,20 +88,19 @@ class BuildOptions:
         return replace(self.config, source=self.tree, series=tuple(self.series or ()), reverts=tuple(self.revert or ()))
 
 
-def kernel_table() -> KernelTable:
-    """Return the table of kernels that ships with the testbed."""
-    return shipped_table()
-
-
 def make_builder(progress: Progress) -> Builder:
     """Return a builder for this user's cache. Notes the environment variables for make that a build ignores."""
     if ignored := make_args.environment_ignored(os.environ):
         progress.note(f"of the environment {', '.join(ignored)} does not count in builds; --make-arg NAME=VALUE does")
-    return Builder(table=kernel_table(), root=paths.folders().cache, shipped=paths.shipped("images"), progress=progress)
+    return Builder(
+        table=shipped_table(), root=paths.folders().cache, shipped=paths.shipped("images"), progress=progress
+    )
 
 
 async def build_kernels(kernels: Mapping[str, str | BuildSpec], progress: Progress) -> dict[str, str]:
-    """Build those kernels that have no name yet, one after the other because a build uses all processors; return all names."""
+    """Build those kernels that have no name yet, one after the other because a build uses all processors; return all
+    names.
+    """
     specs = [kernel for kernel in kernels.values() if isinstance(kernel, BuildSpec)]
     if not specs:
         return {side: str(kernel) for side, kernel in kernels.items()}
@@ -164,10 +162,10 @@ def kernel_fetch(
     renew: Annotated[bool, typer.Option("--renew", help="Ask the mirror again for the newest version.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fetch kernels, if the cache does not have them."""
+    """Fetch kernels that the cache does not have."""
 
     async def work() -> int:
-        known = kernel_table()
+        known = shipped_table()
         root = paths.folders().cache
         with _limit_cache_size(), live.progress(err, quiet=quiet) as progress:
             for name in kernels or (known.base, known.patched):
@@ -181,7 +179,8 @@ def kernel_fetch(
 @kernel_app.command("build")
 def kernel_build(
     name: Annotated[
-        str | None, typer.Argument(help="The kernel is then built-NAME; made of what it is without one.")
+        str | None,
+        typer.Argument(help="The kernel is then called built-NAME; a name is made from its sources by default."),
     ] = None,
     source: Annotated[str, typer.Option("--source", "--tree", help=SOURCE_HELP)] = "debian-6.1",
     series: Series = None,
@@ -189,7 +188,7 @@ def kernel_build(
     series_version: SeriesVersion = None,
     series_patches: SeriesPatches = None,
     ablation: Annotated[
-        list[str] | None, typer.Option("--ablation", help=f"Take one thing away: {', '.join(ABLATIONS)}.")
+        list[str] | None, typer.Option("--ablation", help=f"Remove one thing from the series: {', '.join(ABLATIONS)}.")
     ] = None,
     flavour: Flavours = None,
     fragment: Fragments = None,
@@ -199,7 +198,7 @@ def kernel_build(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Build a kernel from source, unless the cache has it; every verb then knows it by its name. See docs/kernels.md."""
+    """Build a kernel from source, unless the cache has it; all commands then accept its name. See docs/kernels.md."""
     spec = replace(
         build_config(flavour, fragment, config, make_arg, series_version, series_patches),
         source=source,
@@ -230,7 +229,7 @@ async def _build(spec: BuildSpec, name: str | None, *, as_json: bool, quiet: boo
 @kernel_app.command("list")
 def kernel_list(as_json: Json = False) -> None:
     """List the kernels of the table and those built here: series, role, release and origin, configuration, hash."""
-    table = kernel_table()
+    table = shipped_table()
     root = paths.folders().cache
     rows: list[dict[str, Any]] = []
     kernels: tuple[Kernel, ...] = (*table.rows.values(), *build_names.list_names(root))
@@ -259,7 +258,7 @@ def kernel_list(as_json: Json = False) -> None:
 
 @kernel_app.command("rm")
 def kernel_rm(
-    name: Annotated[str, typer.Argument(help="A kernel that was built: its name, with built- or without.")],
+    name: Annotated[str, typer.Argument(help="The name of a built kernel, with or without built-.")],
 ) -> None:
-    """Remove a built kernel. Its source stays in the cache, with the objects that the next build starts from."""
+    """Remove a built kernel. Its source stays in the cache, with the object files that speed up the next build."""
     builder.remove_build(name, paths.folders().cache)

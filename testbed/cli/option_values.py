@@ -42,7 +42,8 @@ def kernel_names(option: str, text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     if not all(names):
         raise UsageError(
-            f"{option} {text}: expected names with commas between, got an empty one; is a variable of the shell not set?"
+            f"{option} {text}: expected names with commas between, got an empty one; "
+            "is a variable of the shell not set?"
         )
     for number, name in enumerate(names):
         if name in names[:number]:

@@ -34,20 +34,23 @@ from testbed.report.result_writer import ResultWriter
 def reduce_command(
     file: BugFile,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where the smaller bug goes; FILE.reduced.yaml without it.")
+        Path | None, typer.Option("--output", "-o", help="The file for the smaller bug; FILE.reduced.yaml by default.")
     ] = None,
     kernel: Annotated[
-        str | None, typer.Option("--kernel", "-k", help=f"The first where it shows without it. {KERNEL_HELP}")
+        str | None, typer.Option("--kernel", "-k", help=f"By default the first on which the bug shows. {KERNEL_HELP}")
     ] = None,
-    tries: Annotated[int, typer.Option("--tries", "-n", min=1, help="For its rate as it is.")] = reduce.MEASURED_TRIES,
+    tries: Annotated[
+        int, typer.Option("--tries", "-n", min=1, help="Tries for the rate of the original bug.")
+    ] = reduce.MEASURED_TRIES,
     error: ErrorChance = 0.05,
     jobs: Jobs = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Drop disks, loops, timeline steps, limits, memory and CPUs from a bug's guest while it shows as often; write the smaller bug.
+    """Remove disks, loops, timeline steps, limits, memory and CPUs from a bug's guest while the bug shows as often, and
+    write the smaller bug.
 
-    Exits 0 with a file, 1 where the bug does not show as it is.
+    Exits 0 if it wrote a file, 1 if the original bug does not show.
     """
     options = SearchOptions(file=file, error=error, jobs=jobs, as_json=as_json, quiet=quiet)
     case = load_trusted(file)
@@ -120,7 +123,7 @@ class _ReduceRun:
         self._writer.update()
 
     def _document(self, why: str | None) -> Reduce:
-        """Return the results so far. `why`: the reason of an early end, empty while the run goes on; None if they are complete."""
+        """Return the results so far. `why`: the reason of an early end, "" while the run goes on; None if complete."""
         so_far = self._reducer.so_far
         partial = Partial(ended=len(so_far.steps), wanted=None, at_most=False, what="candidates", why=why or "")
         origin = (

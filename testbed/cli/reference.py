@@ -16,7 +16,7 @@ from testbed.scenarios.catalogue import SCENARIOS, cases
 @app.command("errors")
 def errors_command(
     code: Annotated[
-        str | None, typer.Argument(metavar="[CODE]", help="One of them, such as TB410.", show_default=False)
+        str | None, typer.Argument(metavar="[CODE]", help="An error code, such as TB410.", show_default=False)
     ] = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="The whole catalogue, as docs/errors.md has it.")
@@ -26,10 +26,10 @@ def errors_command(
     if markdown:
         print(docs.errors_markdown(), end="")
         return
-    found = [kind for kind in errors.flatten() if code is None or code.upper() == kind.code]
-    if not found:
-        raise UsageError(f"errors {code}: expected one of {', '.join(kind.code for kind in errors.flatten())}")
-    for kind in found:
+    kinds = [kind for kind in errors.error_classes() if code is None or code.upper() == kind.code]
+    if not kinds:
+        raise UsageError(f"errors {code}: expected one of {', '.join(kind.code for kind in errors.error_classes())}")
+    for kind in kinds:
         print(f"{kind.code}\t{kind.__name__}\t{kind.who}: {kind.act}")
 
 

@@ -1,4 +1,4 @@
-"""Verbs for runs that are over: report, runs."""
+"""Shows and removes earlier runs: report, schema, runs."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ import sys
 import webbrowser
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.table import Table
 
+from testbed.cli import option_values
 from testbed.cli.app import Json, app, err, rows
-from testbed.cli.option_values import age_s, size_bytes
 from testbed.errors import TestbedError, UsageError
 from testbed.host import paths, registry, untrusted_files
-from testbed.report import diff, live, result_reader, results, schema
-from testbed.report import formats as artefacts
-from testbed.report import runs as store
-from testbed.report.bugs import files
+from testbed.report import diff, formats, live, result_reader, results, runs, schema
+from testbed.report.bugs import files as bug_files
 from testbed.report.bugs import results as bug_results
 from testbed.report.bugs.schema import BugDocument
 from testbed.report.runs import Run
@@ -28,21 +26,22 @@ from testbed.report.vm_tables import age
 from testbed.scenarios.verdict import EXIT_CODES, Verdict
 from testbed.units import format_size
 
-_FORMATS = ", ".join(artefacts.FORMATS)
+_FORMATS = ", ".join(formats.FORMATS)
+
+RunNames = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="RUN", help="A run's folder, or its name, or `last`; two of them for --diff."),
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write it into this file instead of printing it.")]
 
 
 @app.command("report")
 def report_command(
-    run: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="RUN", help="A run's folder, or its name, or `last`; two of them for --diff."),
-    ] = None,
+    run: RunNames = None,
     kind: Annotated[str, typer.Option("--format", "-f", help=f"One of {_FORMATS}.")] = "markdown",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write it into this file instead of printing it.")
-    ] = None,
+    output: Output = None,
     show: Annotated[
-        bool, typer.Option("--open", help="Make the page again from the run's results, and open it in a browser.")
+        bool, typer.Option("--open", help="Write the page again from the run's results, and open it in a browser.")
     ] = False,
     between: Annotated[
         bool,
@@ -53,57 +52,65 @@ def report_command(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Print the results of an earlier run, as Markdown or in another format; or what changed between two. Ends as the run did."""
-    named, there = run or ["last"], paths.folders().runs
+    """Print the results of an earlier run, as Markdown or in another format; or what changed between two. Ends as the
+    run did.
+    """
+    named, root = run or ["last"], paths.folders().runs
     if between:
         if show or kind != "markdown":
             raise UsageError(
                 "report --diff: it is text, or JSON with --json; expected no --open and no --format beside it"
             )
-        _diff(named, there, as_json, output)
+        _diff(named, root, as_json, output)
         return
     if as_json and kind not in ("markdown", "json"):
         raise UsageError(f"report: expected --json or --format {kind}, got both")
     if len(named) != 1:
         raise UsageError(f"report: expected one run, or --diff and two, got {', '.join(named)}")
-    if kind not in artefacts.FORMATS:
+    if kind not in formats.FORMATS:
         raise UsageError(f"--format {kind}: expected one of {_FORMATS}")
-    folder = results.locate(named[0], there)
-    bug = files.read(folder)
-    document = results.read(named[0], there) if bug is None else bug
+    folder = results.locate(named[0], root)
+    bug = bug_files.read(folder)
+    document = results.read(named[0], root) if bug is None else bug
     if show:
-        page = folder.resolve() / artefacts.PAGE
-        artefacts.write_atomically(_text(document, "html", folder), page)
+        page = folder.resolve() / formats.PAGE
+        formats.write_atomically(_text(document, "html", folder), page)
         if not webbrowser.open(page.as_uri()):
             err.print(f"no browser could be started; the page is {page}", markup=False, highlight=False, soft_wrap=True)
     else:
-        _told(_text(document, "json" if as_json else kind, folder), output, folder)
-    scenarios = isinstance(document, Document)
-    result = document.verdict if isinstance(document, Document) else document.result
+        _write(_text(document, "json" if as_json else kind, folder), output, folder)
+    if isinstance(document, Document):
+        _exit(document.verdict, folder, EXIT_CODES[Verdict(document.verdict)])
+    _exit(document.result, folder, bug_results.EXIT_CODES[document.result])
+
+
+def _exit(result: str, folder: Path, code: int) -> NoReturn:
     err.print(live.last_line(result, folder), markup=False, highlight=False, soft_wrap=True)
-    sys.exit(EXIT_CODES[Verdict(result)] if scenarios else bug_results.EXIT_CODES[result])
+    sys.exit(code)
 
 
 def _text(document: Document | BugDocument, kind: str, folder: Path) -> str:
     if isinstance(document, Document):
-        return artefacts.FORMATS[kind](document, folder)
-    return files.FORMATS[kind](document, folder)
+        return formats.FORMATS[kind](document, folder)
+    return bug_files.FORMATS[kind](document, folder)
 
 
-def _diff(named: list[str], there: Path, as_json: bool, output: Path | None) -> None:
+def _diff(named: list[str], root: Path, as_json: bool, output: Path | None) -> None:
     if len(named) != 2:
         raise UsageError(f"report --diff: expected two runs, got {', '.join(named)}")
-    found = diff.compare(*(results.read(one, there) for one in named))
-    _told(
-        json.dumps(found.as_json()) + "\n" if as_json else diff.text(found),
+    changes = diff.compare(*(results.read(run, root) for run in named))
+    _write(
+        json.dumps(changes.as_json()) + "\n" if as_json else diff.text(changes),
         output,
-        *(results.locate(one, there) for one in named),
+        *(results.locate(run, root) for run in named),
     )
-    sys.exit(diff.EXIT_CODES[found.result])
+    sys.exit(diff.EXIT_CODES[changes.result])
 
 
-def _told(text: str, output: Path | None, *folders: Path) -> None:
-    """Print it, or write it into a file. In the `folders` of runs, which strangers may have filled, a link is replaced and not followed."""
+def _write(text: str, output: Path | None, *folders: Path) -> None:
+    """Print the text or write it into a file. In the untrusted `folders` of runs, a symbolic link is replaced and not
+    followed.
+    """
     if output is None:
         sys.stdout.write(text)
         return
@@ -125,35 +132,42 @@ def schema_command() -> None:
 
 @app.command("runs")
 def runs_command(
-    prune: Annotated[bool, typer.Option("--prune", help="Remove runs, as the options below say.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove the runs that the options below select.")] = False,
     older_than: Annotated[
-        str | None, typer.Option("--older-than", help="Those that began so long ago, such as 30d, 12h or 2w.")
+        str | None, typer.Option("--older-than", help="Runs that began longer ago, such as 30d, 12h or 2w.")
     ] = None,
     larger_than: Annotated[
-        str | None, typer.Option("--larger-than", help="The oldest, until all together are no larger, such as 5G.")
+        str | None,
+        typer.Option("--larger-than", help="The oldest runs, until the rest is at most this large, such as 5G."),
     ] = None,
     keep: Annotated[
-        int | None, typer.Option("--keep", min=0, help="But never so many of the newest; alone, all others.")
+        int | None, typer.Option("--keep", min=0, help="Never this many of the newest runs; alone: all others.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List earlier runs: when, verdict, command, cases, size; or remove old ones. One that is going on is never removed."""
+    """List earlier runs: when, verdict, command, cases, size; or remove old ones. A run in progress is never
+    removed.
+    """
     folders = paths.folders()
     if not prune and (older_than or larger_than or keep is not None or dry_run):
         raise UsageError("runs: --older-than, --larger-than, --keep and --dry-run go with --prune")
     if prune and older_than is None and larger_than is None and keep is None:
         raise UsageError("runs --prune: expected --older-than, --larger-than or --keep, which say what may go")
-    found = store.list_runs(
+    listed = runs.list_runs(
         folders.runs, result_reader.summarize, [Path(vm.record.evidence) for vm in registry.list_vms(folders)]
     )
     if not prune:
-        _show(found, as_json, "runs")
+        _show(listed, as_json, "runs")
         return
-    seconds = age_s("--older-than", older_than) if older_than is not None else (0.0 if larger_than is None else None)
-    largest = size_bytes("--larger-than", larger_than) if larger_than is not None else None
-    chosen = store.select_unused(
-        found, datetime.now(UTC), older_than_s=seconds, larger_than_bytes=largest, keep=keep or 0
+    seconds = (
+        option_values.age_s("--older-than", older_than)
+        if older_than is not None
+        else (0.0 if larger_than is None else None)
+    )
+    largest = option_values.size_bytes("--larger-than", larger_than) if larger_than is not None else None
+    chosen = runs.select_unused(
+        listed, datetime.now(UTC), older_than_s=seconds, larger_than_bytes=largest, keep=keep or 0
     )
     failures = [] if dry_run else _remove(chosen, folders.runs)
     _show(tuple(run for run in chosen if run not in failures), as_json, "would_be_removed" if dry_run else "removed")
@@ -161,21 +175,21 @@ def runs_command(
         sys.exit(2)
 
 
-def _remove(chosen: tuple[Run, ...], runs: Path) -> list[Run]:
-    """Those that could not be removed, each with its reason told."""
+def _remove(chosen: tuple[Run, ...], root: Path) -> list[Run]:
+    """Remove runs; print why one cannot be removed, and return those."""
     failures = []
     for run in chosen:
         try:
-            store.remove_run(run, runs)
+            runs.remove_run(run, root)
         except TestbedError as error:
             err.print(f"testbed: {error}", markup=False, highlight=False, soft_wrap=True)
             failures.append(run)
     return failures
 
 
-def _show(found: tuple[Run, ...], as_json: bool, what: str) -> None:
+def _show(listed: tuple[Run, ...], as_json: bool, what: str) -> None:
     if as_json:
-        print(json.dumps({what: [_plain(run) for run in found], "size_bytes": sum(run.size_bytes for run in found)}))
+        print(json.dumps({what: [_plain(run) for run in listed], "size_bytes": sum(run.size_bytes for run in listed)}))
         return
     table = Table(box=None, pad_edge=False)
     for column in ("run", "ago", "verdict", "cases", "size", "command"):
@@ -185,19 +199,18 @@ def _show(found: tuple[Run, ...], as_json: bool, what: str) -> None:
             overflow="fold",
             justify="right" if column in ("cases", "size") else "left",
         )
-    for run in found:
+    for run in listed:
         ago = age((datetime.now(UTC) - run.at).total_seconds())
         state = "going on" if run.going_on else run.verdict or "no results"
         table.add_row(run.folder.name, ago, state, _cases(run), format_size(run.size_bytes), " ".join(run.command))
-    if found:
+    if listed:
         rows(table)
-    said = what.replace("_", " ")
-    total = format_size(sum(run.size_bytes for run in found))
-    err.print(f"{len(found)} {said}, {total}" if what != "runs" else f"{len(found)} runs, {total}", highlight=False)
+    total = format_size(sum(run.size_bytes for run in listed))
+    err.print(f"{len(listed)} {what.replace('_', ' ')}, {total}", highlight=False)
 
 
 def _cases(run: Run) -> str:
-    """How many, and of how many where others were to come."""
+    """Return the number of cases, with the total if the run ended early."""
     if run.partial is None:
         return str(run.cases or "")
     return f"{run.partial.ended} of {'?' if run.partial.wanted is None else run.partial.wanted}"

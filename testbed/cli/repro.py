@@ -45,44 +45,50 @@ BugFile = Annotated[
 ]
 Script = Annotated[
     Path | None,
-    typer.Option("--script", help="A script in place of a file: for bash, or for what its first line names."),
+    typer.Option("--script", help="A script instead of a file: for bash, or for the interpreter in its first line."),
 ]
 Expect = Annotated[
     str | None,
     typer.Option(
         "--expect",
-        help="With --script: what shows the bug, on the console, in the output, or among the counters (RE2).",
+        help="With --script: a pattern (RE2) on the console, in the output, or among the counters that shows the bug.",
     ),
 ]
-Kernels = Annotated[list[str] | None, typer.Option("--kernel", "-k", help=f"Only on this one, or these. {KERNEL_HELP}")]
-Clean = Annotated[list[str] | None, typer.Option("--clean", help="A kernel on which it must not show.")]
-Tries = Annotated[
-    int | None, typer.Option("--tries", "-n", min=1, help="At most so many on each kernel; the file's without it.")
+Kernels = Annotated[
+    list[str] | None, typer.Option("--kernel", "-k", help=f"Only on this kernel, or these. {KERNEL_HELP}")
 ]
-All = Annotated[bool, typer.Option("--all", help="All tries, and no end at the first hit: for the rate.")]
+Clean = Annotated[list[str] | None, typer.Option("--clean", help="A kernel on which the bug must not show.")]
+Tries = Annotated[
+    int | None, typer.Option("--tries", "-n", min=1, help="The most tries on each kernel; by default that of the file.")
+]
+All = Annotated[bool, typer.Option("--all", help="Run all tries, and do not stop at the first hit: for the rate.")]
 Until = Annotated[
     str | None,
-    typer.Option("--until", help="Such as 95%: go on after a hit until the rate's interval is above it, or cannot be."),
+    typer.Option(
+        "--until", help="Such as 95%: go on after a hit until the rate's interval is above it, or can no longer be."
+    ),
 ]
-Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Guests at once; as many as fit without it.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Guests at once; by default as many as fit.")]
 Timeout = Annotated[
-    str | None, typer.Option("--timeout", help="For each try's script, such as 90s; the file's without it.")
+    str | None, typer.Option("--timeout", help="For the script of each try, such as 90s; by default that of the file.")
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, help="What the tries' SEED is made from; chance without it.")
+    int | None,
+    typer.Option("--seed", min=0, help="The number from which the SEED of each try is derived; random by default."),
 ]
-Topology = Annotated[Path | None, typer.Option("--topology", "-t", help="With --script: the guest.")]
-Save = Annotated[Path | None, typer.Option("--save", help="Write what is run as a bug file, too.")]
+Topology = Annotated[
+    Path | None, typer.Option("--topology", "-t", help="With --script: the topology file of the guest.")
+]
+Save = Annotated[Path | None, typer.Option("--save", help="Also write the bug as a bug file.")]
 Hold = Annotated[
     bool,
-    typer.Option("--hold", help="Stop at the moment of the signature with the guest running, and say how to enter it."),
+    typer.Option("--hold", help="Stop when the signature shows, keep the guest running, and print how to log in."),
 ]
-Paused = Annotated[bool, typer.Option("--paused", help="With --hold: the guest stands still.")]
-HeldName = Annotated[
-    str | None, typer.Option("--name", help="With --hold: what the guest is called; `held` without it.")
-]
+Paused = Annotated[bool, typer.Option("--paused", help="With --hold: stop the guest's CPUs.")]
+HeldName = Annotated[str | None, typer.Option("--name", help="With --hold: the name of the guest; `held` by default.")]
 Dump = Annotated[
-    bool, typer.Option("--dump", help="Write the memory of guests that show it, hang or die, beside their logs.")
+    bool,
+    typer.Option("--dump", help="Write the memory of guests that show the bug, hang or die into their log folders."),
 ]
 
 
@@ -142,12 +148,13 @@ def repro_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Reproduce a bug: clone guests until its signature shows, or the tries end; says how often it does.
+    """Reproduce a bug: clone guests until its signature shows or the tries end, and report how often it shows.
 
-    Stops at the first hit, which says that it shows and little of how often; --all and --until go on for the rate. Where a kernel must be
-    clean, it goes on until the two are told apart.
+    Stops at the first hit, which proves the bug but says little about its rate; --all and --until go on. Where kernels
+    must be clean, it goes on until the difference is statistically significant.
 
-    Exits 0 reproduced, 1 not, 2 trouble, 3 invalid: it shows on a kernel that must be clean, or is not told apart there.
+    Exits 0 reproduced, 1 not, 2 trouble, 3 invalid: it shows on a kernel that must be clean, or is not told apart
+    there.
     """
     kernels, clean_on = tuple(kernel or ()), tuple(clean or ())
     bug = BugOptions(file=file, script=script, expect=expect, topology=topology, kernels=kernels, clean=clean_on)
@@ -279,7 +286,7 @@ class _ReproRun:
         self._writer.update()
 
     def _document(self, why: str | None) -> Repro:
-        """Return the results so far. `why`: the reason of an early end, empty while the run goes on; None if they are complete."""
+        """Return the results so far. `why`: the reason of an early end, "" while the run goes on; None if complete."""
         kernels = (*self._kernels[0], *self._kernels[1])
         most = self._limits.tries * len(kernels)
         ended = sum(len(one.tries) for one in self._tried.values())

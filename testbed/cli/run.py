@@ -21,7 +21,6 @@ from testbed.cli.kernels import (
     SeriesVersion,
     Tree,
     build_config,
-    kernel_table,
 )
 from testbed.cli.scenario_run import DEFAULT_SAMPLE, RunOptions, prepare, read_topology, start
 from testbed.errors import UsageError
@@ -32,19 +31,22 @@ from testbed.scenarios.runner import Judge
 from testbed.scenarios.verdict import Gap
 from testbed.store.kernels.builder import BuildSpec
 from testbed.store.kernels.kernel_files import KernelFiles
+from testbed.store.kernels.table import shipped_table
 
 Names = Annotated[
     list[str] | None,
-    typer.Argument(help="Scenarios, or their points; without any the main job's four.", show_default=False),
+    typer.Argument(help="Scenarios, or points of them; by default the four of the main job.", show_default=False),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="One point of each scenario.")]
 Full = Annotated[bool, typer.Option("--full", help="Every point of every scenario.")]
 Sample = Annotated[
     str,
-    typer.Option("--sample", help="How often to write down what disks and control groups count, for plots; or off."),
+    typer.Option(
+        "--sample", help="The interval at which counters of disks and control groups are recorded for plots; or off."
+    ),
 ]
 Repeat = Annotated[
-    int, typer.Option("--repeat", min=1, help="Run each case so many times; the gravest verdict counts.")
+    int, typer.Option("--repeat", min=1, help="Run each case this many times; the worst verdict counts.")
 ]
 Expect = Annotated[
     str, typer.Option("--expect", help="closed, open, or auto: what the kernel table says of this kernel.")
@@ -75,9 +77,9 @@ def compare(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run scenarios on a base kernel and a patched one, and say whether the series does what it claims.
+    """Run scenarios on a base kernel and a patched one, and report whether the series does what it claims.
 
-    With --tree both are built from it: without and with --series, or without what --revert names and as it is.
+    With --tree both are built from it: without and with --series, or with the patches of --revert removed and as it is.
     """
     build = build_config(flavour, fragment, config, make_arg, series_version, series_patches)
     _compare(
@@ -100,7 +102,7 @@ def compare(
 
 
 def _compare(base: str | None, patched: str | None, build: BuildOptions, options: RunOptions) -> None:
-    table = kernel_table()
+    table = shipped_table()
     kernels: dict[str, str | BuildSpec] = {"base": base or table.base, "patched": patched or table.patched}
     if build.tree is not None and (base or patched or bool(build.series) == bool(build.revert)):
         raise UsageError("--tree: expected one of --series and --revert beside it, and neither --base nor --patched")
@@ -161,7 +163,7 @@ def _run(kernel: str | None, expect: str, build: BuildOptions, options: RunOptio
     topology = read_topology(options, uses_kernel=build.tree is None)
     if build.tree is not None and kernel is not None:
         raise UsageError("--tree: expected no --kernel beside it")
-    chosen = build.spec() or kernel or topology.kernel or kernel_table().patched
+    chosen = build.spec() or kernel or topology.kernel or shipped_table().patched
 
     def make_judge(kernels: dict[str, KernelFiles]) -> Judge:
         return runner.judge_each({"kernel": gaps[expect] or runner.expected_of(kernels["kernel"])})
@@ -173,7 +175,7 @@ def _run(kernel: str | None, expect: str, build: BuildOptions, options: RunOptio
 def matrix(
     scenarios: Names = None,
     kernels: Annotated[
-        str | None, typer.Option("--kernels", help="Names, with commas between; all of the table without it.")
+        str | None, typer.Option("--kernels", help="Names, with commas between; all of the table by default.")
     ] = None,
     quick: Quick = False,
     full: Full = False,
@@ -185,7 +187,9 @@ def matrix(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run scenarios on several kernels: one table, scenario by kernel, each judged by what the kernel table says of it."""
+    """Run scenarios on several kernels: one table, scenario by kernel, each judged by what the kernel table says
+    of it.
+    """
     _matrix(
         kernels,
         RunOptions(
@@ -204,10 +208,11 @@ def matrix(
 
 
 def _matrix(kernels: str | None, options: RunOptions) -> None:
-    names = tuple(kernel_table().rows) if kernels is None else option_values.kernel_names("--kernels", kernels)
+    names = tuple(shipped_table().rows) if kernels is None else option_values.kernel_names("--kernels", kernels)
     for name in KEYS_OF_CASES & {*names}:
         raise UsageError(
-            f"--kernels {name}: each case has that in results.json for something else; name the file by a path, as ./{name}"
+            f"--kernels {name}: each case has that in results.json for something else; "
+            f"name the file by a path, as ./{name}"
         )
 
     def make_judge(files: dict[str, KernelFiles]) -> Judge:

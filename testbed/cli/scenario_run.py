@@ -61,7 +61,8 @@ class RunOptions:
 class ScenarioRun:
     """A run of scenarios, its options checked.
 
-    `topology`: the parts of the topology file that scenarios use; `kernels`: by their keys in the results, named or yet to be built.
+    `topology`: the parts of the topology file that scenarios use; `kernels`: by their keys in the results, named or yet
+    to be built.
     """
 
     options: RunOptions
@@ -104,7 +105,8 @@ def prepare(
 ) -> ScenarioRun:
     """Check the options of a run. `topology`: that of the options, where it was read before.
 
-    :raise UsageError: an option is wrong. :raise TopologyError: the topology is wrong, or has a stack that scenarios do not use.
+    :raise UsageError: an option is wrong. :raise TopologyError: the topology is wrong, or has a stack that scenarios do
+    not use.
     """
     return ScenarioRun(
         options=options,
@@ -116,7 +118,8 @@ def prepare(
 
 
 def read_topology(options: RunOptions, *, uses_kernel: bool = False) -> ScenarioTopology:
-    """Read the parts of a topology that scenarios use. `uses_kernel`: the command runs on the kernel that the file names.
+    """Read the parts of a topology that scenarios use. `uses_kernel`: the command runs on the kernel that the file
+    names.
 
     Raises as `unused.load_for_scenarios`.
     """
@@ -244,7 +247,8 @@ def _announce(
         progress.note(f"{side}: {kernel.release} ({kernel.origin})")
     if is_one_kernel(kernels):
         progress.note(
-            "base and patched are one kernel, of the same content: no case can pass, for it cannot show the gap and close it"
+            "base and patched are one kernel, of the same content: no case can pass, "
+            "for it cannot show the gap and close it"
         )
 
 

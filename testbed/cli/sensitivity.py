@@ -39,26 +39,28 @@ class TableOptions:
 @app.command("sensitivity")
 def sensitivity_command(
     scenarios: Names = None,
-    tree: Annotated[str, typer.Option("--tree", help=f"Source that has the series. {SOURCE_HELP}")] = "debian-6.1",
+    tree: Annotated[str, typer.Option("--tree", help=f"Source that contains the series. {SOURCE_HELP}")] = "debian-6.1",
     ablation: Annotated[
         list[str] | None,
-        typer.Option("--ablation", help=f"Only these: {UNCHANGED}, {', '.join(ABLATIONS)}; all without it."),
+        typer.Option("--ablation", help=f"Only these: {UNCHANGED}, {', '.join(ABLATIONS)}; all by default."),
     ] = None,
     flavour: Flavours = None,
     make_arg: MakeArgs = None,
     full: Full = False,
     of: Annotated[
-        list[str] | None, typer.Option("--of", help="Earlier runs of this verb: run nothing, and make their table.")
+        list[str] | None,
+        typer.Option("--of", help="Run nothing; make the table of these earlier runs of this command."),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the table as Markdown, too.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the table as Markdown.")] = None,
     topology: TopologyOption = None,
     ignore_stack: IgnoreStack = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run scenarios on kernels that each lack one thing of the series, and on the unchanged one: which loss does each notice?
+    """Run scenarios on kernels that each lack one part of the series, and on the unchanged kernel: which losses does
+    each scenario detect?
 
-    Exits 0 where each patch's loss is noticed and each scenario notices one, 1 otherwise.
+    Exits 0 if the loss of each patch is detected and each scenario detects one, 1 otherwise.
     """
     table = TableOptions(output=output, as_json=as_json)
     if of:

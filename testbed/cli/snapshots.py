@@ -1,4 +1,4 @@
-"""Verbs for guests that are saved: snapshot, restore."""
+"""Saves VMs and restores them: snapshot, restore."""
 
 from __future__ import annotations
 
@@ -13,21 +13,18 @@ from testbed.host import paths, registry
 from testbed.host.control_client import ControlClient
 from testbed.store import snapshot_files
 
-# Saving writes the guest's memory, and a restored guest answers once it has woken up.
+# Saving writes the guest's memory; a restored guest answers once it has resumed.
 SAVING_S = 600.0
 
 
-def known(context: typer.Context, incomplete: str) -> list[str]:
-    """For the shell's completion."""
-    own = [
-        one
-        for one in snapshot_files.list_snapshots(paths.folders().state)
-        if one.folder.parent.name == context.params.get("vm")
-    ]
-    return [one.folder.name for one in own if one.folder.name.startswith(incomplete)]
+def complete_snapshots(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete the names of a VM's snapshots."""
+    vm = context.params.get("vm")
+    folders = [snapshot.folder for snapshot in snapshot_files.list_snapshots(paths.folders().state)]
+    return [folder.name for folder in folders if folder.parent.name == vm and folder.name.startswith(incomplete)]
 
 
-NameArgument = Annotated[str, typer.Argument(metavar="SNAPSHOT", help="Its name.", autocompletion=known)]
+NameArgument = Annotated[str, typer.Argument(metavar="SNAPSHOT", help="Its name.", autocompletion=complete_snapshots)]
 
 
 @app.command()
@@ -38,14 +35,14 @@ def snapshot(
     ] = None,
     remove: Annotated[bool, typer.Option("--rm", help="Remove it instead.")] = False,
 ) -> None:
-    """Save a guest with its memory and disks under a name; it stands still for that moment, and goes on. None with an NVMe disk."""
+    """Save a guest with its memory and disks under a name; it is stopped meanwhile. Not possible with an NVMe disk."""
     state = paths.folders().state
     if name is None:
         if remove:
             raise UsageError("snapshot --rm: expected the name of a snapshot, got none")
-        for one in snapshot_files.list_snapshots(state):
-            if one.folder.parent.name == vm:
-                print(one.folder.name)
+        for saved in snapshot_files.list_snapshots(state):
+            if saved.folder.parent.name == vm:
+                print(saved.folder.name)
         return
     folder = snapshot_files.snapshot_folder(state, vm, name)
     if remove:
@@ -61,7 +58,7 @@ def snapshot(
 
 @app.command()
 def restore(vm: VmArgument, name: NameArgument) -> None:
-    """Bring a guest back to a snapshot of it: what it did since is gone, and its SSH port is another. Also for a guest that is lost."""
+    """Return a guest to a snapshot, also a lost one: what it did since is gone, and its SSH port changes."""
     found = snapshot_files.find_snapshot(paths.folders().state, vm, name)
 
     async def work() -> int:

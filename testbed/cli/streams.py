@@ -1,6 +1,6 @@
-"""Our standard output and error, which remember why they could not be written: whatever ends a command then, that is the reason.
+"""Replaces standard output and error by streams that remember a failed write, which is then why the command ends.
 
-What the terminal has no character for is written as an escape: a guest's word, or a name of a file, ends no command.
+Characters that the terminal cannot show are written as escapes: a guest's output or a file name must not end a command.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ class _Stream(io.FileIO):
             raise
 
 
-def _terminals() -> str:
-    """What a terminal shows: its locale's encoding, also in Python's UTF-8 mode; UTF-8 in the C locale, which is mostly no choice."""
-    own = locale.getencoding()
-    return "utf-8" if codecs.lookup(own).name == "ascii" else own
+def _terminal_encoding() -> str:
+    """Return the encoding of the locale, also in Python's UTF-8 mode; UTF-8 in the C locale, which is rarely chosen on
+    purpose.
+    """
+    encoding = locale.getencoding()
+    return "utf-8" if codecs.lookup(encoding).name == "ascii" else encoding
 
 
-class Watched:
-    """Both, in the place of Python's own; where one was closed by whoever started us, what is printed there goes nowhere."""
+class WatchedStreams:
+    """Replaces `sys.stdout` and `sys.stderr`. A stream that the parent process has closed discards its output."""
 
     def __init__(self) -> None:
         self._streams: list[_Stream] = []
@@ -46,12 +48,12 @@ class Watched:
         self._streams.append(raw)
         if stream is None:
             return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8")
-        at_once = raw.isatty() or stream is sys.stderr
-        encoding = _terminals() if raw.isatty() else stream.encoding
-        return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=at_once)
+        line_buffering = raw.isatty() or stream is sys.stderr
+        encoding = _terminal_encoding() if raw.isatty() else stream.encoding
+        return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=line_buffering)
 
     def failure(self) -> OSError | None:
-        """Why what was printed could not be written, where that is so."""
+        """Return the error of a failed write, if there was one."""
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()

@@ -38,7 +38,7 @@ def suite(
         Path, typer.Argument(help="A checkout of blktests, or of a suite in its format, with its programs built.")
     ],
     names: Annotated[
-        list[str] | None, typer.Argument(help="Groups (loop) or tests (loop/001); all without.", show_default=False)
+        list[str] | None, typer.Argument(help="Groups (loop) or tests (loop/001); all by default.", show_default=False)
     ] = None,
     kernel: Annotated[str | None, typer.Option("--kernel", "-k", help=KERNEL_HELP)] = None,
     topology: TopologyOption = None,
@@ -49,15 +49,13 @@ def suite(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for each test.")] = 300,
     quick: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Seconds for tests that run as long as they are told (TIMEOUT); their own time without it."
-        ),
+        typer.Option(min=1, help="Seconds for tests with an adjustable run time (TIMEOUT); by default their own."),
     ] = None,
     cold: Cold = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run somebody else's shell tests, each in a guest of its own, and say what each came to and why it was skipped."""
+    """Run shell tests of another project, each in its own guest, and report each result and why tests were skipped."""
     spec = kernel or shipped_table().patched
     found = suites.find_tests(checkout, tuple(names or ()))
     guests = load(topology) if topology is not None else Topology.model_validate({"version": 1, "guests": {"g0": {}}})

@@ -1,4 +1,4 @@
-"""The verb by which the caller trusts files that bring words for QEMU itself: trust."""
+"""Marks files whose `qemu-args` QEMU may get: trust."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ def trust_command(
         list[str] | None,
         typer.Argument(metavar="[FILE|SHA256]...", help="Topology or bug files, or hashes.", show_default=False),
     ] = None,
-    forget: Annotated[bool, typer.Option("--forget", help="Trust them no longer.")] = False,
+    forget: Annotated[bool, typer.Option("--forget", help="Stop trusting them.")] = False,
 ) -> None:
-    """Trust the `qemu-args` of files, with all that these take in: QEMU gets them, and may do what you may. Without a file: list them.
+    """Trust the `qemu-args` of files and of what they include: QEMU gets them, and may do what you may. Without a file:
+    list what is trusted.
 
-    A file is trusted by its content: one that is changed is not trusted any longer. A bundle is trusted by its hash alone.
+    Files are trusted by their content: a changed file is not trusted any longer. A bundle is trusted by its hash only.
     """
     if forget and not what:
         raise UsageError("trust --forget: expected a file or a hash, got none; `testbed trust` lists them")
@@ -35,8 +36,7 @@ def trust_command(
         for digest, name in trust.list_trusted().items():
             print(f"{digest}  {name}")
         return
-    found = [_sources(one, forget=forget) for one in what]  # all of them, before any is trusted
-    for sources in found:
+    for sources in [_sources(word, forget=forget) for word in what]:  # read all files before any is trusted
         if forget:
             trust.forget_hashes(sources)
         else:
@@ -44,7 +44,7 @@ def trust_command(
 
 
 def _sources(what: str, *, forget: bool) -> dict[str, str]:
-    """What a word of the command line means: the names of files by their hashes.
+    """Return the hashes, with file names, that a command-line argument stands for.
 
     :raise UsageError: there is nothing to trust. :raise TopologyError: the file is wrong.
     """
@@ -52,7 +52,7 @@ def _sources(what: str, *, forget: bool) -> dict[str, str]:
         return {what: ""}
     path = Path(what)
     if forget and (
-        by_name := {one: name for one, name in trust.list_trusted().items() if name == str(path.absolute())}
+        by_name := {digest: name for digest, name in trust.list_trusted().items() if name == str(path.absolute())}
     ):
         return by_name
     if bundle.is_bundle(path):
@@ -73,4 +73,4 @@ def _sources(what: str, *, forget: bool) -> dict[str, str]:
             sources |= guest.qemu_args.sources
     if not sources:
         raise UsageError(f"trust {what}: expected a file with qemu-args, got one without any, which needs no trust")
-    return {one: str(Path(name).absolute()) for one, name in sources.items()}
+    return {digest: str(Path(name).absolute()) for digest, name in sources.items()}

@@ -1,4 +1,4 @@
-"""Verbs that start guests which stay: up, fork."""
+"""Starts VMs, which go on running when the command ends: up, fork."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from testbed.cli.app import ERROR, KERNEL_HELP, Cold, Json, Quiet, app, err, in_run_folder, out, run_async
-from testbed.cli.snapshots import SAVING_S, known
+from testbed.cli.snapshots import SAVING_S, complete_snapshots
 from testbed.cli.vms import VmArgument
 from testbed.guest import session
 from testbed.host import paths, registry
@@ -30,16 +30,14 @@ from testbed.vms.prefork import PreforkedWorker
 
 Point = Annotated[str | None, typer.Option("--point", help="A point of its matrix, such as disk=nvme,filesystem=xfs.")]
 Kernel = Annotated[str | None, typer.Option("--kernel", "-k", help=f"For all its guests. {KERNEL_HELP}")]
-Name = Annotated[
-    str | None, typer.Option("--name", help="What the guest is called; several get it before their own names.")
-]
+Name = Annotated[str | None, typer.Option("--name", help="The guest's name; several guests get it as a prefix.")]
 Logs = Annotated[
     Path | None,
-    typer.Option("--logs", help="A folder for the guests' logs, with one in it for each; a run's folder without it."),
+    typer.Option(
+        "--logs", help="A folder for the guests' logs, with a folder in it for each; a new run's folder by default."
+    ),
 ]
-AtOnce = Annotated[
-    bool, typer.Option("--at-once", help="Do not wait until this machine has cores and memory for them.")
-]
+AtOnce = Annotated[bool, typer.Option("--at-once", help="Do not wait until this machine has enough cores and memory.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +67,7 @@ def up_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Start a topology's guests and leave them running, with their disks, stacks and control groups, as the file says."""
+    """Start the guests of a topology, with their disks, stacks and control groups, and leave them running."""
     _up(
         UpOptions(
             file=file,
@@ -140,19 +138,22 @@ def _serve(connection: socket.socket) -> NoReturn:
 @app.command()
 def fork(
     vm: VmArgument,
-    new: Annotated[str, typer.Argument(metavar="NEW", help="What the other guest is called.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The name of the new guest.")],
     from_: Annotated[
-        str | None, typer.Option("--from", help="A snapshot of it; without one, as it is now.", autocompletion=known)
+        str | None,
+        typer.Option(
+            "--from", help="A snapshot of it; its current state by default.", autocompletion=complete_snapshots
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Start another guest that is what this one is, or was at a snapshot, with copies of its disks."""
+    """Start a copy of a guest, in its current state or that of a snapshot, with copies of its disks."""
 
     async def work(workers: tuple[PreforkedWorker, ...]) -> int:
         folders = paths.folders()
         launcher.check_name(new)
         launcher.check_free((new,), folders)
-        # A snapshot that is of no other use goes with us.
+        # A snapshot of the current state is removed with this session.
         with session.open_session(folders) as own:
             if from_ is not None:
                 saved = snapshot_files.find_snapshot(folders.state, vm, from_)

@@ -25,7 +25,7 @@ from testbed.topology.kernel_abilities import KernelAbilities
 
 @app.command()
 def validate(files: Annotated[list[Path], typer.Argument(help="Topology or bug files.")]) -> None:
-    """Check topology and bug files: all errors at once, each with file, line and column."""
+    """Check topology and bug files: prints all errors at once, each with file, line and column."""
     problems: list[Problem] = []
     notes: list[str] = []
     points = 0
@@ -36,12 +36,12 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Topology or bug f
                 notes += bug_files.validate_bug(file, abilities.guest_mistakes)
                 points += 1
                 continue
-            found = load_points(file, limits=HostLimits.of_this_host(), check_kernels=abilities.mistakes)
-            points += len(found)
-            notes += _not_by_default(file, found.values())
+            topologies = load_points(file, limits=HostLimits.of_this_host(), check_kernels=abilities.mistakes)
+            points += len(topologies)
+            notes += _default_kernel_notes(file, topologies.values())
             notes += [
                 bug_files.untrusted_note(file, f"guests.{name}.qemu-args")
-                for topology in found.values()
+                for topology in topologies.values()
                 for name, guest in topology.guests.items()
                 if not trust.are_trusted(guest.qemu_args)
             ]
@@ -57,17 +57,18 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Topology or bug f
 
 
 def _abilities(default: str | None = None) -> KernelAbilities:
-    """What the kernels in the cache can do. Makes nothing: a file can be looked at where no guest could run."""
+    """Return what the kernels in the cache can do. Fetches nothing: files can be checked where no guest could run."""
     return KernelAbilities(shipped_table(), paths.cache_folder(), default=default)
 
 
-def _not_by_default(file: Path, topologies: Iterable[Topology]) -> Iterator[str]:
-    """What of topologies that name no kernel the one that `up` takes then cannot do."""
+def _default_kernel_notes(file: Path, topologies: Iterable[Topology]) -> Iterator[str]:
+    """Yield notes on what the default kernel of `up` lacks for topologies that name no kernel."""
     default = shipped_table().patched
     abilities = _abilities(default)
     for topology in topologies:
-        for where, said in abilities.mistakes(topology):
-            yield f"note: {file}: {'.'.join(map(str, where))}: {said}; it names no kernel, and {default} is what `up` takes then"
+        for where, message in abilities.mistakes(topology):
+            place = ".".join(map(str, where))
+            yield f"note: {file}: {place}: {message}; it names no kernel, and {default} is what `up` takes then"
 
 
 @app.command("plan")
@@ -78,9 +79,10 @@ def plan_command(
     ] = None,
     svg: Annotated[Path | None, typer.Option("--svg", help="Draw it into this file instead.")] = None,
 ) -> None:
-    """Print what would be done: each guest's QEMU argv, its ordered QMP commands, and the steps inside it; runs nothing.
+    """Print what would be done, and run nothing: each guest's QEMU arguments, QMP commands in order, and steps in the
+    guest.
 
-    Of a bug: for the guest of each of its tries, and what runs there then.
+    For a bug file: the same for the guest of a try, and the scripts that run in it.
     """
     case = bug_files.load_checked(file) if is_bug(file) else None
     if case is not None and point is not None:

@@ -1,4 +1,4 @@
-"""Verbs for guests that stay, once they are up: ps, top, ssh, ssh-config, cp, inventory, console, logs, down."""
+"""Commands for running VMs: ps, top, ssh, ssh-config, cp, inventory, console, logs, down."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ _DOWN_S = 90.0
 _CHUNK_BYTES, _FOLLOW_S = 1 << 20, 0.5
 
 
-def _names(incomplete: str) -> list[str]:
-    """For the shell's completion."""
+def _complete_names(incomplete: str) -> list[str]:
+    """Complete the names of VMs."""
     return [vm.record.name for vm in registry.list_vms(paths.folders()) if vm.record.name.startswith(incomplete)]
 
 
-VmArgument = Annotated[str, typer.Argument(metavar="VM", help="A guest's name.", autocompletion=_names)]
-# What follows belongs to another program, whatever it looks like.
-_FOREIGN = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+VmArgument = Annotated[str, typer.Argument(metavar="VM", help="A guest's name.", autocompletion=_complete_names)]
+# Arguments that follow are for another program, even if they look like options of ours.
+_FOREIGN_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
 @app.command()
 def ps(as_json: Json = False) -> None:
-    """The guests that stay: name, kernel, state, age, disks, memory."""
+    """List running guests: name, kernel, state, age, disks, memory."""
     folders = paths.folders()
-    lost = _say_lost(folders)
+    lost = _report_lost(folders)
     records = tuple(registry.refresh(vm.record) for vm in registry.list_vms(folders))
     if as_json:
         print(json.dumps([asdict(record) for record in records]))
@@ -68,8 +68,8 @@ def ps(as_json: Json = False) -> None:
         err.print("no guests; start some with: testbed up FILE", markup=False, highlight=False)
 
 
-def _say_lost(folders: Folders) -> bool:
-    """Remove what killed sessions left, and say which guests ended with one; whether there were any."""
+def _report_lost(folders: Folders) -> bool:
+    """Remove what killed sessions left, report which guests ended with them, and return whether there were any."""
     lost = session.reap(folders).guests
     for record in lost:
         err.print(registry.supervisor_killed_message(record), markup=False, highlight=False, soft_wrap=True)
@@ -82,126 +82,132 @@ def top(
     count: Annotated[int | None, typer.Option("--count", "-n", min=1, help="End after so many readings.")] = None,
     as_json: Json = False,
 ) -> None:
-    """What the disks of all guests do: requests, bandwidth, latency, limits, and the control groups' shares; on a terminal until Ctrl-C."""
+    """Show the load of all guests' disks: requests, bandwidth, latency, limits, and shares of control groups. On a
+    terminal until Ctrl-C.
+    """
+    rounds = count or (None if out.is_terminal else 1)
+    run_async(_Load(as_json=as_json).show(every_s, rounds))
 
-    said: set[str] = set()
 
-    async def reading(vm: registry.VmHandle) -> dict[str, Any] | None:
-        try:
-            return await ControlClient(vm).stats()
-        except TestbedError as error:
-            # It stands still, or has just gone: no reason to stop.
-            if (why := str(error)) not in said:
-                said.add(why)
-                err.print(f"testbed: {why}", markup=False, highlight=False, soft_wrap=True)
-            return None
+class _Load:
+    """Reads the counters of all ready guests, and shows what they did between two readings."""
 
-    async def readings() -> dict[str, dict[str, Any]]:
-        ready = [vm for vm in registry.list_vms(paths.folders()) if vm.record.state == registry.READY]
-        found = await asyncio.gather(*(reading(vm) for vm in ready))
-        return {vm.record.name: one for vm, one in zip(ready, found, strict=True) if one is not None}
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._reported: set[str] = set()
 
-    async def work() -> int:
-        rounds = count or (None if out.is_terminal else 1)
-        before, shown = await readings(), 0
+    async def show(self, every_s: float, rounds: int | None) -> int:
+        """Print the load each `every_s`, `rounds` times; None: until cancelled."""
+        before, shown = await self._read_all(), 0
         with contextlib.ExitStack() as stack:
-            screen = (
-                stack.enter_context(Live(console=out, auto_refresh=False)) if out.is_terminal and not as_json else None
-            )
+            screen = None
+            if out.is_terminal and not self._as_json:
+                screen = stack.enter_context(Live(console=out, auto_refresh=False))
             while rounds is None or shown < rounds:
                 await asyncio.sleep(every_s)
-                after = await readings()
-                found = tuple(
-                    load
-                    for name in after
-                    if name in before
-                    for load in vm_tables.disk_loads(name, before[name], after[name])
-                )
-                if as_json:
-                    print(json.dumps([asdict(load) for load in found]), flush=True)
+                after = await self._read_all()
+                both = [name for name in after if name in before]
+                loads = tuple(load for name in both for load in vm_tables.disk_loads(name, before[name], after[name]))
+                if self._as_json:
+                    print(json.dumps([asdict(load) for load in loads]), flush=True)
                 elif screen is not None:
-                    screen.update(vm_tables.loads_table(found), refresh=True)
+                    screen.update(vm_tables.loads_table(loads), refresh=True)
                 else:
-                    rows(vm_tables.loads_table(found))
+                    rows(vm_tables.loads_table(loads))
                 before, shown = after, shown + 1
         return 0
 
-    run_async(work())
+    async def _read_all(self) -> dict[str, dict[str, Any]]:
+        ready = [vm for vm in registry.list_vms(paths.folders()) if vm.record.state == registry.READY]
+        stats = await asyncio.gather(*(self._read(vm) for vm in ready))
+        return {vm.record.name: read for vm, read in zip(ready, stats, strict=True) if read is not None}
+
+    async def _read(self, vm: registry.VmHandle) -> dict[str, Any] | None:
+        try:
+            return await ControlClient(vm).stats()
+        except TestbedError as error:
+            # The guest is stopped, or has just ended: the others are still shown.
+            if (why := str(error)) not in self._reported:
+                self._reported.add(why)
+                err.print(f"testbed: {why}", markup=False, highlight=False, soft_wrap=True)
+            return None
 
 
-@app.command(context_settings=_FOREIGN)
+@app.command(context_settings=_FOREIGN_ARGUMENTS)
 def ssh(context: typer.Context, vm: VmArgument) -> None:
-    """Enter a guest with this machine's ssh, or run a command in it: `testbed ssh VM -- CMD`; the exit status is its own.
+    """Log in to a guest with this machine's ssh, or run a command in it: `testbed ssh VM -- CMD`, and exit with its
+    status.
 
-    Several words are a program and its arguments, as they are; a single one is for the guest's shell: `testbed ssh VM -- 'ls | wc -l'`.
+    Several words are passed as a program and its arguments; a single one goes to the guest's shell: `testbed ssh VM --
+    'ls | wc -l'`.
     """
-    found = _going_on(vm)
+    handle = _running(vm)
     words = context.args[1:] if context.args[:1] == ["--"] else context.args
     command = words if len(words) < 2 else [shlex.join(words)]
-    become(["ssh", "-F", str(found.ssh_config), vm, *command])
+    become(["ssh", "-F", str(handle.ssh_config), vm, *command])
 
 
 @app.command("ssh-config")
 def ssh_config(vm: VmArgument) -> None:
-    """Print what ssh, scp, rsync or an IDE need to reach a guest."""
-    print(_reachable(vm).ssh_config.read_text(encoding="utf-8"), end="")
+    """Print the SSH configuration with which ssh, scp, rsync or an IDE reach a guest."""
+    print(_ready(vm).ssh_config.read_text(encoding="utf-8"), end="")
 
 
-@app.command(context_settings=_FOREIGN)
+@app.command(context_settings=_FOREIGN_ARGUMENTS)
 def cp(context: typer.Context) -> None:
-    """Copy files with this machine's scp, whose options it takes: `testbed cp -r FILE... VM:PATH`, or `VM:PATH... FOLDER`.
+    """Copy files with this machine's scp, and its options: `testbed cp -r FILE... VM:PATH`, or `VM:PATH... FOLDER`.
 
-    scp copies what links lead to, and fills holes with zeroes; `tar -cS . | testbed ssh VM -- tar -xS -C PATH` keeps both.
+    scp follows symbolic links and fills holes with zeroes; `tar -cS . | testbed ssh VM -- tar -xS -C PATH` keeps both.
     """
     if len(context.args) < 2:
         raise UsageError("cp: expected what to copy, and where to, such as: testbed cp FILE VM:PATH")
     names = {word.partition(":")[0] for word in context.args if ":" in word and "/" not in word.partition(":")[0]}
     if len(names) != 1:
         raise UsageError(f"cp: expected one guest, as VM:PATH, got {', '.join(sorted(names)) or 'none'}")
-    found = _going_on(names.pop())
+    handle = _running(names.pop())
     for changed in _changed_by_scp(word for word in context.args[:-1] if ":" not in word):
         err.print(
             f"testbed: {changed}; tar through `testbed ssh` keeps them", markup=False, highlight=False, soft_wrap=True
         )
-    become(["scp", "-F", str(found.ssh_config), *context.args])
+    become(["scp", "-F", str(handle.ssh_config), *context.args])
 
 
 @app.command("inventory")
 def inventory_command(
     everything: Annotated[bool, typer.Option("--list", help="All running guests.")] = False,
-    host: Annotated[str | None, typer.Option("--host", help="The variables of one.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="The variables of one guest.")] = None,
 ) -> None:
-    """The running guests as an inventory of Ansible; ansible/inventory is the script for `ansible -i`."""
+    """Print the running guests as an Ansible inventory; ansible/inventory is the script for `ansible -i`."""
     if everything == (host is not None):
         raise UsageError("inventory: expected --list, or --host VM")
     folders = paths.folders()
-    found = (
-        inventory.host_variables(_reachable(host))
-        if host is not None
-        else inventory.make_inventory(registry.list_vms(folders))
-    )
-    print(json.dumps(found))
+    if host is not None:
+        print(json.dumps(inventory.host_variables(_ready(host))))
+    else:
+        print(json.dumps(inventory.make_inventory(registry.list_vms(folders))))
 
 
 @app.command()
 def console(vm: VmArgument) -> None:
-    """A shell on a guest's serial console, which also works where its network or SSH server do not. Ctrl-] leaves it."""
-    run_async(attach(_going_on(vm)))
+    """Open a shell on a guest's serial console, which works even if its network or SSH server do not. Ctrl-]
+    leaves it.
+    """
+    run_async(attach(_running(vm)))
 
 
 @app.command()
 def logs(
     vm: VmArgument,
     what: Annotated[str, typer.Option("--what", help=f"One of {', '.join(_LOGS)}.")] = "console",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what is added, until Ctrl-C.")] = False,
 ) -> None:
-    """Print what a guest said, or what was said to it."""
+    """Print a log of a guest: its console, SSH, QMP and others."""
     if what not in _LOGS:
         raise UsageError(f"--what {what}: expected one of {', '.join(_LOGS)}")
-    found = registry.find_vm(paths.folders(), vm)
-    log = Path(found.record.evidence) / _LOGS[what]
+    record = registry.find_vm(paths.folders(), vm).record
+    log = Path(record.evidence) / _LOGS[what]
     if not log.exists():
-        raise UsageError(f"{vm}: it has no {what} log yet; what it has is in {found.record.evidence}")
+        raise UsageError(f"{vm}: it has no {what} log yet; what it has is in {record.evidence}")
     if what == "console" and not follow and log.stat().st_size == 0:
         err.print(
             f"{vm} has printed nothing since it was cloned; --what dmesg, supervisor or stages tell more",
@@ -211,31 +217,31 @@ def logs(
     # Ctrl-C is how one stops following.
     with log.open("rb") as file, contextlib.suppress(KeyboardInterrupt):
         while True:
-            if log.stat().st_size < file.tell():  # the guest began anew
+            if log.stat().st_size < file.tell():  # the guest was restarted
                 file.seek(0)
-            # A guest has chosen these bytes: as they are for a file or a pipe, but not for a terminal.
-            while said := file.read(_CHUNK_BYTES):
-                sys.stdout.buffer.write(
-                    printable(said.decode(errors="replace")).encode() if sys.stdout.isatty() else said
-                )
+            # The guest has chosen these bytes: a file or a pipe gets them unchanged, a terminal does not.
+            while chunk := file.read(_CHUNK_BYTES):
+                if sys.stdout.isatty():
+                    chunk = printable(chunk.decode(errors="replace")).encode()
+                sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
-            if not follow or not _lives(found.record.supervisor):
+            if not follow or not _lives(record.supervisor):
                 return
             time.sleep(_FOLLOW_S)
 
 
 @app.command()
 def down(
-    names: Annotated[list[str] | None, typer.Argument(metavar="VM...", help="Guests.", autocompletion=_names)] = None,
-    every: Annotated[
-        bool, typer.Option("--all", help="All of this account's, whichever command started them.")
-    ] = False,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="VM...", help="Guests.", autocompletion=_complete_names)
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All guests of this account.")] = False,
 ) -> None:
-    """End guests: their stacks are undone, and nothing of them stays but their logs."""
+    """End guests: their stacks are dismantled, and only their logs are kept."""
     folders = paths.folders()
     if every == bool(names):
         raise UsageError("down: expected names of guests, or --all" + (", got both" if every else ", got neither"))
-    found = (
+    vms = (
         registry.list_vms(folders)
         if every
         else tuple(registry.find_vm(folders, name) for name in dict.fromkeys(names or ()))
@@ -248,51 +254,52 @@ def down(
 
     async def work() -> int:
         async with asyncio.TaskGroup() as group:
-            for vm in found:
+            for vm in vms:
                 group.create_task(end(vm))
-        _say_lost(folders)  # and what the last one on a network leaves
+        _report_lost(folders)  # also removes what the last guest on a network has left
         return 0
 
     run_async(work())
 
 
 def _changed_by_scp(words: Iterable[str]) -> Iterator[str]:
-    """What of this machine's files and folders scp copies otherwise than they are; of those in the guest nothing is known."""
+    """Yield which files and folders of this machine scp would change; files in the guest are not checked."""
     for source in (path for word in words if (path := Path(word)).exists()):
         inside = [Path(folder, name) for folder, folders, files in os.walk(source) for name in (*folders, *files)]
         links = sum(path.is_symlink() for path in inside)
-        sizes = [path.stat() for path in (source, *inside) if path.is_file() and not path.is_symlink()]
-        holes = sum(one.st_blocks * 512 < one.st_size for one in sizes)
+        stats = [path.stat() for path in (source, *inside) if path.is_file() and not path.is_symlink()]
+        holes = sum(stat.st_blocks * 512 < stat.st_size for stat in stats)
         if links:
             yield f"{source}: scp copies what its {links} symbolic link{'s lead' if links > 1 else ' leads'} to"
         if holes:
             yield f"{source}: scp fills the holes of {holes} file{'s' if holes > 1 else ''} with zeroes"
 
 
-def _reachable(name: str) -> registry.VmHandle:
-    """A guest that is ready.
+def _ready(name: str) -> registry.VmHandle:
+    """Find a guest that is ready.
 
-    :raise UsageError: there is none of that name, or it is not ready; says where its logs are.
+    :raise UsageError: there is none of that name, or it is not ready; the message has the place of its logs.
     """
-    found = registry.find_vm(paths.folders(), name)
-    if found.record.state != registry.READY:
-        why = f": {found.record.why}" if found.record.why else ""
+    handle = registry.find_vm(paths.folders(), name)
+    record = handle.record
+    if record.state != registry.READY:
+        why = f": {record.why}" if record.why else ""
         raise UsageError(
-            f"{name}: expected a guest that is ready, this one is {found.record.state}{why}\n  its logs: {found.record.evidence}"
+            f"{name}: expected a guest that is ready, this one is {record.state}{why}\n  its logs: {record.evidence}"
         )
-    return found
+    return handle
 
 
-def _going_on(name: str) -> registry.VmHandle:
-    """One that is ready, and does not stand still.
+def _running(name: str) -> registry.VmHandle:
+    """Find a guest that is ready and not stopped.
 
-    :raise UsageError: there is none of that name, or it is not ready, or stands still; says what helps.
+    :raise UsageError: there is none of that name, or it is not ready, or is stopped; the message says how to resume it.
     """
-    found = _reachable(name)
-    record = registry.refresh(found.record)
+    handle = _ready(name)
+    record = registry.refresh(handle.record)
     if record.resume_with:
         raise UsageError(registry.stopped_message(record))
-    return found
+    return handle
 
 
 def _lives(pid: int) -> bool:
@@ -300,10 +307,10 @@ def _lives(pid: int) -> bool:
 
 
 def become(words: list[str]) -> NoReturn:
-    """Go on as another program.
+    """Replace this process with another program.
 
     :raise ToolMissing: it is not installed.
     """
     program = process.find(words[0])
     sys.stdout.flush()
-    os.execv(program, words)  # noqa: S606 - no shell, and words of the user's own
+    os.execv(program, words)  # noqa: S606 - no shell, and the user's own arguments

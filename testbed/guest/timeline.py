@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from testbed.errors import GuestLost, TestbedError, one_line
+from testbed.errors import GuestLost, TestbedError, from_code
 from testbed.guest import clock, hardware_control
 from testbed.guest.clock import Clock
 from testbed.guest.guest import Guest
@@ -65,7 +65,7 @@ class TimelineRunner:
         except GuestLost:
             raise  # nothing more can be done
         except TestbedError as error:
-            self._failed(number, one_line(f"timeline: {timed.text}: {error}", error.code), do=timed.text)
+            self._failed(number, from_code(f"timeline: {timed.text}: {error}", error.code), do=timed.text)
         else:
             self._note(began, act=number, do=timed.text, now=now, took_s=round(time.monotonic() - began, 6))
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from testbed.errors import HostError, one_line
+from testbed.errors import HostError, from_code
 from testbed.host import registry
 from testbed.host.registry import VmHandle
 from testbed.text import parse_json_object
@@ -56,7 +56,7 @@ class ControlClient:
         except (OSError, ValueError) as error:
             raise HostError(f"{name}: its supervisor (pid {record.supervisor}) went away at `{verb}`") from error
         if "error" in reply:
-            raise one_line(str(reply["error"]), reply.get("code", ""))
+            raise from_code(str(reply["error"]), reply.get("code", ""))
         return dict(reply)
 
     async def stats(self) -> dict[str, Any]:

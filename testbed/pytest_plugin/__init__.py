@@ -1,6 +1,6 @@
-"""Async pytest suites on real guests: fixtures, markers and options. docs/pytest.md is for users.
+"""pytest plugin for async tests on real guests: fixtures, markers and options. docs/pytest.md is for users.
 
-Loaded by every pytest where the testbed is installed: until a test asks for a guest, nothing but pytest itself is imported.
+Every pytest loads it where the testbed is installed: until a test needs a guest, it imports nothing but pytest itself.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ __all__ = [
 ]
 
 _MARKERS = (
-    "testbed_topology(topology, *, point=None, **keys): the guests of the test: the path of a YAML file beside it, YAML, or a mapping; or"
-    " the keys of one guest, such as disks={...}",
-    "testbed_kernels(*kernels, base=None, patched=None): the kernels to run the test on, one after the other; base and patched are those"
-    " of `compare`",
-    "testbed_requires(*, module=(), config=(), tool=(), qemu=()): what the guest's kernel, its image or QEMU must have; else the test is"
-    " skipped",
-    "testbed_timeout(seconds): how long the test may take, its guests' start not counted",
+    "testbed_topology(topology, *, point=None, **keys): the guests of the test: the path of a YAML file, YAML, or a "
+    "mapping; or the keys of one guest, such as disks={...}",
+    "testbed_kernels(*kernels, base=None, patched=None): the kernels to run the test on, one after the other; base and "
+    "patched are those of `compare`",
+    "testbed_requires(*, module=(), config=(), tool=(), qemu=()): what the guest's kernel, its image or QEMU must "
+    "have; otherwise the test is skipped",
+    "testbed_timeout(seconds): how long the test may take, without the start of its guests",
 )
 
 
@@ -58,19 +58,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="KERNEL",
-        help="Run tests on this kernel, over what they say; repeatable.",
+        help="Run tests on this kernel, and not on those of their markers; repeatable.",
     )
-    add("--testbed-base", metavar="KERNEL", help="The base kernel of `compare`, over what tests say.")
-    add("--testbed-patched", metavar="KERNEL", help="The patched kernel of `compare`, over what tests say.")
-    add("--testbed-topology", metavar="FILE", help="The topology of tests that name none.")
+    add("--testbed-base", metavar="KERNEL", help="The base kernel of `compare`; overrides markers.")
+    add("--testbed-patched", metavar="KERNEL", help="The patched kernel of `compare`; overrides markers.")
+    add("--testbed-topology", metavar="FILE", help="The topology of tests without a marker.")
     add(
         "--testbed-keep",
         action="store_true",
-        help="Leave the guests of failed tests running, and say how to enter them.",
+        help="Keep the guests of failed tests running, and print how to log in.",
     )
     add("--testbed-cold", action="store_true", help="Boot every guest instead of cloning a template.")
     add(
-        "--testbed-artifacts", metavar="FOLDER", help="Where the guests' logs go; pytest's temporary folder without it."
+        "--testbed-artifacts",
+        metavar="FOLDER",
+        help="The folder for guests' logs; pytest's temporary folder by default.",
     )
 
 
@@ -101,7 +103,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     state = item.config.stash[STATE]
     if state.clock is not None:
-        state.clock.release()  # a post-mortem debugger is left without a word
+        state.clock.release()  # pytest does not report that a post-mortem debugger has ended
 
 
 @pytest.hookimpl(tryfirst=True)

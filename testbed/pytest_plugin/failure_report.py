@@ -1,4 +1,6 @@
-"""What a guest has to say when its test has failed: the command, the kernel's log since then, control groups, and where the logs are."""
+"""Describes a guest whose test has failed: the command, the kernel log since the start, cgroup counters, and log
+files.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from testbed.units import is_number
 _LIMIT_S = 15.0
 _MOST_LINES = 60
 _MOST_CHARACTERS = 6000
-# Control groups of one and two levels: what they count.
-_ASK = """\
+# Reads the uptime, dmesg, and the counters of cgroups one and two levels deep.
+_SCRIPT = """\
 take /proc/uptime
 echo "MARK file dmesg"; dmesg; echo; echo "MARK whole dmesg"
 section cgroups
@@ -31,31 +33,31 @@ _SHOWN = {"memory.stat": ("anon", "file", "shmem"), "memory.events": ("high", "m
 
 
 async def describe(vm: Vm, qemu: str) -> str:
-    """All of it as text; from the logs alone where the guest does not answer. What a guest printed is made harmless for a terminal."""
+    """Return the description as text that is safe for a terminal; from the logs only if the guest does not answer."""
     mark = shell_functions.new_separator()
-    said = await vm.ask(shell_functions.function_definitions(mark) + _ASK.replace("MARK", mark), _LIMIT_S)
+    output = await vm.ask(shell_functions.function_definitions(mark) + _SCRIPT.replace("MARK", mark), _LIMIT_S)
     answered_after_s = time.monotonic() - vm.ready_at
     lines = [f"{vm.release} ({vm.kernel}), QEMU {qemu}"]
-    lines += _commands(vm)
+    lines += _last_command(vm)
     try:
-        taken = shell_functions.sections(said, mark, vm.name)
+        taken = shell_functions.sections(output, mark, vm.name)
     except ReadingError:
         taken = {}
     first = taken.get("", FileTexts(guest=vm.name))
     uptime = first.texts.get("/proc/uptime", "").partition(" ")[0]
     if (dmesg := first.texts.get("dmesg")) and is_number(uptime):
         (vm.evidence / "dmesg.txt").write_text(dmesg, encoding="utf-8")
-        began = float(uptime) - answered_after_s
-        log = [line for line in dmesg.splitlines() if line.startswith("[") and (split_stamp(line)[0] or 0) >= began]
+        ready_at = float(uptime) - answered_after_s
+        log = [line for line in dmesg.splitlines() if line.startswith("[") and (split_stamp(line)[0] or 0) >= ready_at]
         lines += _block("kernel log since the guest was ready", log or ["nothing"])
     else:
         console = vm.evidence / "console.log"
         text = console.read_text(encoding="utf-8", errors="replace").splitlines() if console.exists() else []
         lines += _block("the guest does not answer; the last of its console", text)
-    groups = _groups(vm, taken.get("cgroups", FileTexts(guest=vm.name)))
+    groups = _cgroup_lines(vm, taken.get("cgroups", FileTexts(guest=vm.name)))
     lines += _block("control groups", groups) if groups else []
-    stays = vm.keep()
-    lines += [stays] if stays else []
+    kept = vm.keep()
+    lines += [kept] if kept else []
     lines += [
         f"console: {vm.evidence / 'console.log'}",
         f"QMP log: {vm.evidence / 'qmp.jsonl'}",
@@ -64,57 +66,57 @@ async def describe(vm: Vm, qemu: str) -> str:
     return "\n".join(lines)
 
 
-def _commands(vm: Vm) -> list[str]:
+def _last_command(vm: Vm) -> list[str]:
     shown = vm.failed or (vm.last[-1] if vm.last else None)
     if shown is None:
         return ["no command was run"]
     return _block(
-        f"{'failed' if vm.failed else 'last'} command: {clean(shown.command)} {_ended(shown)}", _output(shown)
+        f"{'failed' if vm.failed else 'last'} command: {clean(shown.command)} {_status(shown)}", _output(shown)
     )
 
 
-def _ended(ran: CommandResult) -> str:
-    if ran.result is None:
+def _status(command: CommandResult) -> str:
+    if (result := command.result) is None:
         return "[did not end]"
-    return f"[status {' '.join((str(ran.result.status), ran.result.signal)).strip()}, {ran.result.took_s:.2f} s]"
+    return f"[status {' '.join((str(result.status), result.signal)).strip()}, {result.took_s:.2f} s]"
 
 
-def _output(ran: CommandResult) -> list[str]:
-    return [] if ran.result is None else (ran.result.stdout + ran.result.stderr).splitlines()
+def _output(command: CommandResult) -> list[str]:
+    return [] if command.result is None else (command.result.stdout + command.result.stderr).splitlines()
 
 
-def _groups(vm: Vm, there: FileTexts) -> list[str]:
+def _cgroup_lines(vm: Vm, read: FileTexts) -> list[str]:
     numbers = {disk.number: name for name, disk in vm.disks.items()}
-    found: dict[str, list[str]] = {}
-    for texts in (there, *vm.left_groups.values()):
+    groups: dict[str, list[str]] = {}
+    for texts in (read, *vm.left_groups.values()):
         for path, content in texts.texts.items():
             group, _, file = path.removeprefix("/sys/fs/cgroup/").rpartition("/")
-            told = found.setdefault(group, [])
+            counters = groups.setdefault(group, [])
             try:
-                told += _counted(file, content, texts.where(path), numbers)
+                counters += _format_counters(file, content, texts.where(path), numbers)
             except ReadingError as error:
-                told.append(str(error))
-    return [f"{group}: {'; '.join(told)}" for group, told in found.items() if told]
+                counters.append(str(error))
+    return [f"{group}: {'; '.join(counters)}" for group, counters in groups.items() if counters]
 
 
-def _counted(file: str, content: str, where: str, numbers: Mapping[str, str]) -> list[str]:
-    """:raise ReadingError: it has another form than the kernel's."""
+def _format_counters(file: str, content: str, where: str, numbers: Mapping[str, str]) -> list[str]:
+    """:raise ReadingError: the file is malformed."""
     if file == "io.stat":
         return [
-            f"io.stat {numbers.get(number, number)} " + " ".join(f"{name}={value}" for name, value in counted.items())
-            for number, counted in cgroupfs.parse_io_stat(content, where).items()
+            f"io.stat {numbers.get(number, number)} " + " ".join(f"{name}={value}" for name, value in counters.items())
+            for number, counters in cgroupfs.parse_io_stat(content, where).items()
         ]
     if file == "memory.current":
         return [f"memory.current={cgroupfs.parse_single(content, where)}"]
     if file in _SHOWN:
         flat = cgroupfs.parse_flat(content, where)
-        there = " ".join(f"{name}={flat[name]}" for name in _SHOWN[file] if flat.get(name))
-        return [f"{file} {there}"] if there else []
+        shown = " ".join(f"{name}={flat[name]}" for name in _SHOWN[file] if flat.get(name))
+        return [f"{file} {shown}"] if shown else []
     return []
 
 
 def _block(title: str, lines: list[str]) -> list[str]:
-    """Lines below a title, cut to the last of them."""
+    """Return a title and below it the last of the lines, indented."""
     cut = len(lines) - _MOST_LINES
     shown = ([f"... {cut} lines before"] if cut > 0 else []) + lines[-_MOST_LINES:]
     while len(shown) > 1 and sum(map(len, shown)) > _MOST_CHARACTERS:

@@ -1,4 +1,4 @@
-"""The guests of one test: started for it, described when it fails, gone or kept when it ends."""
+"""Starts the guests of one test, describes them if it fails, and ends or keeps them afterwards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LONGEST_NAME = 120
 
 
 class Guests:
-    """`artifacts`: the folder that holds a folder for each test."""
+    """The guests of one test. `artifacts`: a folder with one folder for each test."""
 
     def __init__(self, item: pytest.Item, state: PluginState, testbed: Testbed, artifacts: Path) -> None:
         assert state.background is not None
@@ -32,38 +32,40 @@ class Guests:
         self._starts = 0
         self.lost_at_start: str = ""
 
-    # Starting ------------------------------------------------------------------------------------------------------------------
+    # Start -----------------------------------------------------------------------------------------------
 
     def start(self, topology: Topology, kernel: str) -> dict[str, Vm]:
-        """All guests of a topology.
+        """Start all guests of a topology.
 
-        :raise pytest.fail.Exception: they do not get ready. :raise pytest.skip.Exception: they lack what the test requires.
+        :raise pytest.fail.Exception: they do not become ready. :raise pytest.skip.Exception: they lack what the test
+        requires.
         """
         self._skip_if_known(kernel)
-        with why_refused():
-            found = self._background.wait(self._start(topology, kernel))
-            for vm in found.values():
+        with testbed_errors_as_failures():
+            vms = self._background.wait(self._start(topology, kernel))
+            for vm in vms.values():
                 self._background.wait(self._skip_if_missing(vm, kernel))
-        return found
+        return vms
 
     async def _start(self, topology: Topology, kernel: str) -> dict[str, Vm]:
-        found = await self._stack.enter_async_context(self._one(topology, kernel, self._next_folder()))
-        self._vms |= found
-        await self._tell({"": kernel})
-        return found
+        vms = await self._stack.enter_async_context(self._started(topology, kernel, self._next_folder()))
+        self._vms |= vms
+        await self._record_properties({"": kernel})
+        return vms
 
     @contextlib.asynccontextmanager
-    async def _one(self, topology: Topology, kernel: str, folder: Path) -> AsyncIterator[dict[str, Vm]]:
+    async def _started(self, topology: Topology, kernel: str, folder: Path) -> AsyncIterator[dict[str, Vm]]:
         async with (
             self._testbed.admitted(topology, self._item.nodeid, at_once=bool(self._vms)),
-            self._testbed.started(topology, kernel, folder) as found,
+            self._testbed.started(topology, kernel, folder) as vms,
         ):
-            yield found
+            yield vms
 
     async def sides(self, topology: Topology, kernels: Mapping[str, str]) -> dict[str, Vm]:
-        """The only guest of a topology on each kernel; those of an earlier comparison end first. Called from the test's event loop.
+        """Start the only guest of a topology on each kernel; those of an earlier comparison end first. Called from the
+        test's event loop.
 
-        :raise TestbedError: they do not get ready. :raise pytest.skip.Exception: one lacks what the test requires.
+        :raise TestbedError: they do not become ready. :raise pytest.skip.Exception: one lacks what the test requires.
         """
         for kernel in kernels.values():
             self._skip_if_known(kernel)
@@ -75,46 +77,44 @@ class Guests:
         await self._compared.enter_async_context(
             self._testbed.admitted(topology, self._item.nodeid, times=len(kernels), at_once=bool(self._vms))
         )
-        found = await self._compared.enter_async_context(self._testbed.sides(topology, kernels, self._next_folder()))
-        self._vms |= found
-        await self._tell(kernels)
-        for side, vm in found.items():
+        vms = await self._compared.enter_async_context(self._testbed.sides(topology, kernels, self._next_folder()))
+        self._vms |= vms
+        await self._record_properties(kernels)
+        for side, vm in vms.items():
             await self._skip_if_missing(vm, kernels[side])
-        return found
+        return vms
 
     def _next_folder(self) -> Path:
         self._starts += 1
         return self._folder if self._starts == 1 else self._folder / f"start-{self._starts}"
 
-    # What the test requires ----------------------------------------------------------------------------------------------------
+    # Requirements ----------------------------------------------------------------------------------------
 
     def _skip_if_known(self, kernel: str) -> None:
-        wanted = markers.needs(self._item)
-        host = self._testbed.host.qemu
-        why = self._state.lacking.get((kernel, wanted)) or requirements.lacking_version(wanted.qemu, host.version)
+        needs = markers.needs(self._item)
+        version = self._testbed.host.qemu.version
+        why = self._state.lacking.get((kernel, needs)) or requirements.lacking_version(needs.qemu, version)
         if why:
             pytest.skip(why)
 
     async def _skip_if_missing(self, vm: Vm, kernel: str) -> None:
-        wanted = markers.needs(self._item)
-        if not wanted:
+        needs = markers.needs(self._item)
+        if not needs:
             return
         files = await self._testbed.kernel(vm.kernel)
         config = files.config.read_text(encoding="utf-8") if files.config is not None else None
-        missing = await requirements.missing_requirement(
-            vm, wanted.module, wanted.config, wanted.tool, wanted.qemu, config
-        )
+        missing = await requirements.missing_requirement(vm, needs.module, needs.config, needs.tool, needs.qemu, config)
         if missing:
             why = f"{vm.kernel} ({vm.release}) lacks {', '.join(missing)}"
-            self._state.lacking[kernel, wanted] = why
+            self._state.lacking[kernel, needs] = why
             pytest.skip(why)
 
-    # Telling -------------------------------------------------------------------------------------------------------------------
+    # Reports ---------------------------------------------------------------------------------------------
 
-    async def _tell(self, kernels: Mapping[str, str]) -> None:
-        """What the test ran on, for junit.xml and whoever else reads a report's properties."""
+    async def _record_properties(self, kernels: Mapping[str, str]) -> None:
+        """Record what the test ran on as properties of its report, which junit.xml has too."""
         testbed = self._testbed
-        told = {
+        properties = {
             "testbed_qemu": testbed.host.qemu.version,
             "testbed_qemu_sha256": testbed.qemu_sha256(),
             "testbed_accelerator": testbed.host.accelerator,
@@ -125,12 +125,12 @@ class Guests:
         for side, kernel in kernels.items():
             files = await testbed.kernel(kernel)
             name = f"testbed_kernel_{side}" if side else "testbed_kernel"
-            told |= {name: files.release, f"{name}_sha256": files.sha256}
-        there = dict(self._item.user_properties)
-        self._item.user_properties += [(name, value) for name, value in told.items() if name not in there]
+            properties |= {name: files.release, f"{name}_sha256": files.sha256}
+        known = dict(self._item.user_properties)
+        self._item.user_properties += [(name, value) for name, value in properties.items() if name not in known]
 
     def failed(self, when: str) -> list[tuple[str, str]]:
-        """Sections of the report of a failed test: a section for each guest."""
+        """Return the sections of the report of a failed test, one for each guest."""
         if not self._vms:
             logs = sorted(self._folder.rglob("console.log")) if when == "setup" else []
             return [("testbed", f"logs: {self._folder}")] if logs else []
@@ -156,8 +156,8 @@ class Guests:
 
 
 @contextlib.contextmanager
-def why_refused() -> Iterator[None]:
-    """Errors of the testbed as failures without a traceback: what they say is all that there is to say."""
+def testbed_errors_as_failures() -> Iterator[None]:
+    """Turn errors of the testbed into test failures without a traceback: their messages are sufficient."""
     try:
         yield
         return
@@ -166,20 +166,20 @@ def why_refused() -> Iterator[None]:
 
         missing = [tool for tool, where in process.find_all().items() if where == "missing"]
         packages = " ".join(dict.fromkeys((error.package, *(process.PACKAGES[tool] for tool in missing))))
-        said = f"this machine lacks {', '.join(missing) or error.tool}; as root: apt-get install {packages}"
+        message = f"this machine lacks {', '.join(missing) or error.tool}; as root: apt-get install {packages}"
     except TestbedError as error:
-        said = str(error)
+        message = str(error)
     except ExceptionGroup as group:
-        # Of guests that are started side by side.
+        # Guests are started concurrently.
         ours = group.subgroup(TestbedError)
         if ours is None:
             raise
-        said = str(first_error(ours))
-    raise pytest.fail.Exception(f"testbed: {said}", pytrace=False) from None
+        message = str(first_error(ours))
+    raise pytest.fail.Exception(f"testbed: {message}", pytrace=False) from None
 
 
 def _new_folder(artifacts: Path, nodeid: str) -> Path:
-    """A new folder that is called like the test."""
+    """Return the name of a new folder for the logs of a test."""
     name = re.sub(r"[^A-Za-z0-9._=+-]+", "-", nodeid.replace(".py::", "-").replace("::", "-")).strip("-")
     name = name if len(name) <= _LONGEST_NAME else name[-_LONGEST_NAME:].lstrip("-")
     folder, number = artifacts / name, 1

@@ -1,4 +1,6 @@
-"""What a test says of its guests, read when it is collected: topology, kernels, needs, a limit. What is wrong is an error with a place."""
+"""Reads the markers of a test when it is collected: topology, kernels, requirements, time limit. Errors name the
+place.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,13 @@ _REQUIRES = ("module", "config", "tool", "qemu")
 _OWN = "testbed.pytest_plugin"
 
 
-class _Refused(Exception):
-    """What a marker says is wrong."""
+class _MarkerError(Exception):
+    """A marker is malformed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What a guest must have; each a tuple of names, in the order of the test."""
+    """What a guest must have; names in the order of the test's markers."""
 
     module: tuple[str, ...] = ()
     config: tuple[str, ...] = ()
@@ -40,7 +42,9 @@ class Needs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
-    """`each`: to run the test on; empty where it names none. `base`, `patched`: of `compare`; None where it names none."""
+    """Kernels of a test. `each`: to run it on, one after the other; `base`, `patched`: of `compare`. Empty or
+    None: not named.
+    """
 
     each: tuple[str, ...] = ()
     base: str | None = None
@@ -49,9 +53,11 @@ class Kernels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Points:
-    """A test's topology. `found`: each point of its matrix; `where`: what it was read from."""
+    """The topology of a test, by point of its matrix. `where`: what it was read from; `titles`: pytest ids of the
+    points.
+    """
 
-    found: Mapping[str, Topology]
+    topologies: Mapping[str, Topology]
     where: str
     titles: Mapping[str, str] = field(default_factory=dict)
 
@@ -84,31 +90,31 @@ def check_options(config: pytest.Config) -> None:
 
 
 def place(node: pytest.Item) -> str:
-    """Where a test is, as messages begin."""
+    """Return where a test is, as messages begin with it."""
     file, line, name = node.location
     return f"{file}:{(line or 0) + 1}: {name}"
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
-    """Make a test for each kernel and each point of its matrix, and check its markers.
+    """Check the markers of a test, and parametrize it by kernels and points of its matrix.
 
-    :raise CollectError: one is wrong.
+    :raise CollectError: a marker is wrong.
     """
     node, state = metafunc.definition, metafunc.config.stash[STATE]
     wrong: list[str] = []
-    with _noting(wrong):
+    with _collect_errors(wrong):
         _check_timeout(node)
-    with _noting(wrong):
+    with _collect_errors(wrong):
         needs(node)
     wanted = Kernels()
-    with _noting(wrong):
+    with _collect_errors(wrong):
         wanted = kernels(node)
     for kernel in dict.fromkeys((*wanted.each, wanted.base, wanted.patched)):
         if kernel is not None:
-            with _noting(wrong):
+            with _collect_errors(wrong):
                 _resolved(state, kernel)
     found: Points | None = None
-    with _noting(wrong):
+    with _collect_errors(wrong):
         if "_testbed_point" in metafunc.fixturenames and _is_ours(metafunc, "topology"):
             found = points(node)
         elif node.get_closest_marker("testbed_topology") is not None:
@@ -119,31 +125,34 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
         named = wanted.each or _own_kernel(found) or (state.table.patched,)
         metafunc.parametrize("_testbed_kernel", named, ids=[file_name(name) for name in named], indirect=True)
         state.first_kernel = state.first_kernel or named[0]
-    if found is not None and len(found.found) > 1:
+    if found is not None and len(found.topologies) > 1:
         metafunc.parametrize(
-            "_testbed_point", list(found.found), ids=[found.titles[name] for name in found.found], indirect=True
+            "_testbed_point",
+            list(found.topologies),
+            ids=[found.titles[name] for name in found.topologies],
+            indirect=True,
         )
 
 
 @contextlib.contextmanager
-def _noting(wrong: list[str]) -> Iterator[None]:
-    """Go on after a mistake of the block, to tell it with the others."""
+def _collect_errors(wrong: list[str]) -> Iterator[None]:
+    """Append an error of the block to `wrong`, and go on."""
     try:
         yield
-    except (TestbedError, _Refused) as error:
+    except (TestbedError, _MarkerError) as error:
         wrong.append(str(error))
 
 
 def _is_ours(metafunc: pytest.Metafunc, fixture: str) -> bool:
-    """Whether a fixture is the plugin's: a suite may have one of its own."""
+    """Whether a fixture is the plugin's: a suite may override it."""
     found = getattr(metafunc, "_arg2fixturedefs", {}).get(fixture)
     return not found or str(getattr(found[-1].func, "__module__", "")).startswith(_OWN)
 
 
 def _own_kernel(found: Points | None) -> tuple[str, ...]:
-    """The kernel that a topology names for all of its guests."""
+    """Return the kernel that a topology names for all of its guests, if it does."""
     named = (
-        {guest.kernel for topology in found.found.values() for guest in topology.guests.values()}
+        {guest.kernel for topology in found.topologies.values() for guest in topology.guests.values()}
         if found is not None
         else set()
     )
@@ -155,7 +164,7 @@ def _resolved(state: PluginState, kernel: str) -> None:
     try:
         state.table.resolve(kernel)
     except TestbedError as error:
-        raise _Refused(f"testbed_kernels: {error}") from None
+        raise _MarkerError(f"testbed_kernels: {error}") from None
 
 
 def kernels(node: pytest.Item) -> Kernels:
@@ -168,9 +177,9 @@ def kernels(node: pytest.Item) -> Kernels:
     names = [*args, *(name for name in (base, patched) if name is not None)]
     if more or not all(isinstance(name, str) and name for name in names) or (marker is not None and not names):
         got = ", ".join((*map(repr, args), *(f"{key}={value!r}" for key, value in more.items()))) or "nothing"
-        raise _Refused(f"testbed_kernels: expected names of kernels, or base= and patched=, got {got}")
+        raise _MarkerError(f"testbed_kernels: expected names of kernels, or base= and patched=, got {got}")
     if len(set(args)) < len(args):
-        raise _Refused(f"testbed_kernels: expected each kernel once, got {', '.join(args)}")
+        raise _MarkerError(f"testbed_kernels: expected each kernel once, got {', '.join(args)}")
     return Kernels(
         each=tuple(dict.fromkeys(option("testbed_kernel"))) or args,
         base=option("testbed_base") or base,
@@ -179,7 +188,7 @@ def kernels(node: pytest.Item) -> Kernels:
 
 
 def needs(node: pytest.Item) -> Needs:
-    """Of all markers, the nearest last."""
+    """Combine the requirements of all markers, the nearest last."""
     found: dict[str, tuple[str, ...]] = {}
     wrong: list[str] = []
     for marker in reversed(list(node.iter_markers("testbed_requires"))):
@@ -194,7 +203,7 @@ def needs(node: pytest.Item) -> Needs:
             elif kind not in unknown:
                 found[kind] = tuple(dict.fromkeys((*found.get(kind, ()), *names)))
     if wrong:
-        raise _Refused("; ".join(wrong))
+        raise _MarkerError("; ".join(wrong))
     return Needs(**found)
 
 
@@ -205,16 +214,16 @@ def _check_timeout(node: pytest.Function) -> None:
     match marker.args:
         case (int() | float() as seconds,) if not marker.kwargs and not isinstance(seconds, bool) and 0 < seconds < 1e6:
             if not inspect.iscoroutinefunction(node.obj):
-                raise _Refused("testbed_timeout: expected an `async def` test")
+                raise _MarkerError("testbed_timeout: expected an `async def` test")
         case _:
-            raise _Refused(f"testbed_timeout: expected a number of seconds, got {marker.args}")
+            raise _MarkerError(f"testbed_timeout: expected a number of seconds, got {marker.args}")
 
 
 def points(node: pytest.Item) -> Points:
-    """The topology of a test: from its marker, else from --testbed-topology, else from the file beside it that is called like its module,
-    else from topology.yaml beside it, else one guest without disks.
+    """Return the topology of a test: that of its marker, or of --testbed-topology, or of the file in its folder with
+    the name of its module, or of topology.yaml there, or else one guest without disks.
 
-    :raise TestbedError: it is wrong.
+    :raise TestbedError: the topology is wrong.
     """
     state, folder = node.config.stash[STATE], node.path.parent
     marker, option = node.get_closest_marker("testbed_topology"), node.config.getoption("testbed_topology")
@@ -224,7 +233,7 @@ def points(node: pytest.Item) -> Points:
         found = _read(state, wanted, folder, where)
         if only is not None and only not in found:
             some = ", ".join(list(found)[:4]) if "" not in found else "none, for it has no matrix"
-            raise _Refused(f"testbed_topology: expected a point of the matrix, such as {some}; got {only!r}")
+            raise _MarkerError(f"testbed_topology: expected a point of the matrix, such as {some}; got {only!r}")
         return _titled(found if only is None else {only: found[only]}, where)
     if option is not None:
         return _titled(_read(state, Path(option), node.config.invocation_params.dir, "--testbed-topology"), option)
@@ -238,20 +247,20 @@ def _marked(marker: pytest.Mark) -> tuple[Any, str | None]:
     keys = dict(marker.kwargs)
     only = keys.pop("point", None)
     if only is not None and not isinstance(only, str):
-        raise _Refused(f"testbed_topology: point: expected a name such as disk=nvme, got {only!r}")
+        raise _MarkerError(f"testbed_topology: point: expected a name such as disk=nvme, got {only!r}")
     match marker.args:
         case () if keys:
             return {"guests": {"g0": keys}}, only
         case (str() | Path() | Mapping() as wanted,) if not keys and wanted:
             return wanted, only
     got = ", ".join((*map(repr, marker.args), *keys)) or "nothing"
-    raise _Refused(
+    raise _MarkerError(
         f"testbed_topology: expected a path, YAML, a mapping, or the keys of a guest such as disks=, got {got}"
     )
 
 
 def _read(state: PluginState, wanted: Any, folder: Path, where: str) -> dict[str, Topology]:
-    """A topology's points, read once."""
+    """Read the points of a topology, once per session."""
     from testbed.api import topologies
 
     is_file = isinstance(wanted, Path) or (isinstance(wanted, str) and "\n" not in wanted)
@@ -264,14 +273,16 @@ def _read(state: PluginState, wanted: Any, folder: Path, where: str) -> dict[str
 
 
 def _short(path: Path) -> Path:
-    """A path as messages show it: from here, where it is below."""
+    """Return a path as messages show it: relative, if it is below the working directory."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _titled(found: dict[str, Topology], where: str) -> Points:
-    """Each point's id: its values, such as `nvme-ext4`, or its whole name where two would be alike."""
-    short = {name: "-".join(part.partition("=")[2] for part in name.split(",")) for name in found}
+def _titled(topologies: dict[str, Topology], where: str) -> Points:
+    """Give each point a pytest id: its values, such as `nvme-ext4`, or its whole name if two would be equal."""
+    short = {name: "-".join(part.partition("=")[2] for part in name.split(",")) for name in topologies}
     often = Counter(short.values())
     return Points(
-        found=found, where=where, titles={name: short[name] if often[short[name]] == 1 else name for name in found}
+        topologies=topologies,
+        where=where,
+        titles={name: short[name] if often[short[name]] == 1 else name for name in topologies},
     )

@@ -1,4 +1,4 @@
-"""What a test requires of a guest, and what of it a guest lacks, in words."""
+"""Finds out which requirements of a test a guest does not meet."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from testbed.api.vm import Vm
 
 _VERSION = re.compile(r"\s*(>=|<=|==|<|>)\s*(\d+(?:\.\d+)*)\s*")
-# $@: KIND:NAME. A module is loaded, for a test that requires it wants it; one that is built in is there already.
-_ASK = """\
+# $@: KIND:NAME. Modules are loaded, because the test needs them; built-in ones have a folder in /sys/module.
+_SCRIPT = """\
 for need; do
     name=${need#*:}
     case $need in
@@ -22,7 +22,7 @@ done
 
 
 def lacking_version(qemu: Sequence[str], version: str) -> str:
-    """Why this QEMU will not do, or nothing; names of devices are not looked at."""
+    """Return why this version of QEMU is not sufficient, or an empty string; names of devices are ignored."""
     for need in qemu:
         bound = _VERSION.fullmatch(need)
         if bound is not None and not _holds(_numbers(version), bound[1], _numbers(bound[2])):
@@ -40,7 +40,9 @@ def _holds(have: tuple[int, ...], how: str, bound: tuple[int, ...]) -> bool:
 
 
 def config_lacks(need: str, config: str) -> str:
-    """Why a kernel's configuration does not meet `CONFIG_X`, or `CONFIG_X=m`, or nothing. `CONFIG_` may be left out."""
+    """Return why a kernel's configuration does not meet `CONFIG_X` or `CONFIG_X=m`, or an empty string. `CONFIG_`
+    is optional.
+    """
     name, _, value = need.partition("=")
     name = name if name.startswith("CONFIG_") else f"CONFIG_{name}"
     has = next((line.removeprefix(f"{name}=") for line in config.splitlines() if line.startswith(f"{name}=")), None)
@@ -52,21 +54,21 @@ def config_lacks(need: str, config: str) -> str:
 async def missing_requirement(
     vm: Vm, modules: Sequence[str], config: Sequence[str], tools: Sequence[str], qemu: Sequence[str], known: str | None
 ) -> tuple[str, ...]:
-    """What of it the guest lacks. `known`: the kernel's configuration, where it came with one.
+    """Return the requirements that the guest does not meet. `known`: the kernel's configuration, if it came with one.
 
     :raise GuestError: the guest does not answer.
     """
-    found: list[str] = []
-    asked = [*(f"module:{name}" for name in modules), *(f"tool:{name}" for name in tools)]
-    if asked or (config and known is None):
-        said, _, own = (await vm.script(_ASK, *asked)).stdout.partition("==config\n")
-        found += [f"{kind} {name}" for kind, _, name in (line.partition(":") for line in said.splitlines())]
+    missing: list[str] = []
+    needed = [*(f"module:{name}" for name in modules), *(f"tool:{name}" for name in tools)]
+    if needed or (config and known is None):
+        output, _, own = (await vm.script(_SCRIPT, *needed)).stdout.partition("==config\n")
+        missing += [f"{kind} {name}" for kind, _, name in (line.partition(":") for line in output.splitlines())]
         known = known or own or None
     if config and known is None:
-        found.append(f"a configuration that says whether it has {', '.join(config)}")
-    found += [f"{lack}" for need in config if known is not None and (lack := config_lacks(need, known))]
+        missing.append(f"a configuration that says whether it has {', '.join(config)}")
+    missing += [f"{lack}" for need in config if known is not None and (lack := config_lacks(need, known))]
     devices = [need for need in qemu if _VERSION.fullmatch(need) is None]
     if devices:
         types = {entry["name"] for entry in await vm.qmp.execute("qom-list-types", {"implements": "device"})}
-        found += [f"QEMU device {name}" for name in devices if name not in types]
-    return tuple(found)
+        missing += [f"QEMU device {name}" for name in devices if name not in types]
+    return tuple(missing)

@@ -1,4 +1,4 @@
-"""How long a test may take: its body, and not what its fixtures do."""
+"""Limits how long the body of a test may take, without its fixtures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from testbed.pytest_plugin.session import STATE
 
 
 def time_limit(item: pytest.Function, seconds: float) -> None:
-    """Let a test fail when it takes longer; the time that a debugger holds it is not counted."""
+    """Make a test fail if it takes longer; time in a debugger is not counted."""
     body, state = item.obj, item.config.stash[STATE]
     clock = state.clock = state.clock or PausableClock()
 
@@ -48,7 +48,7 @@ def time_limit(item: pytest.Function, seconds: float) -> None:
 
 
 def _at(task: asyncio.Task[Any]) -> str:
-    """The line of the test where it waits."""
+    """Return the line of the test where it waits."""
     frames = task.get_stack(limit=1)
     if not frames:
         return "its end"

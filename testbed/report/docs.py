@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from testbed.errors import TestbedError, flatten
+from testbed.errors import TestbedError, error_classes
 from testbed.hardware import commands
 from testbed.hardware.profiles import PROFILES
 
@@ -74,7 +74,8 @@ status of the command in the guest, and `testbed cp` with that of scp.
 def errors_markdown() -> str:
     """Return the text of docs/errors.md."""
     return _ERRORS + "".join(
-        f"| {kind.code} | `{kind.__name__}` | {_meaning(kind)} | {kind.who} | {kind.act} |\n" for kind in flatten()
+        f"| {kind.code} | `{kind.__name__}` | {_meaning(kind)} | {kind.who} | {kind.act} |\n"
+        for kind in error_classes()
     )
 
 

@@ -49,7 +49,8 @@ def _guest(guest: GuestModel) -> Iterator[Mistake]:
         more = f" and {len(guest.networks)} networks" if guest.networks else ""
         yield (
             ("disks",),
-            f"expected at most {MAX_PORTS} disks and networks, one for each hot-plug port, got {len(guest.disks)}{more}",
+            f"expected at most {MAX_PORTS} disks and networks, one for each hot-plug port, "
+            f"got {len(guest.disks)}{more}",
         )
     for name, disk in guest.disks.items():
         for path, message in _disk(name, disk, guest):
@@ -183,7 +184,8 @@ def _fits(node: Node, made: Graph, known: dict[Key, int], above: dict[Key, list[
             at = (*node.where, "type") if node.where[0] == "filesystems" else (*node.where, "filesystem")
             yield (
                 at,
-                f"{kind} needs at least {format_size(FILESYSTEMS[kind].least_bytes)}, {node.needs[0][0].name!r} has {format_size(room)}",
+                f"{kind} needs at least {format_size(FILESYSTEMS[kind].least_bytes)}, "
+                f"{node.needs[0][0].name!r} has {format_size(room)}",
             )
         case File(path=path) as file:
             if file.size % 4096:

@@ -52,7 +52,8 @@ NodeModel = Disk | NamespaceOf | PartitionOf | Loop | Dm | Md | Filesystem | Fil
 class Node:
     """One part of the stack.
 
-    `where`: its place below the guest's keys. `needs`: the nodes that it is built on, each with the place that names it.
+    `where`: its place below the guest's keys. `needs`: the nodes that it is built on, each with the place that names
+    it.
     """
 
     key: Key

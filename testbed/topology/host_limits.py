@@ -23,7 +23,9 @@ _ANY_FILE_BYTES = 1 << 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostLimits:
-    """What a host offers to guests. `memory_bytes`: for all of them; `disk_folder`: where the files of their disks are made."""
+    """What a host offers to guests. `memory_bytes`: for all of them; `disk_folder`: where the files of their
+    disks are made.
+    """
 
     memory_bytes: int
     kernels: KernelTable

@@ -38,7 +38,8 @@ def load_points(
 ) -> dict[str, Topology]:
     """Load all points of a file's matrix, by name; a file without a matrix has one point, whose name is empty.
 
-    `limits`: what the host offers, where the guests are to run on it. `check_kernels`: lists what their kernels do not support.
+    `limits`: what the host offers, where the guests are to run on it. `check_kernels`: lists what their kernels do not
+    support.
 
     :raise TopologyError: as above.
     """
@@ -101,7 +102,8 @@ def select_point(found: dict[str, Topology], file: str, point: str | None) -> To
             file,
             1,
             1,
-            f"expected one topology, got a matrix of {len(found)} points; name one of them, such as {next(iter(found))}",
+            f"expected one topology, got a matrix of {len(found)} points; "
+            f"name one of them, such as {next(iter(found))}",
         )
     if list(found) == [""]:
         raise single_error(file, 1, 1, f"expected no point, because this file has no matrix, got {point!r}")
@@ -110,7 +112,8 @@ def select_point(found: dict[str, Topology], file: str, point: str | None) -> To
             file,
             1,
             1,
-            f"expected a point of the matrix, got {point!r}{did_you_mean(point, [name for name in found if name][:20])}",
+            f"expected a point of the matrix, got {point!r}"
+            + did_you_mean(point, [name for name in found if name][:20]),
         )
     return found[point]
 

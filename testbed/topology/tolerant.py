@@ -135,7 +135,9 @@ class TolerantValidation(Generic[M]):
 
 
 def remove_at(plain: Any, where: KeyPath) -> Callable[[KeyPath], KeyPath] | None:
-    """Remove the value at a place. If that shifts the items of a list, return a function that maps new places to old."""
+    """Remove the value at a place. If that shifts the items of a list, return a function that maps new places to
+    old.
+    """
     if where == ("version",):
         plain["version"] = 1
         return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed.errors import HostError, TestbedError, UsageError, one_line
+from testbed.errors import HostError, TestbedError, UsageError, from_code
 from testbed.guest.factory import open_factory
 from testbed.guest.metrics import disk_speed
 from testbed.host import registry
@@ -166,7 +166,7 @@ async def launch_vms(
         if failures := [failure for task in tasks if (failure := task.result()) is not None]:
             # The error has the class of all failures, or that of none where they differ.
             codes = {error.code for error in failures}
-            raise one_line("\n".join(map(str, failures)), codes.pop() if len(codes) == 1 else "")
+            raise from_code("\n".join(map(str, failures)), codes.pop() if len(codes) == 1 else "")
         for launch in launches:
             launch.keep()
         return tuple(registry.find_vm(folders, spec.name) for spec in specs)
@@ -224,7 +224,7 @@ class _Launch:
             if "ready" in report:
                 return
             if "error" in report:
-                raise one_line(f"{report['error']}\n  its logs: {spec.evidence}", report.get("code", ""))
+                raise from_code(f"{report['error']}\n  its logs: {spec.evidence}", report.get("code", ""))
             if "note" in report:
                 self._progress.note(f"{spec.name}: {report['note']}")
             else:

@@ -25,10 +25,10 @@ def test_the_catalogue_in_the_docs_is_the_one_that_the_classes_make() -> None:
 
 
 def test_each_class_has_a_code_of_its_own_and_says_who_acts_and_how() -> None:
-    for kind in errors.flatten():
+    for kind in errors.error_classes():
         if kind is not TestbedError:
             assert {"code", "who", "act"} <= vars(kind).keys(), f"{kind.__name__} has another class's"
-    codes = [kind.code for kind in errors.flatten()]
+    codes = [kind.code for kind in errors.error_classes()]
     assert len(set(codes)) == len(codes) and all(len(code) == 5 and code.startswith("TB") for code in codes)
 
 
@@ -125,8 +125,8 @@ def test_the_log_is_told_to_a_terminal_without_codes_that_steer_it() -> None:
     assert stream.getvalue().startswith("debug: ") and stream.getvalue().endswith(" g0: ready: owned\n")
 
 
-@pytest.mark.parametrize("kind", errors.flatten())
+@pytest.mark.parametrize("kind", errors.error_classes())
 def test_what_another_process_tells_of_is_of_its_class(kind: type[TestbedError]) -> None:
-    found = errors.one_line("it \x1b[2Jbroke", kind.code)
+    found = errors.from_code("it \x1b[2Jbroke", kind.code)
     assert type(found) is kind and str(found) == "it broke"
-    assert type(errors.one_line("of another version", "TB999")) is TestbedError
+    assert type(errors.from_code("of another version", "TB999")) is TestbedError

@@ -118,7 +118,7 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
     (
         "docs/architecture.md",
         "removes what was unused for {} days",
-        (inspect.signature(cache.gc).parameters["unused_for"].default.removesuffix("d"),),
+        (inspect.signature(cache.gc_command).parameters["unused_for"].default.removesuffix("d"),),
     ),
     ("docs/guests.md", "may take `TESTBED_RUN_LIMIT` ({}) of this machine's disks", (_RUN,)),
     ("docs/guests.md", "does not give up the memory within {} s", (f"{cpu_memory._PATIENCE_S:g}",)),
