@@ -1,4 +1,4 @@
-"""Results of runs that never were, which the tests of reports share."""
+"""Made-up results of runs, for the tests of reports."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def skipped(folder: Path) -> Result:
 
 
 def failed(folder: Path) -> Result:
-    """The patched kernel shows the gap too, and what was counted does not agree."""
+    """The patched kernel shows the gap too, and two counts of the same bytes differ."""
     open_ = side(Gap.OPEN, folder)
     assert isinstance(open_.outcome, Evidence)
     balance = Balance(what="rbytes of disk data", accounted=90, real=100)
@@ -159,6 +159,6 @@ def changed(found: M, path: str, value: object) -> M:
 
 
 def alone(result: Result) -> Result:
-    """The same with each kernel judged for itself."""
+    """The same with each kernel judged alone."""
     judgements = {name: Judgement(verdict=Verdict.PASS, reason=f"as {name}") for name in result.sides}
     return replace(result, by_kernel=judgements)

@@ -1,4 +1,4 @@
-"""Two runs beside each other: what changed, how often that is said of runs that are alike, and how often a real change is seen."""
+"""Comparisons of two runs: what changed, how often equal kernels are reported as changed, and how often a real change is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.run_results import changed, document, failed, lost, passed
 
 
 def measured(folder: Path, unit: str, *values: float) -> Document:
-    """A run whose gate measured these, one an attempt."""
+    """A run whose gate measured these values, one in each attempt."""
     found = []
     for attempt, value in enumerate(values, 1):
         result = passed(folder)
@@ -33,21 +33,21 @@ def measured(folder: Path, unit: str, *values: float) -> Document:
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (1, 5), (3, 3), (3, 20)])
-def test_of_fewer_than_four_against_four_nothing_can_be_told(tmp_path: Path, sizes: tuple[int, int]) -> None:
+def test_fewer_than_four_attempts_in_a_run_decide_nothing(tmp_path: Path, sizes: tuple[int, int]) -> None:
     first, second = measured(tmp_path, "s", *[1.0] * sizes[0]), measured(tmp_path, "s", *[90.0] * sizes[1])
     found = diff.compare(first, second)
     assert (found.result, diff.EXIT_CODES[found.result]) == (diff.UNKNOWN, 3)
     assert [row.why for row in found.untold] == [
         f"{sizes[0]} against {sizes[1]}: expected 4 attempts or more in each run"
     ] * 2
-    # 5 against 5 have one order of 126 on either side, times two measures.
+    # Of 5 against 5 values, 2 of 252 orders are fully separated; there are two measures.
     assert (
         "Nothing can be told: a change of one among 2 measures shows from 5 attempts in each run on (`--repeat 5`)."
         in diff.text(found)
     )
 
 
-def test_a_change_has_its_shift_interval_sizes_and_adjusted_p(tmp_path: Path) -> None:
+def test_a_change_has_shift_interval_sizes_and_adjusted_p_value(tmp_path: Path) -> None:
     found = diff.compare(
         measured(tmp_path, "bytes/s", 200, 201, 202, 203, 204),
         measured(tmp_path, "bytes/s", 100, 101, 102, 103, 104, 105),
@@ -67,12 +67,12 @@ def test_a_change_has_its_shift_interval_sizes_and_adjusted_p(tmp_path: Path) ->
     assert said in diff.text(found) and "adjusted 0.0043" in diff.text(found)
 
 
-def test_a_shift_below_what_matters_is_no_change(tmp_path: Path) -> None:
+def test_a_negligible_shift_is_no_change(tmp_path: Path) -> None:
     found = diff.compare(measured(tmp_path, "s", *[2.0] * 10), measured(tmp_path, "s", *[2.01] * 10))
     assert found.result == diff.UNCHANGED and all(row.why.endswith("no more than 0.05 s") for row in found.ignored)
 
 
-def test_what_is_the_same_in_every_attempt_has_not_changed(tmp_path: Path) -> None:
+def test_a_measure_that_is_equal_in_all_attempts_has_not_changed(tmp_path: Path) -> None:
     found = diff.compare(*[measured(tmp_path, "s", *[2.0] * 4)] * 2)
     assert (found.result, found.same, found.ignored) == (diff.UNCHANGED, 2, ())
     assert "Nothing, beyond chance." in diff.text(found)
@@ -87,7 +87,7 @@ def test_few_attempts_of_many_measures_are_not_called_unchanged(tmp_path: Path) 
 
 
 def many(chance: random.Random, attempts: int, measures: int, *, lost: int = 0, by: float = 0.0) -> Document:
-    """The least of a run that is compared: so many measures with noise of 8 %, of which the first ones have lost a share."""
+    """A run with `measures` measures and noise of 8 %, of which the first `lost` are less by the share `by`."""
 
     whole = document(Path("/run"), passed(Path("/run")))
     (case,) = whole.scenarios
@@ -114,11 +114,11 @@ def test_identical_kernels_are_called_changed_in_no_more_than_5_percent(attempts
     chance = random.Random(attempts)
     runs = ((many(chance, attempts, measures), many(chance, attempts, measures)) for _ in range(400))
     wrong = sum(diff.compare(*pair).result == diff.CHANGED for pair in runs)
-    # 20 are expected at most; 4 standard deviations of chance above are 37. Before, it was 33 % at 2 against 2.
+    # At most 20 are expected, and 37 are 4 standard deviations more. Before this test it was 33 % at 2 against 2.
     assert wrong <= 37
 
 
-def test_a_real_loss_is_seen_the_more_often_the_more_attempts_there_are() -> None:
+def test_more_attempts_detect_a_real_loss_more_often() -> None:
     power = {}
     for attempts in (5, 10, 20):
         chance = random.Random(attempts)
@@ -127,11 +127,11 @@ def test_a_real_loss_is_seen_the_more_often_the_more_attempts_there_are() -> Non
             for _ in range(200)
         ]
         power[attempts] = seen.count(diff.CHANGED) / 200
-    # Ranges that do not overlap saw 19 %, 2 % and none of these.
+    # Comparing whether ranges overlap detected 19 %, 2 % and none of these.
     assert 0.5 < power[5] < power[10] <= power[20] and power[10] > 0.9 and power[20] > 0.99, power
 
 
-def test_of_what_is_called_changed_no_more_than_5_percent_is_chance() -> None:
+def test_no_more_than_5_percent_of_reported_changes_are_chance() -> None:
     chance = random.Random(7)
     wrong, right = [], 0
     for _ in range(150):
@@ -142,7 +142,7 @@ def test_of_what_is_called_changed_no_more_than_5_percent_is_chance() -> None:
     assert sum(wrong) / len(wrong) <= 0.05 and right / (5 * 150) > 0.8
 
 
-def test_verdicts_cases_and_what_it_ran_on_are_compared(tmp_path: Path) -> None:
+def test_verdicts_cases_and_the_setup_are_compared(tmp_path: Path) -> None:
     old, new = (
         document(tmp_path, passed(tmp_path), lost(tmp_path)),
         document(tmp_path, passed(tmp_path), failed(tmp_path)),
@@ -163,14 +163,14 @@ def test_verdicts_cases_and_what_it_ran_on_are_compared(tmp_path: Path) -> None:
     assert "- gate: PASS, then **FAIL**: worse\n" in text and "6.1-cloud s, then 6.2-cloud other" in text
 
 
-def test_a_run_of_one_attempt_says_nothing_even_beside_itself(tmp_path: Path) -> None:
+def test_one_attempt_decides_nothing_even_against_itself(tmp_path: Path) -> None:
     found = diff.compare(*[document(tmp_path, passed(tmp_path), failed(tmp_path))] * 2)
     assert found.result == diff.UNKNOWN and found.verdicts == () and "Nothing can be told" in diff.text(found)
 
 
-def test_a_kernel_that_an_attempt_lacks_counts_for_less(tmp_path: Path) -> None:
+def test_an_attempt_without_a_kernel_is_not_counted_for_it(tmp_path: Path) -> None:
     old, new = measured(tmp_path, "s", *[2.0] * 4), measured(tmp_path, "s", *[2.0] * 4)
-    # As where the run has ended before.
+    # As if the run had ended before.
     last = new.scenarios[0].all_attempts[-1]
     base: Any = last.sides["base"]
     less = Attempt.model_construct(verdict=last.verdict, reason=last.reason, base=base)
@@ -179,7 +179,7 @@ def test_a_kernel_that_an_attempt_lacks_counts_for_less(tmp_path: Path) -> None:
     assert [row.attempts for row in found.untold] == [(4, 3)] and found.result == diff.UNKNOWN
 
 
-def test_a_number_that_is_none_is_refused_where_it_is_read(tmp_path: Path) -> None:
+def test_a_number_that_is_not_finite_is_refused_by_the_reader(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
     text = json.dumps(measured(tmp_path, "s", 2.0).as_json()).replace('"value": 2.0', '"value": 1e999')
@@ -188,7 +188,7 @@ def test_a_number_that_is_none_is_refused_where_it_is_read(tmp_path: Path) -> No
         results.read(str(folder), tmp_path)
 
 
-def test_what_only_one_run_has_and_what_was_lost_in_both_is_not_unchanged(tmp_path: Path) -> None:
+def test_measures_of_one_run_and_cases_lost_in_both_are_not_unchanged(tmp_path: Path) -> None:
     whole = measured(tmp_path, "s", *[1.0] * 8)
     both = [*whole.scenarios, *document(tmp_path, lost(tmp_path)).scenarios]
     lost_too = whole.model_copy(update={"scenarios": both})
@@ -247,7 +247,7 @@ def repeated(folder: Path, verdicts: str) -> Document:
         ("fffllll", "fpppllll", diff.UNKNOWN, "3 against 4: expected 4 attempts or more in each run"),
     ],
 )
-def test_how_often_a_case_passed_is_compared_where_its_verdict_is_the_same(
+def test_pass_rates_are_compared_even_if_the_verdict_is_the_same(
     tmp_path: Path, before: str, after: str, result: str, said: str
 ) -> None:
     found = diff.compare(repeated(tmp_path, before), repeated(tmp_path, after))
@@ -255,8 +255,8 @@ def test_how_often_a_case_passed_is_compared_where_its_verdict_is_the_same(
     assert found.result == result
 
 
-def test_kernels_that_are_judged_alone_are_compared_one_by_one(tmp_path: Path) -> None:
-    """One is better, the other worse: the case's verdict is the same."""
+def test_kernels_judged_alone_are_compared_one_by_one(tmp_path: Path) -> None:
+    """One kernel is better, the other worse, so that the case's verdict is the same."""
 
     def judged(*verdicts: tuple[str, str]) -> Document:
         results = []

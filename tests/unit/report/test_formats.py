@@ -1,4 +1,4 @@
-"""The files of a run for other programs: results.json against its schema, junit.xml, results.ktap."""
+"""Files for other programs: results.json against its schema, junit.xml, results.ktap."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from tests.support import ktap as ktap_rules
 from tests.support.run_results import alone, changed, document, failed, lost, passed, plain, skipped
 
 PUBLISHED = Path(results.__file__).with_name("results.schema.json")
-# What a guest may say in order to be something else than text.
+# A text of a guest that tries to be more than text.
 EVIL = '\x00\x1b[2J]]>&<failure>\ud800\u2028 # SKIP "x"\nok 1 all\n1..0\nKTAP version 1'
 
-# The same where a stranger's results are read.
+# The same after the reader has cleaned it.
 SAID = ']]>&<failure>\ufffd\u2028 # SKIP "x"\nok 1 all\n1..0\nKTAP version 1'
 
 
@@ -55,7 +55,7 @@ def evil(folder: Path) -> Document:
     return found
 
 
-def test_the_published_schema_is_that_of_the_models_and_results_keep_to_it(tmp_path: Path) -> None:
+def test_results_match_the_published_schema_which_is_made_from_the_models(tmp_path: Path) -> None:
     published = json.loads(PUBLISHED.read_text())
     assert PUBLISHED.read_text() == schema.json_schema(), (
         "write it again: ./tb schema >testbed/report/results.schema.json"
@@ -97,7 +97,7 @@ def test_the_topology_in_results_is_the_one_that_ran(tmp_path: Path, file: Path)
         ),
     ],
 )
-def test_results_that_are_none_are_refused_with_their_place(tmp_path: Path, change: Any, message: str) -> None:
+def test_invalid_results_are_refused_with_the_place_of_the_mistake(tmp_path: Path, change: Any, message: str) -> None:
     found = plain(every(tmp_path))
     change(found)
     (tmp_path / "results.json").write_text(json.dumps(found))
@@ -105,7 +105,7 @@ def test_results_that_are_none_are_refused_with_their_place(tmp_path: Path, chan
         results.read(str(tmp_path), tmp_path)
 
 
-def test_results_of_a_testbed_that_recorded_less_are_in_every_format(tmp_path: Path) -> None:
+def test_results_of_an_earlier_testbed_can_be_shown_in_every_format(tmp_path: Path) -> None:
     found = json.loads(results.text(every(tmp_path)))
     for name in ("testbed", "partial", "topology_unused"):
         del found[name]
@@ -119,7 +119,7 @@ def test_results_of_a_testbed_that_recorded_less_are_in_every_format(tmp_path: P
         assert read.run in made(read, tmp_path), name
 
 
-def test_junit_tells_failures_errors_and_skips_apart_and_what_it_ran_on(tmp_path: Path) -> None:
+def test_junit_has_failures_errors_skips_and_the_setup(tmp_path: Path) -> None:
     root = junit_rules.check(junit(every(tmp_path)))
     (suite,) = root
     assert {name: suite.attrib[name] for name in ("tests", "failures", "errors", "skipped")} == {
@@ -132,7 +132,7 @@ def test_junit_tells_failures_errors_and_skips_apart_and_what_it_ran_on(tmp_path
     assert error is not None and "panic [red]on[/red] its console" in (error.text or "")
 
 
-def test_junit_has_a_test_for_each_kernel_that_is_judged_alone(tmp_path: Path) -> None:
+def test_junit_has_a_test_for_each_kernel_judged_alone(tmp_path: Path) -> None:
     root = junit_rules.check(junit(document(tmp_path, alone(passed(tmp_path)))))
     assert [case.attrib["name"] for case in root.iter("testcase")] == ["gate on base", "gate on patched"]
 
@@ -153,7 +153,7 @@ def test_ktap_has_a_subtest_for_each_case_and_kernel(tmp_path: Path) -> None:
     assert "# disk reads: 33554432 bytes" in gate.tests[0].diagnostics
 
 
-def test_a_kernels_warning_is_in_every_report_also_behind_many_lines_that_belong(tmp_path: Path) -> None:
+def test_a_kernel_warning_is_in_every_report_even_after_many_expected_lines(tmp_path: Path) -> None:
     found = document(tmp_path, passed(tmp_path))
     (case,) = found.scenarios
     text = "WARNING: block/bio.c:9 at submit_bio+0x1/0x2"
@@ -170,7 +170,7 @@ def test_a_kernels_warning_is_in_every_report_also_behind_many_lines_that_belong
     assert "do not belong to a case: none." in markdown(document(tmp_path, passed(tmp_path)))
 
 
-def test_a_kernels_log_that_was_not_read_is_in_every_report_and_changes_no_verdict(tmp_path: Path) -> None:
+def test_an_unread_kernel_log_is_in_every_report_and_changes_no_verdict(tmp_path: Path) -> None:
     text = "the kernel's log was not read: guest g0: it does not answer"
     result = passed(tmp_path)
     (unread,) = dmesg.merge((), dmesg.unreadable("guest g0: it does not answer"), 500)
@@ -191,7 +191,7 @@ def test_a_kernels_log_that_was_not_read_is_in_every_report_and_changes_no_verdi
     assert "not read, unexpected" in html(found, tmp_path)
 
 
-def test_nothing_that_a_guest_says_becomes_another_result(tmp_path: Path) -> None:
+def test_no_text_of_a_guest_becomes_another_result(tmp_path: Path) -> None:
     (whole,) = ktap_rules.parse(ktap(evil(tmp_path)))
     assert [test.status for test in whole.tests] == ["ok", "ok", "not ok", "not ok"]
     assert [test.directive for test in whole.tests] == [None, "SKIP", None, None]
@@ -199,7 +199,7 @@ def test_nothing_that_a_guest_says_becomes_another_result(tmp_path: Path) -> Non
     assert len(list(root.iter("testcase"))) == 4 and len(list(root.iter("failure"))) == 1
 
 
-def test_all_of_them_are_in_the_runs_folder_whatever_a_guest_said(tmp_path: Path) -> None:
+def test_all_files_are_written_whatever_a_guest_reported(tmp_path: Path) -> None:
     formats.write(evil(tmp_path), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results.ktap", "junit.xml", "report.html"}
     assert results.read(str(tmp_path), tmp_path).scenarios[0].reason == SAID
@@ -218,6 +218,6 @@ def test_all_of_them_are_in_the_runs_folder_whatever_a_guest_said(tmp_path: Path
         "KTAP version 1\n1..1\nok 1 a",
     ],
 )
-def test_the_reader_of_these_tests_refuses_what_is_no_ktap(text: str) -> None:
+def test_the_ktap_parser_of_these_tests_refuses_malformed_ktap(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected|no end|more after"):
         ktap_rules.parse(text)

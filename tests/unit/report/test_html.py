@@ -1,4 +1,4 @@
-"""report.html as text; tests/guest/report/test_report.py opens one in a browser."""
+"""The text of report.html; tests/guest/report/test_report.py opens a page in a browser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.unit.report.test_formats import EVIL, evil
 
 
 class Page(HTMLParser):
-    """Counts elements, and keeps scripts and attributes; void elements and unclosed ones are told."""
+    """Counts elements, and keeps scripts and attributes. Asserts that all elements are closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def data(text: str) -> list[Any]:
     ]
 
 
-def test_the_page_says_what_the_run_was_and_what_came_out(tmp_path: Path) -> None:
+def test_the_page_shows_the_run_and_its_results(tmp_path: Path) -> None:
     text = html(every(tmp_path), tmp_path)
     page = Page(text)
     words = " ".join(page.text.split())
@@ -85,12 +85,12 @@ def test_the_page_says_what_the_run_was_and_what_came_out(tmp_path: Path) -> Non
     assert all(f'<section id="{part}"' in text for part in ("verdicts", "cases", "setup"))
 
 
-def test_every_table_has_headers_with_their_scope(tmp_path: Path) -> None:
+def test_every_table_header_has_a_scope(tmp_path: Path) -> None:
     heads = re.findall(r"<th\b([^>]*)>", html(every(tmp_path), tmp_path))
     assert heads and all('scope="col"' in head or 'scope="row"' in head for head in heads)
 
 
-def test_exactly_its_own_scripts_may_run_and_nothing_be_fetched(tmp_path: Path) -> None:
+def test_the_page_may_run_only_its_own_scripts_and_fetch_nothing(tmp_path: Path) -> None:
     text = html(every(tmp_path), tmp_path)
     page = Page(text)
     (policy,) = (value for name, value in page.attributes if value.startswith("default-src"))
@@ -110,7 +110,7 @@ def test_exactly_its_own_scripts_may_run_and_nothing_be_fetched(tmp_path: Path) 
     assert fetched == []
 
 
-def test_what_a_guest_says_stays_text(tmp_path: Path) -> None:
+def test_text_of_a_guest_stays_text(tmp_path: Path) -> None:
     hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028" + EVIL
     line = Line(kind=hostile, seconds=None, text=hostile, expected=False)
     found = evil(tmp_path)
@@ -144,7 +144,7 @@ def test_plots_have_every_kernel_and_a_common_scale(tmp_path: Path) -> None:
     assert [side["side"] for side in bandwidth["sides"]] == ["base", "patched"] and bandwidth["most"] == 3
 
 
-def test_evidence_elsewhere_is_not_read(tmp_path: Path) -> None:
+def test_logs_outside_the_run_folder_are_not_read(tmp_path: Path) -> None:
     run = tmp_path / "run"
     write(tmp_path / "other", "samples.jsonl", disk(1.0, 0, 0), disk(2.0, MIB, 1))
     run.mkdir()
@@ -155,12 +155,12 @@ def test_evidence_elsewhere_is_not_read(tmp_path: Path) -> None:
     assert data(text) == [] and "../other" not in text
 
 
-def test_kernels_that_are_judged_alone_have_their_verdicts(tmp_path: Path) -> None:
+def test_kernels_judged_alone_have_their_own_verdicts(tmp_path: Path) -> None:
     words = " ".join(Page(html(document(tmp_path, alone(passed(tmp_path))), tmp_path)).text.split())
     assert "PASS as base" in words and "Each kernel shows what is expected of it" in words
 
 
-def test_many_cases_can_be_searched_and_stay_small(tmp_path: Path) -> None:
+def test_a_page_of_many_cases_has_a_search_and_stays_small(tmp_path: Path) -> None:
     one = document(tmp_path, passed(tmp_path))
     (case,) = one.scenarios
     cases = [case.model_copy(update={"name": f"gate/{number}"}) for number in range(1000)]
@@ -171,7 +171,7 @@ def test_many_cases_can_be_searched_and_stay_small(tmp_path: Path) -> None:
     assert len(re.findall(r"<details[^>]* open", text)) == 0
 
 
-def test_numbers_are_said_with_their_units() -> None:
+def test_numbers_are_formatted_with_their_units() -> None:
     assert quantity(33554432, "bytes") == ("32", "MiB")
     assert quantity(17 << 10, "bytes") == ("17", "KiB")
     assert quantity(12, "bytes") == ("12", "bytes")

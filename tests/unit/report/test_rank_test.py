@@ -1,4 +1,4 @@
-"""Mann's and Whitney's test and what belongs to it: as scipy has it, and right as often as it says."""
+"""The rank tests: equal to scipy's, and with the error rate that they state."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def scipy_stats() -> Any:
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("by", [0.0, 1.0])
-def test_without_equal_values_it_is_scipys(scipy_stats: Any, sizes: tuple[int, int], by: float) -> None:
+def test_p_values_without_ties_equal_scipys(scipy_stats: Any, sizes: tuple[int, int], by: float) -> None:
     chance = random.Random(1)
     for _ in range(5):
         first, second = drawn(chance, sizes[0], ties=False), drawn(chance, sizes[1], ties=False, by=by)
@@ -41,7 +41,7 @@ def test_without_equal_values_it_is_scipys(scipy_stats: Any, sizes: tuple[int, i
 
 
 @pytest.mark.parametrize("sizes", [(4, 4), (5, 5), (3, 7), (6, 6)])
-def test_with_equal_values_it_is_scipys_permutation_test(scipy_stats: Any, sizes: tuple[int, int]) -> None:
+def test_p_values_with_ties_equal_scipys_permutation_test(scipy_stats: Any, sizes: tuple[int, int]) -> None:
     chance = random.Random(2)
     for by in (0.0, 1.0, 2.0):
         first, second = drawn(chance, sizes[0], ties=True), drawn(chance, sizes[1], ties=True, by=by)
@@ -52,7 +52,7 @@ def test_with_equal_values_it_is_scipys_permutation_test(scipy_stats: Any, sizes
         assert p_value(first, second) == pytest.approx(expected.pvalue)
 
 
-def test_many_equal_values_are_scipys_normal_approximation(scipy_stats: Any) -> None:
+def test_p_values_of_large_samples_with_ties_equal_scipys_normal_approximation(scipy_stats: Any) -> None:
     chance = random.Random(3)
     for by in (0.0, 1.0):
         first, second = drawn(chance, 80, ties=True), drawn(chance, 70, ties=True, by=by)
@@ -62,7 +62,7 @@ def test_many_equal_values_are_scipys_normal_approximation(scipy_stats: Any) -> 
     assert p_value([1.0] * 80, [1.0] * 80) == 1.0
 
 
-def test_the_interval_holds_the_shifts_that_scipys_test_does_not_refuse(scipy_stats: Any) -> None:
+def test_the_interval_has_the_shifts_that_scipys_test_does_not_reject(scipy_stats: Any) -> None:
     chance = random.Random(4)
     for sizes in ((4, 4), (5, 6), (10, 10), (12, 20)):
         first, second = drawn(chance, sizes[0], ties=False), drawn(chance, sizes[1], ties=False, by=1.0)
@@ -74,7 +74,7 @@ def test_the_interval_holds_the_shifts_that_scipys_test_does_not_refuse(scipy_st
                 assert bool(scipy_stats.mannwhitneyu(first, moved, method="exact").pvalue <= 0.05) is refused
 
 
-def test_the_adjustment_is_scipys(scipy_stats: Any) -> None:
+def test_adjusted_p_values_equal_scipys(scipy_stats: Any) -> None:
     chance = random.Random(5)
     for size in (1, 2, 30):
         found = [chance.random() ** 3 for _ in range(size)]
@@ -83,7 +83,7 @@ def test_the_adjustment_is_scipys(scipy_stats: Any) -> None:
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.lists(st.integers(0, 5), min_size=1, max_size=5))
-def test_it_counts_all_ways_to_choose_the_first_sample(first: list[int], second: list[int]) -> None:
+def test_the_exact_test_counts_all_choices_of_the_first_sample(first: list[int], second: list[int]) -> None:
     every = [*first, *second]
 
     def rank_sum(chosen: tuple[int, ...]) -> float:
@@ -96,7 +96,7 @@ def test_it_counts_all_ways_to_choose_the_first_sample(first: list[int], second:
     assert p_value(second, first) == pytest.approx(p_value(first, second))
 
 
-def test_the_least_that_it_can_say() -> None:
+def test_least_p_is_the_p_value_of_fully_separated_samples() -> None:
     for size in (4, 5, 10):
         assert p_value(range(size), range(100, 100 + size)) == pytest.approx(least_p(size, size))
     assert least_p(3, 3) == pytest.approx(0.1) and least_p(4, 4) < 0.03
@@ -104,7 +104,7 @@ def test_the_least_that_it_can_say() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [([], [1.0]), ([1.0], [math.nan]), ([math.inf], [1.0])])
-def test_what_is_no_sample_is_refused(first: Sample, second: Sample) -> None:
+def test_empty_samples_and_infinite_values_are_refused(first: Sample, second: Sample) -> None:
     with pytest.raises(ValueError, match="expected two samples of finite numbers"):
         p_value(first, second)
 
@@ -114,7 +114,7 @@ def test_three_values_have_no_interval() -> None:
         shift([1, 2, 3], [1.0] * 9)
 
 
-# What noise may be: even, skewed with stragglers as times are, and counts of which many are equal.
+# Kinds of noise: uniform, skewed with outliers as durations are, and counts with many ties.
 NOISE: dict[str, Callable[[random.Random], float]] = {
     "normal": lambda chance: chance.gauss(1, 0.08),
     "skewed": lambda chance: chance.lognormvariate(0, 0.3),
@@ -124,11 +124,11 @@ NOISE: dict[str, Callable[[random.Random], float]] = {
 
 @pytest.mark.parametrize("noise", NOISE)
 @pytest.mark.parametrize("size", [4, 5, 10])
-def test_the_interval_holds_the_true_shift(noise: str, size: int) -> None:
+def test_the_interval_contains_the_true_shift(noise: str, size: int) -> None:
     chance, draw = random.Random(size), NOISE[noise]
     held = 0
     for _ in range(600):
         found = shift([draw(chance) for _ in range(size)], [1.0 + draw(chance) for _ in range(size)])
         held += found.low <= 1.0 + 1e-9 and found.high >= 1.0 - 1e-9
-    # At 95 % it is 570; four standard deviations of chance below that are 548.
+    # 95 % are 570; 548 are four standard deviations less.
     assert held >= 548

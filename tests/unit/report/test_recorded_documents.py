@@ -1,4 +1,4 @@
-"""The bytes of results.json, repro.json, reduce.json, bisect.json and suite.json: programs of others read these files."""
+"""The bytes of results.json, repro.json, reduce.json, bisect.json and suite.json, which other programs read."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ PARTIAL = Partial(ended=1, wanted=12, at_most=True, what="tries", why="interrupt
 
 
 def plain(result: Result) -> Result:
-    """The same of a scenario whose texts are no prose, which may be written better."""
+    """The same of a scenario with short texts, so that a better wording of a scenario changes no recorded file."""
     scenario = replace(result.case.scenario, claim="c", source="s", predicted_base="b", predicted_patched="p")
     return replace(result, case=replace(result.case, scenario=scenario))
 
 
 def measured(result: Result, attempt: int, value: float) -> Result:
-    """An attempt whose patched kernel has another value, a survey of its guest, and bytes that do not agree."""
+    """An attempt whose patched kernel has this value, a survey of its guest, and two counts that differ."""
     base, patched = result.sides["base"], result.sides["patched"]
     assert isinstance(patched.outcome, Evidence)
     measures = tuple(replace(measure, value=value) for measure in patched.outcome.measures)
@@ -87,7 +87,7 @@ def texts() -> Iterator[tuple[str, str]]:
         yield f"{what}-partial", files.FORMATS["json"](of_bug, FOLDER)
 
 
-# Reasons and the testbed's version may change; what each file has, its order and its numbers may not.
+# Reasons and the testbed's version may change; the keys of a file, their order and other values may not.
 _REASON = re.compile(r'"reason": ".*"')
 TEXTS = {
     name: _REASON.sub('"reason": "..."', text.replace(json.dumps(__version__), '"VERSION"')) for name, text in texts()

@@ -1,4 +1,4 @@
-"""Results that are kept as they come: what a run leaves that ends early, whose disk is full, or that is killed."""
+"""Results that are written as they come: of runs that end early, and on a full disk."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_each_result_is_in_the_folder_before_the_next_one_begins(tmp_path: Path) -> None:
+def test_each_result_is_written_before_the_next_case_starts(tmp_path: Path) -> None:
     folder, ended = run(tmp_path), list[Result]()
     with writing_results(folder, so_far(folder, ended, 2), formats.write, lambda note: None) as keeper:
         ended.append(passed(folder))
         keeper.update()
         read = results.read(str(folder), folder.parent)
-        # All that ended has passed, and that is not the run's verdict.
+        # All cases so far have passed, but that is not the run's verdict.
         assert (read.verdict, [case.verdict for case in read.scenarios]) == ("INFRA", ["PASS"])
         assert str(read.partial) == "1 of 2 cases ended; the run goes on"
         (listed,) = runs.list_runs(folder.parent, result_reader.summarize)
@@ -60,7 +60,7 @@ def test_each_result_is_in_the_folder_before_the_next_one_begins(tmp_path: Path)
     assert unwritten is None and complete.partial is None and results.read("last", folder.parent).verdict == "PASS"
 
 
-def test_what_ends_a_run_is_in_all_its_reports_and_none_of_them_passes(tmp_path: Path) -> None:
+def test_the_reason_of_an_early_end_is_in_all_reports_and_none_passes(tmp_path: Path) -> None:
     folder, notes = run(tmp_path), list[str]()
     why = "/state: cannot be written: No space left on device"
     with (
@@ -84,7 +84,7 @@ def test_what_ends_a_run_is_in_all_its_reports_and_none_of_them_passes(tmp_path:
     ]
 
 
-def test_a_failure_stays_one_and_a_mistake_of_ours_is_named(tmp_path: Path) -> None:
+def test_a_failed_run_that_ends_early_stays_failed_and_names_a_testbed_bug(tmp_path: Path) -> None:
     folder = run(tmp_path)
     ended = [passed(folder), failed(folder)]
     with (
@@ -101,7 +101,7 @@ def test_a_failure_stays_one_and_a_mistake_of_ours_is_named(tmp_path: Path) -> N
     assert "That of these one failed stays true." in markdown(read)
 
 
-def test_nothing_is_unchanged_between_a_run_and_a_part_of_one(tmp_path: Path) -> None:
+def test_a_complete_and_a_partial_run_are_not_unchanged(tmp_path: Path) -> None:
     whole, part = (document(tmp_path, *[passed(tmp_path)] * 20) for _ in range(2))
     end = Partial(ended=20, wanted=40, at_most=False, what="attempts", why="interrupted by SIGINT")
     found = diff.compare(whole, part.model_copy(update={"partial": end}))
@@ -143,7 +143,7 @@ print(*sorted(path.name for path in folder.iterdir()))
 @pytest.mark.skipif(
     not may_mount(), reason="a small disk is mounted in a namespace, which this machine does not let us have"
 )
-def test_a_full_disk_has_room_for_what_is_known(tmp_path: Path) -> None:
+def test_results_are_written_even_if_the_disk_is_full(tmp_path: Path) -> None:
     words = (
         *APART,
         "sh",
@@ -156,13 +156,15 @@ def test_a_full_disk_has_room_for_what_is_known(tmp_path: Path) -> None:
     )
     done = subprocess.run([*words, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True)
     before, after, names = done.stdout.split("----\n")
-    # What came before the disk was full is there, and at the end all of it.
+    # The file has the results from before the disk was full, and at the end all of them.
     assert json.loads(before)["partial"]["ended"] == 1
     assert str(Partial(**json.loads(after)["partial"])) == "3 of 4 cases ended; this machine's disk is full"
     assert names.split() == ["console.log", "junit.xml", "report.html", "results.json", "results.ktap"]
 
 
-def test_a_disk_without_room_for_that_is_no_reason_not_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_space_for_the_reserve_does_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

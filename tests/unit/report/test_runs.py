@@ -1,8 +1,7 @@
-"""Runs that are over: two of them beside each other, the list of them, and which may go."""
+"""The list of earlier runs, and which of them are removed."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from dataclasses import replace
@@ -10,13 +9,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from testbed.errors import HostError, UsageError
-from testbed.report import live, result_reader, results, runs
+from testbed.host import paths
+from testbed.report import result_reader, results, runs
 from testbed.report.bugs import files
 from testbed.report.runs import Run
-from testbed.scenarios.verdict import Verdict
 from tests.support.run_results import document, passed, plain
 from tests.unit.cli.test_cli import testbed
 
@@ -29,22 +27,20 @@ def run(days: int, size: int = 100, *, going_on: bool = False) -> Run:
     return Run(folder=folder, at=at, verdict="PASS", command=("compare",), cases=1, size_bytes=size, going_on=going_on)
 
 
-def superfluous(
-    of: tuple[Run, ...], *, days: float | None = None, larger: int | None = None, keep: int = 0
-) -> list[int]:
+def unused(of: tuple[Run, ...], *, days: float | None = None, larger: int | None = None, keep: int = 0) -> list[int]:
     seconds = None if days is None else days * 86400
     chosen = runs.select_unused(of, NOW, older_than_s=seconds, larger_than_bytes=larger, keep=keep)
     return [(NOW - one.at).days for one in chosen]
 
 
-def test_the_oldest_go_first_and_none_that_goes_on_or_is_to_stay() -> None:
+def test_the_oldest_runs_are_selected_but_none_that_goes_on_or_is_kept() -> None:
     of = tuple(run(days, going_on=days == 40) for days in (1, 10, 20, 30, 40))
-    assert superfluous(of, days=15) == [30, 20]
-    assert superfluous(of, days=15, keep=3) == [30]
-    assert superfluous(of, larger=250) == [30, 20, 10]
-    assert superfluous(of, larger=500) == []
-    assert superfluous(of, days=25, larger=350) == [30, 20]
-    assert superfluous(of, days=0, keep=1) == [30, 20, 10]
+    assert unused(of, days=15) == [30, 20]
+    assert unused(of, days=15, keep=3) == [30]
+    assert unused(of, larger=250) == [30, 20, 10]
+    assert unused(of, larger=500) == []
+    assert unused(of, days=25, larger=350) == [30, 20]
+    assert unused(of, days=0, keep=1) == [30, 20, 10]
 
 
 def made(state: Path, name: str, text: str | None = None) -> Path:
@@ -69,7 +65,7 @@ def test_runs_are_listed_and_pruned_and_nothing_else_is_touched(tmp_path: Path) 
     link = state / "runs" / "20200104T000000Z-0004"
     link.symlink_to(outside)
     with runs.running(going, ["tb", "compare", "word " * 60]):
-        # A program that reads them gets a line for each.
+        # A program that reads the list gets one line for each run.
         rows = testbed(tmp_path, "runs", COLUMNS="").stdout.splitlines()
         assert len(rows) == 4 and rows[1].rstrip().endswith("word word")
         listed = testbed(tmp_path, "runs", "--json")
@@ -98,7 +94,7 @@ def test_runs_are_listed_and_pruned_and_nothing_else_is_touched(tmp_path: Path) 
     )
 
 
-def test_a_run_that_was_killed_goes_on_no_more(tmp_path: Path) -> None:
+def test_a_killed_run_does_not_go_on(tmp_path: Path) -> None:
     folder = made(tmp_path, "20200101T000000Z-0001")
     (folder / ".running").touch()
     (found,) = runs.list_runs(tmp_path / "runs", result_reader.summarize)
@@ -106,7 +102,7 @@ def test_a_run_that_was_killed_goes_on_no_more(tmp_path: Path) -> None:
     assert runs.list_runs(tmp_path / "runs", result_reader.summarize, [folder / "g0"])[0].going_on
 
 
-def test_what_is_no_folder_of_runs_is_not_removed(tmp_path: Path) -> None:
+def test_a_folder_outside_of_the_runs_is_not_removed(tmp_path: Path) -> None:
     folder = made(tmp_path, "20200101T000000Z-0001")
     (found,) = runs.list_runs(tmp_path / "runs", result_reader.summarize)
     for wrong in (replace(found, folder=tmp_path), replace(found, folder=tmp_path / "runs" / ".." / "runs")):
@@ -132,7 +128,7 @@ def test_what_is_no_folder_of_runs_is_not_removed(tmp_path: Path) -> None:
         (("compare", "--sample", "1ms"), "--sample 1ms: expected at least 50ms, or off"),
     ],
 )
-def test_wrong_words_are_told(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+def test_wrong_options_are_errors(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
     done = testbed(tmp_path, *words)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
 
@@ -159,64 +155,14 @@ def test_every_format_is_printed_and_the_last_line_is_the_same(tmp_path: Path) -
     assert same.returncode == 3 and json.loads(same.stdout)["verdicts"] == []
     worst = found | {"verdict": "FAIL", "scenarios": [found["scenarios"][0] | {"verdict": "FAIL"}]}
     worse = made(tmp_path / "state", "20200102T000000Z-0002", json.dumps(worst))
-    # Whoever looks at a run again gets its exit code, too.
+    # `report` ends with the exit code of the run.
     failed_one = testbed(tmp_path, "report", worse.name)
     assert failed_one.returncode == 1 and failed_one.stderr.splitlines()[-1] == f"verdict: FAIL {worse}"
     other = testbed(tmp_path, "report", "--diff", folder.name, worse.name)
     assert other.returncode == 1 and "gate: PASS, then **FAIL**" in other.stdout
 
 
-def watched(console: Console, *, as_json: bool = False, quiet: bool = False) -> None:
-    with (
-        live.progress(console, as_json=as_json, quiet=quiet) as progress,
-        live.RunDisplay(progress, console, 2) as watch,
-    ):
-        progress.note("a note")
-        watch.step("gate", "base", "waiting for SSH")
-        watch.step("gate", "base", "running")
-        watch.step("gate", "base", "done")
-        watch.result("gate", 1, Verdict.FAIL, "because [x]\nand more")
-        watch.end(Verdict.FAIL, Path("/runs/a"), 1)
-
-
-def test_with_json_what_happens_is_an_object_a_line() -> None:
-    file = io.StringIO()
-    watched(Console(file=file, width=20), as_json=True)
-    found = [json.loads(line) for line in file.getvalue().splitlines()]
-    assert [one["event"] for one in found] == ["note", "stage", "stage", "stage", "result", "end"]
-    assert all(one["monotonic_s"] > 0 and one["time_s"] > 0 for one in found)
-    assert {key: found[1][key] for key in ("guest", "case", "kernel", "stage")} == {
-        **{"guest": "gate on base", "case": "gate", "kernel": "base", "stage": "waiting for SSH"}
-    }
-    assert found[4]["verdict"] == "FAIL" and found[4]["reason"] == "because [x]\nand more"
-    assert (found[5]["verdict"], found[5]["folder"], found[5]["exit_code"]) == ("FAIL", "/runs/a", 1)
-
-
-def test_without_a_terminal_there_are_plain_lines_and_with_quiet_none() -> None:
-    file = io.StringIO()
-    watched(Console(file=file, width=20))
-    lines = file.getvalue().splitlines()
-    assert lines[:4] == ["a note", "gate on base: started", "gate on base: waiting for SSH", "gate on base: running"]
-    assert lines[-1] == "FAIL    gate: because [x]"
-    silent = io.StringIO()
-    watched(Console(file=silent, width=20), quiet=True)
-    assert silent.getvalue() == ""
-
-
-def test_on_a_terminal_verdicts_have_colours_and_cases_are_counted() -> None:
-    file = io.StringIO()
-    watched(Console(file=file, width=100, force_terminal=True, color_system="standard"))
-    text = file.getvalue()
-    assert "\x1b[1;31mFAIL" in text and "cases" in text and "gate: because" in text
-
-
-def test_a_run_that_is_broken_off_says_how_far_it_came() -> None:
-    file = io.StringIO()
-    with live.progress(Console(file=file)) as progress, live.RunDisplay(progress, Console(file=file), 3) as watch:
-        watch.result("gate", 1, Verdict.PASS, "because")
-
-
-def test_folders_of_which_nothing_came_are_swept_and_no_others(tmp_path: Path) -> None:
+def test_only_empty_run_folders_are_removed(tmp_path: Path) -> None:
     assert runs.remove_empty_runs(tmp_path / "nowhere") == ()
     names = {name: tmp_path / f"20260601T00000{number}Z-0000" for number, name in enumerate(("empty", "full", "new"))}
     (tmp_path / "mine").mkdir()
@@ -233,7 +179,7 @@ def test_folders_of_which_nothing_came_are_swept_and_no_others(tmp_path: Path) -
     assert {path.name for path in tmp_path.iterdir()} == {"mine", names["full"].name, names["new"].name}
 
 
-def test_a_run_without_results_has_its_command_and_stays_where_its_log_says_more(tmp_path: Path) -> None:
+def test_a_run_without_results_has_its_command_and_is_kept_if_its_log_has_more(tmp_path: Path) -> None:
     folder = tmp_path / "20260601T000000Z-0000"
     folder.mkdir()
     with pytest.raises(ValueError, match="no"), runs.running(folder, ["/bin/tb", "compare", "a b"]):
@@ -245,7 +191,7 @@ def test_a_run_without_results_has_its_command_and_stays_where_its_log_says_more
 
 
 @pytest.mark.parametrize("name", ["results.json", "reduce.json"])
-def test_results_that_are_nested_without_end_are_none(tmp_path: Path, name: str) -> None:
+def test_endlessly_nested_results_are_refused(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "20260601T000000Z-0000"
     folder.mkdir()
     (folder / name).write_text("[" * 200_000)
@@ -254,3 +200,7 @@ def test_results_that_are_nested_without_end_are_none(tmp_path: Path, name: str)
     with pytest.raises(UsageError, match="expected JSON: expected at most 64 levels"):
         files.read(folder)
         results.read(str(folder), tmp_path)
+
+
+def test_each_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    assert len({paths.new_run_folder(tmp_path) for _ in range(20)}) == 20

@@ -42,7 +42,7 @@ def document(**cases: dict[str, Side]) -> Document:
     return whole.model_copy(update={"kernels": kernels, "scenarios": made})
 
 
-def test_what_a_case_says_of_each_loss_is_told_from_its_verdict_and_the_log() -> None:
+def test_the_word_for_a_case_follows_from_its_verdict_and_kernel_log() -> None:
     found = sensitivity.table(
         (
             document(
@@ -78,7 +78,7 @@ def test_what_a_case_says_of_each_loss_is_told_from_its_verdict_and_the_log() ->
     }
 
 
-def test_a_case_that_fails_on_the_unchanged_kernel_says_nothing() -> None:
+def test_a_case_that_fails_on_the_unchanged_kernel_has_no_word() -> None:
     found = sensitivity.table((document(read={UNCHANGED: side("FAIL"), "no-io-charge": side("FAIL")}),))
     assert found == {"read": {"no-io-charge": ""}}
     assert sensitivity.table_complaints(found) == (
@@ -87,7 +87,7 @@ def test_a_case_that_fails_on_the_unchanged_kernel_says_nothing() -> None:
     )
 
 
-def test_a_guest_that_was_lost_without_a_panic_is_no_evidence() -> None:
+def test_a_guest_lost_without_a_panic_is_no_evidence() -> None:
     found = sensitivity.table(
         (document(read={UNCHANGED: side("PASS"), "no-io-charge": side("INFRA"), "root-worker": side("INFRA")}),)
     )
@@ -104,7 +104,7 @@ def test_a_guest_that_was_lost_without_a_panic_is_no_evidence() -> None:
     assert "`guest lost`: a panic or an oops ended the guest" in sensitivity.markdown(ended, "")
 
 
-def test_runs_of_some_kernels_each_make_one_table() -> None:
+def test_several_runs_make_one_table() -> None:
     found = sensitivity.table(
         (
             document(read={UNCHANGED: side("PASS")}, nested={UNCHANGED: side("PASS")}),
@@ -122,7 +122,7 @@ def test_runs_of_some_kernels_each_make_one_table() -> None:
     )
 
 
-def test_the_table_that_is_kept_says_who_noticed_what() -> None:
+def test_the_markdown_shows_which_case_noticed_which_ablation() -> None:
     found = sensitivity.table(
         (document(read={UNCHANGED: side("PASS"), "no-io-charge": side("FAIL"), "root-worker": side("PASS")}),)
     )
@@ -147,7 +147,7 @@ def test_a_run_that_ended_early_is_a_complaint() -> None:
     )
 
 
-def test_a_table_says_of_which_patches_it_knows_nothing() -> None:
+def test_the_markdown_names_patches_without_ablation() -> None:
     some = (document(gone={UNCHANGED: side("PASS"), "no-io-charge": side("FAIL")}),)
     text = sensitivity.markdown(sensitivity.table(some), "head")
     assert (
