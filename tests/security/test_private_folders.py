@@ -59,7 +59,7 @@ def neighbour(lock: Path) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=False).stderr
 
 
-def test_folders_are_private_from_the_first_on(home: Path) -> None:
+def test_folders_are_created_private(home: Path) -> None:
     found = paths.folders()
     run = paths.new_run_folder(found.runs)
     rooms = [path for path in found.cache.iterdir() if path.is_dir()]
@@ -68,7 +68,7 @@ def test_folders_are_private_from_the_first_on(home: Path) -> None:
 
 
 @pytest.mark.parametrize("chosen", [False, True])
-def test_what_older_versions_made_for_everybody_is_mended(
+def test_public_folders_of_older_versions_are_made_private(
     chosen: bool, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`chosen`: the user has named these folders, perhaps for other things as well; then their own modes stay."""
@@ -89,7 +89,7 @@ def test_what_older_versions_made_for_everybody_is_mended(
     assert modes(old[0], old[2]) == {0o755 if chosen else 0o700}
 
 
-async def test_what_else_lies_in_the_folder_of_the_queue_is_no_ticket_and_stays(tmp_path: Path) -> None:
+async def test_other_files_in_the_queue_folder_are_ignored_and_kept(tmp_path: Path) -> None:
     (tmp_path / "my-own-notes").write_text("mine")
     with (tmp_path / "a-b-c").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -103,7 +103,7 @@ async def test_what_else_lies_in_the_folder_of_the_queue_is_no_ticket_and_stays(
 
 
 @pytest.mark.parametrize("variable", ["TESTBED_CACHE", "TESTBED_STATE", "TESTBED_ADMISSION"])
-def test_a_folder_that_others_may_write_to_is_refused(
+def test_a_folder_that_other_users_can_write_to_is_refused(
     variable: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = home / "shared"
@@ -118,7 +118,7 @@ def test_a_folder_that_others_may_write_to_is_refused(
 
 
 @pytest.mark.parametrize("variable", ["TESTBED_CACHE", "TESTBED_STATE", "TESTBED_ADMISSION"])
-def test_a_folder_that_others_may_put_another_in_the_place_of_is_refused(
+def test_a_folder_that_other_users_can_replace_is_refused(
     variable: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     public = home / "public"
@@ -134,7 +134,7 @@ def test_a_folder_that_others_may_put_another_in_the_place_of_is_refused(
 
 
 @as_root
-def test_a_runtime_folder_in_another_users_is_not_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_folder_of_another_user_is_not_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after `su`: he could put a folder of his own in the place of ours whenever he likes."""
     other = home / "other"
     other.mkdir(mode=0o700, parents=True)
@@ -146,7 +146,7 @@ def test_a_runtime_folder_in_another_users_is_not_used(home: Path, monkeypatch: 
 
 
 @as_root
-def test_a_room_that_another_user_made_first_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_folder_made_by_another_user_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = paths.folders().cache / "templates"
     os.chown(room, 65534, 65534)
     paths.folders()  # as root in a container, whose cache is a volume of its caller's
@@ -158,7 +158,7 @@ def test_a_room_that_another_user_made_first_is_refused(home: Path, monkeypatch:
 
 
 @as_root
-async def test_no_neighbour_holds_a_lock_of_the_cache(home: Path) -> None:
+async def test_another_user_cannot_lock_the_cache(home: Path) -> None:
     async def make(folder: Path) -> dict[str, object]:
         return {}
 
@@ -175,7 +175,7 @@ async def test_no_neighbour_holds_a_lock_of_the_cache(home: Path) -> None:
 
 
 @as_root
-async def test_no_neighbour_holds_the_queue_of_guests(home: Path) -> None:
+async def test_another_user_cannot_lock_the_guest_queue(home: Path) -> None:
     folder = home.parent / "admission"
     folder.mkdir(mode=0o755)
     async with Admission(folder, cores=1, memory_bytes=64 * GIB).admitted(
@@ -187,7 +187,7 @@ async def test_no_neighbour_holds_the_queue_of_guests(home: Path) -> None:
             assert "PermissionError" in neighbour(path)
 
 
-async def test_who_keeps_the_queue_of_guests_is_named(tmp_path: Path) -> None:
+async def test_the_holder_of_the_guest_queue_is_named(tmp_path: Path) -> None:
     """As one of our own that a signal has stopped there."""
     notes = list[str]()
     with held(tmp_path / "gate") as other:

@@ -41,13 +41,13 @@ PYTHON_NAMES = {
 
 
 @pytest.mark.parametrize(("name", "text"), PYTHON_NAMES.items(), ids=PYTHON_NAMES)
-def test_a_key_has_no_other_name_than_that_of_the_file(name: str, text: str) -> None:
+def test_keys_have_only_their_name_in_the_file(name: str, text: str) -> None:
     """What looks for `qemu-args` was passed by `qemu_args`, which models took as well."""
     with pytest.raises(TopologyError, match=f"{name}: unknown key"):
         (parse if text.startswith(GUEST) else bugs.parse)(text, "x.yaml")
 
 
-def test_no_model_of_a_file_takes_the_name_of_its_field() -> None:
+def test_models_of_files_do_not_accept_field_names() -> None:
     def every(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
         yield model
         for below in model.__subclasses__():
@@ -105,9 +105,7 @@ USED = {
 
 
 @pytest.mark.parametrize(("file", "used"), USED.items(), ids=USED)
-def test_a_file_is_trusted_with_all_that_it_takes_in_until_one_of_them_changes(
-    file: str, used: tuple[str, ...], folder: Path
-) -> None:
+def test_trust_covers_included_files_until_one_changes(file: str, used: tuple[str, ...], folder: Path) -> None:
     assert not trusted(folder / file)
     trust_command([str(folder / file)])
     assert set(trust.list_trusted().values()) == {str(folder / name) for name in used} and trusted(folder / file)
@@ -132,7 +130,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_trusted(folder: Path, monke
 
 
 @pytest.mark.parametrize("said", ["1", "true", "*", "/", "yes,no", f"{'0' * 64}"])
-def test_a_shell_session_trusts_no_file(said: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trust_does_not_come_from_the_shell_session(said: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(trust.VARIABLE, said)
     with pytest.raises(UsageError) as refused:
         trust.check_trusted(words(folder / "top.yaml"))
@@ -141,7 +139,7 @@ def test_a_shell_session_trusts_no_file(said: str, folder: Path, monkeypatch: py
     assert ("trusts nothing, it takes SHA-256 hashes of files" in message) == (not trust.is_hash(said))
 
 
-def test_the_environment_names_hashes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trusted_hashes_can_come_from_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = [trust.content_hash(FILES[name]) for name in USED["top.yaml"]]
     monkeypatch.setenv(trust.VARIABLE, hashes[0])
     assert not trusted(folder / "top.yaml")
@@ -149,7 +147,7 @@ def test_the_environment_names_hashes(folder: Path, monkeypatch: pytest.MonkeyPa
     assert trusted(folder / "top.yaml") and not trusted(folder / "bug.yaml")
 
 
-def test_a_text_that_is_in_no_file_is_trusted_by_its_hash_and_what_nobody_has_read_never(folder: Path) -> None:
+def test_text_is_trusted_by_its_hash_only(folder: Path) -> None:
     for wanted in (FILES["base.yaml"], {"guests": {"g0": {"qemu-args": list(WORDS)}}}):
         found = topologies.resolve_point(wanted, folder, "a test", None).guests["g0"].qemu_args
         with pytest.raises(
@@ -170,7 +168,7 @@ def whole(folder: Path) -> str:
     return json.dumps(load(folder / "top.yaml").model_dump(mode="json", by_alias=True, exclude_unset=True))
 
 
-def test_verbs_of_scenarios_refuse_a_file_that_is_not_trusted_before_they_build_a_kernel(folder: Path) -> None:
+def test_untrusted_files_are_refused_before_a_kernel_is_built(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"testbed trust .*top\.yaml"):
         load_for_scenarios(folder / "top.yaml", limits=None, kernel=False, ignore=False)
     trust_command([str(folder / "top.yaml")])
@@ -179,7 +177,7 @@ def test_verbs_of_scenarios_refuse_a_file_that_is_not_trusted_before_they_build_
     )
 
 
-def test_a_part_of_a_bug_that_is_trusted_is_trusted_and_no_other_mapping(folder: Path) -> None:
+def test_trust_in_a_bug_covers_its_parts_and_no_other_mapping(folder: Path) -> None:
     plain = self_contained(folder / "bug.yaml")
     trust_command([str(folder / "bug.yaml")])
     case = bugs.load(folder / "bug.yaml")
@@ -188,7 +186,7 @@ def test_a_part_of_a_bug_that_is_trusted_is_trusted_and_no_other_mapping(folder:
     assert not trust.are_trusted(parse_mapping(plain).guest.qemu_args)
 
 
-def test_a_supervisor_is_told_and_takes_nothing_for_trusted_by_itself(folder: Path) -> None:
+def test_a_supervisor_trusts_only_what_its_command_trusted(folder: Path) -> None:
     spec = VmSpec(
         name="g0",
         topology=json.loads(whole(folder)),
@@ -204,7 +202,7 @@ def test_a_supervisor_is_told_and_takes_nothing_for_trusted_by_itself(folder: Pa
     assert VmSpec.from_json(replace(spec, trusted=True).to_json()).trusted
 
 
-def test_the_list_is_the_callers_own_and_no_other_is_read(folder: Path) -> None:
+def test_only_the_callers_own_trust_list_is_read(folder: Path) -> None:
     trust_command([str(folder / "top.yaml")])
     path = trust.trust_file()
     assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
@@ -226,14 +224,14 @@ def test_the_list_is_the_callers_own_and_no_other_is_read(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of others")
-def test_a_list_of_somebody_else_is_not_read(folder: Path) -> None:
+def test_the_trust_list_of_another_user_is_refused(folder: Path) -> None:
     trust_command([str(folder / "top.yaml")])
     os.chown(trust.trust_file(), 12345, 12345)
     with pytest.raises(HostError, match="expected a file of uid 0"):
         words(folder / "top.yaml")
 
 
-def test_the_verb_shows_what_is_trusted_and_trusts_nothing_else(folder: Path) -> None:
+def test_trust_shows_the_arguments_and_trusts_nothing_else(folder: Path) -> None:
     (folder / "none.yaml").write_text("version: 1\nguests: {g0: {}}\n")
     for what, why in (("none.yaml", "one without any"), ("gone.yaml", "cannot be read"), ("s.sh", "s.sh")):
         with pytest.raises((UsageError, TopologyError), match=why):

@@ -93,9 +93,9 @@ FAULTS: dict[str, Fault] = {
         tests=(
             "cli/test_kills.py::test_a_killed_run_leaves_nothing",
             "cli/test_kills.py::test_a_killed_supervisor_leaves_nothing",
-            "cli/test_kills.py::test_a_killed_up_takes_its_guest_along",
+            "cli/test_kills.py::test_a_killed_up_ends_its_guest",
             "cli/test_kills.py::test_a_killed_template_leaves_nothing",
-            "cli/test_kills.py::test_a_killed_build_of_an_image_leaves_nothing",
+            "cli/test_kills.py::test_a_killed_image_build_leaves_nothing",
             "cli/test_kills.py::test_random_kills_leave_nothing",
         ),
     ),
@@ -106,7 +106,7 @@ FAULTS: dict[str, Fault] = {
         within_s=300,
         tests=(
             "guest/test_faults.py::test_qemu_is_killed",
-            "cli/test_kills.py::test_a_command_whose_qemu_is_killed_says_so",
+            "cli/test_kills.py::test_a_command_reports_that_its_qemu_was_killed",
         ),
     ),
     "QMP socket closed": _of_the_monitor(errors.GuestLost),
@@ -199,7 +199,7 @@ FAULTS: dict[str, Fault] = {
         error=None, status=0, within_s=300, tests=("host/test_places.py::test_odd_paths_and_no_home",)
     ),
     "two commands build the same image": Fault(
-        error=None, status=0, within_s=900, tests=("cli/test_kills.py::test_an_image_is_built_once_by_two",)
+        error=None, status=0, within_s=900, tests=("cli/test_kills.py::test_two_commands_build_an_image_once",)
     ),
     "20 commands at once": Fault(
         error=None, status=0, within_s=900, tests=("cli/test_kills.py::test_twenty_commands_at_once",)

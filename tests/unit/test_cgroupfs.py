@@ -32,7 +32,7 @@ IO_STAT = """\
 MOVED = "rbytes=5 wbytes=0 rios=1 wios=0 dbytes=0 dios=0"
 
 
-def test_io_stat_is_read_by_device() -> None:
+def test_io_stat_is_parsed_by_device() -> None:
     found = cgroupfs.parse_io_stat(IO_STAT, "x")
     assert found["254:32"]["rbytes"] == 33816576
     assert found["259:0"] == {}
@@ -43,7 +43,7 @@ def test_an_empty_io_stat_has_no_devices() -> None:
     assert cgroupfs.parse_io_stat("", "x") == {}
 
 
-def test_devices_without_io_may_stand_before_another_one_or_at_the_end() -> None:
+def test_devices_without_io_may_precede_others_or_be_last() -> None:
     found = cgroupfs.parse_io_stat(f"7:1 7:0 254:0 {MOVED}\n7:3 7:2 ", "x")
     assert found["254:0"]["rbytes"] == 5 and [found[f"7:{n}"] for n in range(4)] == [{}] * 4
 
@@ -71,12 +71,12 @@ def test_devices_without_io_may_stand_before_another_one_or_at_the_end() -> None
         "7:1",
     ],
 )
-def test_an_io_stat_of_another_form_is_an_error(text: str) -> None:
+def test_a_malformed_io_stat_is_an_error(text: str) -> None:
     with pytest.raises(ReadingError, match=r"^g0: io\.stat.*: expected "):
         cgroupfs.parse_io_stat(text, "g0: io.stat")
 
 
-def test_a_flat_file_is_read_whole_or_not_at_all() -> None:
+def test_a_malformed_flat_keyed_file_is_an_error() -> None:
     assert cgroupfs.parse_flat("anon 4096\nfile 33816576\n", "x") == {"anon": 4096, "file": 33816576}
     for text in (
         "anon 4096\nfile 338",
@@ -94,7 +94,7 @@ def test_a_flat_file_is_read_whole_or_not_at_all() -> None:
         cgroupfs.parse_key("anon 1\n", "file", "x")
 
 
-def test_a_counter_that_somebody_names_is_there_with_a_number() -> None:
+def test_a_named_counter_must_exist_and_be_a_number() -> None:
     assert (
         cgroupfs.parse_value("low 0\noom_kill 3\n", "oom_kill", "x") == 3
         and cgroupfs.parse_value("77\n", "", "x") == 77
@@ -111,7 +111,7 @@ def test_a_counter_that_somebody_names_is_there_with_a_number() -> None:
             cgroupfs.parse_value(text, key, "x")
 
 
-def test_growth_is_of_a_device_that_is_still_there_and_of_a_counter_that_only_grows() -> None:
+def test_growth_needs_the_device_and_a_monotonic_counter() -> None:
     before, after = f"254:0 {MOVED}\n", f"254:0 {MOVED.replace('rbytes=5', 'rbytes=9')}\n"
     assert cgroupfs.bytes_moved(before, after, "254:0", "rbytes", "x") == 4
     assert cgroupfs.bytes_moved("", after, "254:0", "rbytes", "x") == 9
@@ -132,7 +132,7 @@ def taken(*parts: str, end: bool = True) -> str:
     return "".join(f"@1 {part}\n" for part in parts) + ("@1 finish\n" if end else "")
 
 
-def test_files_are_read_whole_by_section() -> None:
+def test_sections_have_whole_files() -> None:
     said = "noise\n" + taken(
         "section before",
         "file /a\n1\n2\n",
@@ -166,18 +166,18 @@ def test_files_are_read_whole_by_section() -> None:
         taken("file /a\n1\n", "whole /a")[:-1].removesuffix("finish"),
     ],
 )
-def test_output_that_was_cut_is_an_error(said: str) -> None:
+def test_truncated_output_is_an_error(said: str) -> None:
     with pytest.raises(ReadingError, match="its counters: expected what its script prints at the end"):
         shell_functions.sections(said, "@1", "g0")
 
 
 @pytest.mark.parametrize("parts", [("file /a\n1\n", "unread /a"), ("file /a\n1\n", "whole /b"), ("whole /a",)])
-def test_a_file_that_was_not_read_to_its_end_has_no_text(parts: tuple[str, ...]) -> None:
+def test_a_partially_read_file_has_no_text(parts: tuple[str, ...]) -> None:
     with pytest.raises(ReadingError, match="expected to read it"):
         shell_functions.sections(taken(*parts), "@1", "g0")[""].text("/a")
 
 
-def test_a_shell_takes_files_as_they_are(tmp_path: Path) -> None:
+def test_shell_functions_read_files_unchanged(tmp_path: Path) -> None:
     mark = shell_functions.new_separator()
     texts = {
         "whole": "a 1\n  b \\\\n\t2 \n",
@@ -263,7 +263,7 @@ def strict_uptime(text: str) -> float:
 @pytest.mark.parametrize("parser", PARSERS)
 @given(text=st.one_of(TEXT, ODD))
 @settings(max_examples=200, deadline=None)
-def test_whatever_a_guest_says_is_numbers_or_an_error_of_ours(parser: str, text: str) -> None:
+def test_guest_output_is_numbers_or_a_reading_error(parser: str, text: str) -> None:
     try:
         PARSERS[parser](text)
     except ReadingError as error:
@@ -293,12 +293,12 @@ STAMPED = TEXT.map(
 @pytest.mark.parametrize("parser", FORGIVING)
 @given(text=st.one_of(TEXT, ODD, STAMPED))
 @settings(max_examples=200, deadline=None)
-def test_whatever_a_guest_says_elsewhere_is_no_error(parser: str, text: str) -> None:
+def test_other_guest_output_is_no_error(parser: str, text: str) -> None:
     FORGIVING[parser](text)
 
 
 @given(text=ODD)
-def test_a_whole_number_is_what_the_kernel_prints(text: str) -> None:
+def test_integers_are_what_the_kernel_prints(text: str) -> None:
     try:
         assert 0 <= parse_whole(text, "x") < 1 << 64 and text.isascii() and text.isdigit()
     except ReadingError:

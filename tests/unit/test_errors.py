@@ -16,15 +16,15 @@ from testbed.errors import GuestLost, Problem, TestbedError, TopologyError
 from testbed.host import eventlog
 from testbed.report import runs
 from testbed.report.docs import errors_markdown
-from tests.unit.cli.test_cli import testbed
+from tests.support.command import testbed
 
 
-def test_the_catalogue_in_the_docs_is_the_one_that_the_classes_make() -> None:
+def test_docs_errors_is_generated_from_the_classes() -> None:
     kept = Path(__file__).parents[2] / "docs" / "errors.md"
     assert kept.read_text() == errors_markdown(), "./tb errors --markdown >docs/errors.md"
 
 
-def test_each_class_has_a_code_of_its_own_and_says_who_acts_and_how() -> None:
+def test_each_class_has_its_own_code_and_tells_who_acts_and_how() -> None:
     for kind in errors.error_classes():
         if kind is not TestbedError:
             assert {"code", "who", "act"} <= vars(kind).keys(), f"{kind.__name__} has another class's"
@@ -32,7 +32,7 @@ def test_each_class_has_a_code_of_its_own_and_says_who_acts_and_how() -> None:
     assert len(set(codes)) == len(codes) and all(len(code) == 5 and code.startswith("TB") for code in codes)
 
 
-def test_messages_keep_what_they_say() -> None:
+def test_messages_keep_their_text() -> None:
     problem = Problem(file="a.yaml", line=1, column=2, path="guests", message="expected one")
     assert (
         str(TopologyError((problem, problem))) == "a.yaml:1:2: guests: expected one\na.yaml:1:2: guests: expected one"
@@ -41,7 +41,7 @@ def test_messages_keep_what_they_say() -> None:
 
 
 @pytest.mark.slow
-def test_an_error_has_a_code_a_traceback_and_a_log_where_they_are_wanted(tmp_path: Path) -> None:
+def test_debug_prints_the_code_a_traceback_and_the_log(tmp_path: Path) -> None:
     plain = testbed(tmp_path, "ssh", "nobody")
     assert plain.returncode == 2 and plain.stderr.count("\n") == 1 and "TB100" not in plain.stderr
     told = testbed(tmp_path, "--debug", "ssh", "nobody")
@@ -54,7 +54,7 @@ def test_an_error_has_a_code_a_traceback_and_a_log_where_they_are_wanted(tmp_pat
     assert "expected one of TB000" in testbed(tmp_path, "errors", "TB999").stderr
 
 
-def test_a_mistake_of_ours_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_internal_error_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     ended: list[int] = []
 
     def broken() -> None:
@@ -91,7 +91,7 @@ runpy.run_module("testbed", run_name="__main__")
         ("asyncio", "run"),
     ],
 )
-def test_an_interrupt_while_the_command_line_is_loaded_is_no_traceback(tmp_path: Path, module: str, verb: str) -> None:
+def test_an_interrupt_during_imports_prints_no_traceback(tmp_path: Path, module: str, verb: str) -> None:
     env = {**os.environ, "TESTBED_CACHE": str(tmp_path / "c"), "TESTBED_STATE": str(tmp_path / "s")}
     done = subprocess.run(
         [sys.executable, "-c", STRUCK, module, verb], env=env, capture_output=True, text=True, timeout=60
@@ -99,7 +99,7 @@ def test_an_interrupt_while_the_command_line_is_loaded_is_no_traceback(tmp_path:
     assert (done.returncode, done.stdout) == (130, "") and done.stderr in ("", "testbed: stopped by SIGINT\n")
 
 
-def test_a_run_writes_down_what_was_done_with_both_clocks_and_whose_it_was(tmp_path: Path) -> None:
+def test_the_log_of_a_run_has_both_clocks_and_its_guest(tmp_path: Path) -> None:
     with pytest.raises(TestbedError, match="it broke"), runs.running(tmp_path, ["tb"]):
         eventlog.log_event("SSH answered", guest="g0", logs="oom-tmpfs-base", stage="ready")
         eventlog.log_event("image made")
@@ -114,7 +114,7 @@ def test_a_run_writes_down_what_was_done_with_both_clocks_and_whose_it_was(tmp_p
     assert (last["level"], last["event"]) == ("error", "TestbedError: it broke")
 
 
-def test_the_log_is_told_to_a_terminal_without_codes_that_steer_it() -> None:
+def test_the_log_on_a_terminal_has_no_control_sequences() -> None:
     stream = io.StringIO()
     handler = eventlog._Words(stream)
     eventlog._LOGGER.addHandler(handler)
@@ -126,7 +126,7 @@ def test_the_log_is_told_to_a_terminal_without_codes_that_steer_it() -> None:
 
 
 @pytest.mark.parametrize("kind", errors.error_classes())
-def test_what_another_process_tells_of_is_of_its_class(kind: type[TestbedError]) -> None:
+def test_errors_of_other_processes_keep_their_class(kind: type[TestbedError]) -> None:
     found = errors.from_code("it \x1b[2Jbroke", kind.code)
     assert type(found) is kind and str(found) == "it broke"
     assert type(errors.from_code("of another version", "TB999")) is TestbedError

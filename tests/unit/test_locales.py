@@ -51,7 +51,7 @@ def test_every_text_file_names_its_encoding() -> None:
 @pytest.mark.parametrize(
     "call", ["p.read_text()", "p.write_text(x)", "open(p)", "p.open()", "p.open('a')", "os.fdopen(3, 'w')"]
 )
-def test_a_call_without_an_encoding_is_found(call: str) -> None:
+def test_calls_without_an_encoding_are_detected(call: str) -> None:
     assert list(unnamed(call)) == [ast.unparse(ast.parse(call))]
     assert (
         list(unnamed(call[:-1] + ", encoding='utf-8')" if call[-2] != "(" else call[:-1] + "encoding='utf-8')")) == []
@@ -61,7 +61,7 @@ def test_a_call_without_an_encoding_is_found(call: str) -> None:
 @pytest.mark.parametrize(
     "call", ["p.open('rb')", "open(p, 'wb')", "os.fdopen(3, 'wb')", "os.open(p, flags)", "gzip.open(p)"]
 )
-def test_bytes_need_none(call: str) -> None:
+def test_binary_files_need_no_encoding(call: str) -> None:
     assert list(unnamed(call)) == []
 
 
@@ -94,7 +94,7 @@ def command(env: dict[str, str], *words: str | Path) -> subprocess.CompletedProc
 
 
 @pytest.mark.slow
-def test_names_are_utf8_in_any_locale(tmp_path: Path, locale: dict[str, str]) -> None:
+def test_file_names_are_utf8_in_any_locale(tmp_path: Path, locale: dict[str, str]) -> None:
     folder = tmp_path / "bücher"
     folder.mkdir()
     (folder / "ä€.yaml").write_text(BEGIN, encoding="utf-8")
@@ -109,7 +109,7 @@ def test_names_are_utf8_in_any_locale(tmp_path: Path, locale: dict[str, str]) ->
 
 
 @pytest.mark.slow
-def test_a_terminal_gets_its_own_encoding_and_escapes_for_the_rest(tmp_path: Path, locale: dict[str, str]) -> None:
+def test_a_terminal_gets_its_encoding_and_escapes_for_other_characters(tmp_path: Path, locale: dict[str, str]) -> None:
     (tmp_path / "ä€.yaml").write_text("version: 1\nguests: {}\n", encoding="utf-8")
     words = [sys.executable, "-m", "testbed", "validate", str(tmp_path / "ä€.yaml")]
     ours, theirs = pty.openpty()

@@ -118,7 +118,7 @@ def _rows(table: dict[str, tuple[str, str]]) -> list[tuple[str, str]]:
     return [(module, names) for module, (names, _) in table.items()]
 
 
-def test_no_module_has_res_functions_by_another_name() -> None:
+def test_no_module_imports_functions_of_re() -> None:
     """What the table's test could not see."""
     for path in sorted(TESTBED.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -132,7 +132,7 @@ MEETING_STRANGERS = [use for use in uses() if use.module in STRANGERS and use.pa
 
 
 @pytest.mark.parametrize("use", MEETING_STRANGERS, ids=lambda use: f"{use.module}:{use.name}")
-def test_a_pattern_that_meets_strangers_takes_linear_time(use: Use) -> None:
+def test_patterns_for_untrusted_text_take_linear_time(use: Use) -> None:
     assert use.pattern is not None
     if f"{use.module}:{use.name}" in NOT_YET:
         pytest.xfail("said in the table")
@@ -187,6 +187,6 @@ def timed(ask: Callable[[Any], object], text: Any) -> float:
 
 
 @pytest.mark.parametrize("pattern", [r"(a+)+b", r"\S*/\S+\n", r"[^\]]*\d+/\d+x", r"\s*\[", r"(?:.*: )?(\S+)\]$"])
-def test_patterns_that_take_more_are_found(pattern: str) -> None:
+def test_superlinear_patterns_are_detected(pattern: str) -> None:
     compiled = re.compile(pattern)
     assert any(grows_faster(compiled.search, begin, pump) for begin, pump in pumps(pattern))

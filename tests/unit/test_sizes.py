@@ -18,7 +18,6 @@ LARGE_FILES: set[str] = {
     "tests/unit/api/test_blktests.py",
     "tests/unit/bugs/test_bug_runs.py",
     "tests/unit/bugs/test_bundle.py",
-    "tests/unit/cli/test_cli.py",
     "tests/unit/guest/channels/test_kernel_log.py",
     "tests/unit/qemu/test_nbd_server.py",
     "tests/unit/store/kernels/test_boot_check.py",

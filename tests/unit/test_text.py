@@ -15,7 +15,7 @@ from testbed.text import parse_json
 PACKAGE = Path(__file__).parents[2] / "testbed"
 
 
-def test_what_is_json_is_read() -> None:
+def test_valid_json_is_parsed() -> None:
     text = '{"a": [1, -2, 2.5e3, true, null, "\\u00e9"], "b": {"a": 18446744073709551615}}'
     wanted = {"a": [1, -2, 2500.0, True, None, "é"], "b": {"a": (1 << 64) - 1}}
     assert parse_json(text) == parse_json(text.encode()) == parse_json(bytearray(text.encode())) == wanted
@@ -42,18 +42,18 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("text", "why"), REFUSED.values(), ids=REFUSED)
-def test_what_readers_of_json_differ_about_or_cannot_hold_is_refused(text: str | bytes, why: str) -> None:
+def test_ambiguous_and_oversized_json_is_refused(text: str | bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse_json(text)
 
 
 @given(st.one_of(st.text(), st.binary(), st.text(alphabet='{}[]:,"0123456789eE.-NaInfity ', max_size=40)))
-def test_any_text_is_read_or_refused(text: str | bytes) -> None:
+def test_any_text_is_parsed_or_refused(text: str | bytes) -> None:
     with contextlib.suppress(ValueError):
         parse_json(text)
 
 
-def test_json_is_read_in_one_place() -> None:
+def test_json_is_parsed_in_one_place() -> None:
     """Python's own reader takes NaN, keys twice, numbers without end; so does pydantic's."""
     for path in PACKAGE.rglob("*.py"):
         if path.name in (

@@ -19,20 +19,20 @@ from testbed.units import format_size, parse_size
         ("512B", 512),
     ],
 )
-def test_sizes_are_read_in_powers_of_1024(text: str | int, size_bytes: int) -> None:
+def test_sizes_are_parsed_in_powers_of_1024(text: str | int, size_bytes: int) -> None:
     assert parse_size(text) == size_bytes
 
 
 @pytest.mark.parametrize(
     "text", ["", "big", "-1", "1.5G", "1G2", "\u0661", True, None, "9" * 40, "2g", "1iB", "2Gi", "2GBB"]
 )
-def test_what_is_no_size_says_what_was_expected(text: str) -> None:
+def test_errors_of_sizes_have_what_was_expected(text: str) -> None:
     with pytest.raises(ValueError, match="expected a size such as 2G"):
         parse_size(text)
 
 
 @pytest.mark.parametrize(("size_bytes", "text"), [(2 << 30, "2G"), (1536, "1.5K"), (0, "0"), (33554432, "32M")])
-def test_sizes_are_written_as_people_write_them(size_bytes: int, text: str) -> None:
+def test_sizes_are_formatted_with_units(size_bytes: int, text: str) -> None:
     assert format_size(size_bytes) == text
 
 
@@ -45,6 +45,6 @@ def test_sizes_are_written_as_people_write_them(size_bytes: int, text: str) -> N
         ("1Tb", "1TiB for 1099511627776 bytes (powers of 1024), or 1000000000000"),
     ],
 )
-def test_units_that_some_take_for_powers_of_1000_are_refused(text: str, instead: str) -> None:
+def test_ambiguous_units_are_refused(text: str, instead: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"expected a size such as 2G, got '{text}'; write {instead}")):
         parse_size(text)

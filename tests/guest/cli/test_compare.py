@@ -114,7 +114,7 @@ async def test_the_default_pair_passes_every_scenario(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_a_kernel_against_itself_does_not_pass(tmp_path: Path) -> None:
+async def test_a_kernel_compared_with_itself_does_not_pass(tmp_path: Path) -> None:
     """All four scenarios on this base are in the test of the pair swapped."""
     code, document = await compare(
         tmp_path, "oom-tmpfs", "read/nvme/ext4", "--base", "debian-6.1", "--patched", "debian-6.1"
@@ -124,21 +124,21 @@ async def test_a_kernel_against_itself_does_not_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_the_pair_swapped_does_not_pass(tmp_path: Path) -> None:
+async def test_swapped_kernels_do_not_pass(tmp_path: Path) -> None:
     code, document = await compare(tmp_path, "--base", "debian-6.1", "--patched", "debian-5.10")
     assert set(verdicts(document).values()) == {"INVALID"}, document
     assert code == 3
 
 
 @pytest.mark.slow
-async def test_the_old_kernel_against_itself_fails(tmp_path: Path) -> None:
+async def test_the_base_kernel_compared_with_itself_fails(tmp_path: Path) -> None:
     """The base shows the bypass, and the `patched` one does too: that is what a series that does not work looks like."""
     code, document = await compare(tmp_path, "read/nvme/ext4", "--base", "debian-5.10", "--patched", "debian-5.10")
     assert verdicts(document) == {"read/nvme/ext4": "FAIL"}, document
     assert code == 1
 
 
-async def test_one_kernel_is_judged_by_what_the_table_says_of_it(tmp_path: Path) -> None:
+async def test_a_single_kernel_is_judged_by_the_kernel_table(tmp_path: Path) -> None:
     code, out, err = await finish(
         await start(tmp_path, "run", "read/virtio-blk/ext4", "--kernel", "debian-6.1", "--quiet")
     )
@@ -148,7 +148,7 @@ async def test_one_kernel_is_judged_by_what_the_table_says_of_it(tmp_path: Path)
     assert json.loads((Path(folder) / "results.json").read_text())["scenarios"][0]["kernel"]["claim"] == "closed"
 
 
-async def test_a_topology_without_the_disk_is_a_skip(tmp_path: Path) -> None:
+async def test_a_topology_without_the_needed_disk_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "bare.yaml").write_text("version: 1\nguests: {g0: {}}\n")
     code, document = await compare(tmp_path, "read", "--topology", str(tmp_path / "bare.yaml"))
     assert set(verdicts(document).values()) == {"SKIP"}
@@ -189,7 +189,7 @@ def folders_of(guests: set[int]) -> set[Path]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-async def test_a_signal_takes_everything_down(tmp_path: Path, number: signal.Signals, code: int) -> None:
+async def test_a_signal_ends_the_guests(tmp_path: Path, number: signal.Signals, code: int) -> None:
     child = await start(tmp_path, "run", "oom-tmpfs")
     guests = await running(child)
     folders = folders_of(guests)
@@ -202,7 +202,7 @@ async def test_a_signal_takes_everything_down(tmp_path: Path, number: signal.Sig
     assert not any(folder.exists() for folder in folders)
 
 
-async def test_after_a_kill_no_guest_lives_and_the_next_run_removes_the_rest(tmp_path: Path) -> None:
+async def test_a_killed_command_leaves_no_guest_and_the_next_one_removes_its_files(tmp_path: Path) -> None:
     child = await start(tmp_path, "run", "oom-tmpfs")
     guests = await running(child)
     folders = folders_of(guests)

@@ -59,7 +59,7 @@ def own() -> Iterator[Places]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
-async def test_what_ends_a_verb_leaves_the_results_that_it_had(own: Places, verb: str) -> None:
+async def test_an_early_end_keeps_the_results_so_far(own: Places, verb: str) -> None:
     chance = random.Random(f"early end of {verb}")
     words, result = VERBS[verb]
     # Each verb by another, the same each time.

@@ -81,7 +81,7 @@ async def test_a_killed_supervisor_leaves_nothing(own: Places, state: str) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("state", NAMES)
-async def test_a_killed_up_takes_its_guest_along(own: Places, state: str) -> None:
+async def test_a_killed_up_ends_its_guest(own: Places, state: str) -> None:
     with expect(KILLED):
         await own.run("up", "tiny.yaml", "-q", hurt=("starter", state), status=-9)
         await own.nothing_left()
@@ -101,7 +101,7 @@ async def test_a_killed_template_leaves_nothing(own: Places, state: str) -> None
 
 
 @pytest.mark.slow
-async def test_a_command_whose_qemu_is_killed_says_so(own: Places) -> None:
+async def test_a_command_reports_that_its_qemu_was_killed(own: Places) -> None:
     with expect("kill -9 of QEMU") as met:
         for command, state in ((GATE, "READY"), (RUN, "MONITORED")):
             ended = met.by(await own.run(*command, "--json", hurt=("qemu", state), status=None), coded=False)
@@ -151,7 +151,7 @@ head -c 1000000 /dev/zero >root.ext4
 
 
 @pytest.mark.slow
-async def test_an_image_is_built_once_by_two() -> None:
+async def test_two_commands_build_an_image_once() -> None:
     with expect("two commands build the same image"), places.made() as own:
         (own.cache / "images").unlink()
         Path(own.file("mmdebstrap", BUILDER)).chmod(0o755)
@@ -184,7 +184,7 @@ async def test_an_image_is_built_once_by_two() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ("unpacking the essential packages", "installing the other packages"))
-async def test_a_killed_build_of_an_image_leaves_nothing(stage: str) -> None:
+async def test_a_killed_image_build_leaves_nothing(stage: str) -> None:
     """Neither mmdebstrap nor what it has started, no mount, and no file of whichever user."""
     with expect(KILLED), places.made() as made:
         own = made.bare()
@@ -203,7 +203,7 @@ async def test_a_killed_build_of_an_image_leaves_nothing(stage: str) -> None:
 
 
 @pytest.mark.slow
-async def test_a_benchmark_that_is_ended_leaves_nothing(own: Places) -> None:
+async def test_an_interrupted_benchmark_leaves_nothing(own: Places) -> None:
     words = (sys.executable, "-m", "benchmarks", "up", "-n", "1")
     pipe = asyncio.subprocess.PIPE
     child = await asyncio.create_subprocess_exec(*words, stderr=pipe, env=own.env, cwd=places.ROOT)

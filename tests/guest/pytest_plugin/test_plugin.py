@@ -184,7 +184,7 @@ def suite(tmp_path: Path) -> Iterator[Suite]:
 
 
 @pytest.mark.slow
-async def test_what_a_failed_test_says_of_its_guests(suite: Suite) -> None:
+async def test_the_report_of_a_failed_test_describes_its_guests(suite: Suite) -> None:
     done = await suite.pytest(FAILS)
     assert done.status == 1 and "5 failed, 1 passed, 1 error" in done.out
     assert "site-packages/testbed" not in done.out and "/testbed/api/" not in done.out, (
@@ -243,7 +243,7 @@ async def test_the_guest_of_a_failed_test_is_kept(suite: Suite) -> None:
 
 
 @pytest.mark.slow
-async def test_strict_mode_workers_and_one_template_for_all(suite: Suite, tmp_path: Path) -> None:
+async def test_strict_mode_and_workers_share_one_template(suite: Suite, tmp_path: Path) -> None:
     cache, own = tmp_path / "cache", paths.folders().cache
     cache.mkdir()
     for name in ("images", "initramfs", "kernels", "probes"):
@@ -258,7 +258,7 @@ async def test_strict_mode_workers_and_one_template_for_all(suite: Suite, tmp_pa
 
 
 @pytest.mark.slow
-async def test_a_debugger_finds_the_guest_alive(suite: Suite) -> None:
+async def test_the_guest_is_alive_in_a_debugger(suite: Suite) -> None:
     there = "p asyncio.run(vm.run('ls /root/before')).stdout.strip() + ' is there'\nq\n"
     done = await suite.pytest(HELD, "--pdb", stdin=there)
     assert "(Pdb)" in done.out and "'/root/before is there'" in done.out, done.out

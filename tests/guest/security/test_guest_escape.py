@@ -41,7 +41,7 @@ for path in sys.argv[1:]:
 STRANGER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", "--")
 
 
-async def test_a_guest_and_its_qemu_are_held(
+async def test_a_guest_and_its_qemu_are_confined(
     factory: GuestFactory,
     model: GuestModel,
     kernel: KernelFiles,
@@ -263,7 +263,7 @@ guests:
 """
 
 
-async def test_a_guest_of_up_has_its_key_and_sockets_to_itself() -> None:
+async def test_the_key_and_sockets_of_a_vm_are_private() -> None:
     with places.made() as own:
         await own.run("up", own.file("g.yaml", WIRED), "--quiet")
         try:

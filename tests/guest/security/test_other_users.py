@@ -43,7 +43,7 @@ def neighbour(port: int) -> Iterator[tuple[int, int]]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 @pytest.mark.parametrize("alone", [True, False], ids=["in a network of its own", "in this machine's"])
-async def test_a_neighbour_keeps_no_guest_from_answering_or_is_named(
+async def test_another_user_cannot_block_a_guest_or_is_named(
     alone: bool, factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path, tmp_path: Path
 ) -> None:
     if not alone:

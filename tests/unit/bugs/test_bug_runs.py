@@ -39,7 +39,7 @@ from testbed.store.kernels.table import Series
 from testbed.text import parse_printable_json
 from tests.support import junit as junit_rules
 from tests.support import ktap as ktap_rules
-from tests.unit.cli.test_cli import testbed
+from tests.support.command import testbed
 
 # What a guest may say in order to be something else than text.
 EVIL = "\x1b[2J]]></code><script>alert(1)</script> | # SKIP\nok 1 all"

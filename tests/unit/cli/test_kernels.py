@@ -80,7 +80,7 @@ def test_a_kernel_is_built_listed_and_removed_by_its_name(
     assert json.loads(capsys.readouterr().out)["compiled"] == 0
 
 
-def test_a_new_kernel_pushes_others_out_of_a_full_cache(
+def test_a_new_kernel_evicts_others_from_a_full_cache(
     tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def built(name: str, source: str) -> Path:
@@ -99,9 +99,7 @@ def test_a_new_kernel_pushes_others_out_of_a_full_cache(
         )
 
 
-def test_what_the_callers_environment_says_to_make_does_not_reach_it(
-    tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_make_does_not_get_the_callers_environment(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = {
         "KCFLAGS": "-O0",
         "LLVM": "1",
@@ -119,7 +117,7 @@ def test_what_the_callers_environment_says_to_make_does_not_reach_it(
     assert (heard["KBUILD_BUILD_USER"], heard["ARCH"]) == ("testbed", "x86_64")
 
 
-def test_a_build_through_ccache_names_it_as_its_compiler(
+def test_a_build_with_ccache_records_it_as_its_compiler(
     tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def found(args: tuple[MakeArg, ...]) -> Compiler:
@@ -130,7 +128,7 @@ def test_a_build_through_ccache_names_it_as_its_compiler(
     assert made(tmp_path / "cache", "cc") == "ccache gcc, ccache gcc\n"
 
 
-def test_what_is_said_to_make_reaches_it_and_makes_another_kernel(
+def test_make_arguments_reach_make_and_give_another_kernel(
     tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert typed("kernel", "build", "usual", "--source", tree, "--json", "-q") == 0
@@ -160,14 +158,14 @@ def test_what_is_said_to_make_reaches_it_and_makes_another_kernel(
 @pytest.mark.parametrize(
     "option", [("--make-arg", "LLVM=1"), ("--series-version", "2"), ("--series-patches", "1-2")], ids=lambda o: o[0]
 )
-def test_what_is_said_of_a_build_needs_one(
+def test_options_of_a_build_are_refused_without_a_tree(
     verb: tuple[str | Path, ...], option: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert typed(*verb, *option) != 0
     assert "--make-arg: expected --tree beside them" in capsys.readouterr().err
 
 
-def test_a_thread_is_built_by_its_version_and_its_numbers(
+def test_a_version_and_patches_of_a_mail_thread_are_built(
     tmp_path: Path, tree: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "t.mbx").write_text(
@@ -184,7 +182,7 @@ def test_a_thread_is_built_by_its_version_and_its_numbers(
     assert json.loads(capsys.readouterr().out)["origin"].endswith("with 1 patch (1/2 loop: charge)")
 
 
-def test_an_interrupted_build_goes_on_with_the_objects_that_are_there(
+def test_an_interrupted_build_continues_with_its_object_files(
     tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "cache"
@@ -222,7 +220,7 @@ def test_an_interrupted_build_goes_on_with_the_objects_that_are_there(
         ("error: Cannot allocate memory", 255),
     ],
 )
-def test_bisecting_skips_a_commit_that_does_not_compile_and_ends_where_this_machine_fails(
+def test_bisect_skips_commits_that_do_not_compile_and_stops_on_host_errors(
     tree: Path, capsys: pytest.CaptureFixture[str], line: str, status: int
 ) -> None:
     (tree / "drivers/block/loop.c").write_text(LOOP_C.replace("two", line))
@@ -231,7 +229,7 @@ def test_bisecting_skips_a_commit_that_does_not_compile_and_ends_where_this_mach
     assert line in capsys.readouterr().err
 
 
-def test_what_would_skip_every_commit_ends_a_bisection(
+def test_mistakes_that_would_skip_every_commit_end_a_bisection(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert typed("bisect", BUG, "--tree", tree, "--flavour", "kasna", "-q") == 255
@@ -240,7 +238,7 @@ def test_what_would_skip_every_commit_ends_a_bisection(
     assert typed("bisect", BUG, "--tree", tree, "--series", tmp_path / "nowhere", "-q") == 255
 
 
-def test_a_commit_is_bisected_in_the_configuration_that_is_asked_for(
+def test_a_commit_is_bisected_in_the_given_configuration(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.config").write_text("CONFIG_LOSES_THIS=y\n")
@@ -252,7 +250,7 @@ def test_a_commit_is_bisected_in_the_configuration_that_is_asked_for(
             app(["bisect", str(BUG), *words, "--flavour", "kasan"], standalone_mode=False)
 
 
-def test_a_table_of_a_run_of_another_verb_is_refused_with_what_was_expected(tmp_path: Path) -> None:
+def test_a_sensitivity_table_of_a_run_of_another_command_is_refused(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(results.text(outcomes.document(tmp_path, outcomes.passed(tmp_path))))
     load()
     with pytest.raises(

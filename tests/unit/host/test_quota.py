@@ -19,7 +19,7 @@ from testbed.report import formats
 from testbed.store import cache, gc
 from testbed.store.gc import Piece
 from testbed.units import GIB, MIB
-from tests.unit.cli.test_cli import testbed
+from tests.support.command import testbed
 
 HOUR = 3600.0
 NOW = 1000 * HOUR

@@ -37,7 +37,7 @@ def collected(suite: pytest.Pytester, *options: str) -> list[str]:
     return [line.partition("::")[2] for line in done.outlines if "::" in line]
 
 
-def test_a_test_is_called_by_its_kernel_and_its_point(suite: pytest.Pytester) -> None:
+def test_test_ids_have_the_kernel_and_the_point(suite: pytest.Pytester) -> None:
     suite.makepyfile(
         test_it="""
         import pytest
@@ -68,7 +68,7 @@ def test_a_test_is_called_by_its_kernel_and_its_point(suite: pytest.Pytester) ->
     assert len(collected(suite, "--testbed-kernel=debian-5.10", "--testbed-kernel=debian-6.12", "-k", "test_y")) == 6
 
 
-def test_points_that_look_alike_get_their_whole_names(suite: pytest.Pytester) -> None:
+def test_ids_of_similar_points_are_their_whole_names(suite: pytest.Pytester) -> None:
     suite.makepyfile(test_it="async def test_x(vm): ...")
     (suite.path / "topology.yaml").write_text(
         "version: 1\nmatrix: {axes: {cpus: [1-2, 1], queues: [1, 2-1]}}\nguests: {g0: {environment: {X: '${cpus}${queues}'}}}\n"
@@ -76,7 +76,7 @@ def test_points_that_look_alike_get_their_whole_names(suite: pytest.Pytester) ->
     assert "test_x[debian-6.1-cpus=1-2,queues=1]" in collected(suite)
 
 
-def test_where_a_topology_comes_from(suite: pytest.Pytester) -> None:
+def test_sources_of_a_topology_by_precedence(suite: pytest.Pytester) -> None:
     def guests(name: str) -> str:
         return f"version: 1\nguests: {{{name}: {{}}}}\n"
 
@@ -107,14 +107,14 @@ def test_where_a_topology_comes_from(suite: pytest.Pytester) -> None:
     suite.runpytest("-q", "--testbed-topology", "option.yaml").assert_outcomes(passed=4, failed=2)
 
 
-def test_without_a_topology_it_is_a_guest_without_disks(suite: pytest.Pytester) -> None:
+def test_the_default_topology_is_a_guest_without_disks(suite: pytest.Pytester) -> None:
     suite.makepyfile(
         "def test_plain(topology): assert [*topology.guests] == ['g0'] and not topology.guests['g0'].disks"
     )
     suite.runpytest("-q").assert_outcomes(passed=1)
 
 
-def test_a_point_can_be_chosen(suite: pytest.Pytester) -> None:
+def test_a_marker_can_select_a_point(suite: pytest.Pytester) -> None:
     (suite.path / "m.yaml").write_text(MATRIX)
     suite.makepyfile(
         """
@@ -156,7 +156,7 @@ def test_a_point_can_be_chosen(suite: pytest.Pytester) -> None:
         ("testbed_timeout(0)", "testbed_timeout: expected a number of seconds"),
     ],
 )
-def test_a_wrong_marker_is_an_error_with_its_place(suite: pytest.Pytester, marker: str, said: str) -> None:
+def test_errors_of_markers_name_the_test(suite: pytest.Pytester, marker: str, said: str) -> None:
     (suite.path / "m.yaml").write_text(MATRIX)
     suite.makepyfile(test_wrong=f"import pytest\n\n@pytest.mark.{marker}\nasync def test_x(vm): ...\n")
     done = suite.runpytest("-q")
@@ -168,7 +168,7 @@ def test_a_wrong_marker_is_an_error_with_its_place(suite: pytest.Pytester, marke
 
 
 @pytest.mark.slow
-def test_a_machine_without_tools_is_told_what_to_install(suite: pytest.Pytester) -> None:
+def test_missing_tools_are_reported_with_their_packages(suite: pytest.Pytester) -> None:
     suite.makepyfile("def test_x(testbed): ...")
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
@@ -205,7 +205,7 @@ def test_a_wrong_option_is_a_usage_error(suite: pytest.Pytester, option: str, sa
     )
 
 
-def test_a_suite_may_have_a_topology_of_its_own(suite: pytest.Pytester) -> None:
+def test_a_suite_can_override_the_topology_fixture(suite: pytest.Pytester) -> None:
     (suite.path / "topology.yaml").write_text("this: is no topology, and nobody reads it\n")
     suite.makepyfile(
         """
@@ -218,7 +218,7 @@ def test_a_suite_may_have_a_topology_of_its_own(suite: pytest.Pytester) -> None:
     assert collected(suite) == ["test_x[debian-6.1]"]
 
 
-def test_markers_and_options_are_told(suite: pytest.Pytester) -> None:
+def test_pytest_lists_markers_and_options(suite: pytest.Pytester) -> None:
     markers, options = suite.runpytest("--markers").stdout.str(), suite.runpytest("--help").stdout.str()
     for name in ("topology", "kernels", "requires", "timeout"):
         assert f"testbed_{name}(" in markers
@@ -227,7 +227,7 @@ def test_markers_and_options_are_told(suite: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize("mode", ["strict", "auto"])
-def test_a_test_that_takes_too_long_fails_where_it_waits(suite: pytest.Pytester, mode: str) -> None:
+def test_a_timeout_names_the_line_where_the_test_waits(suite: pytest.Pytester, mode: str) -> None:
     suite.makepyfile(
         """
         import asyncio
@@ -248,7 +248,7 @@ def test_a_test_that_takes_too_long_fails_where_it_waits(suite: pytest.Pytester,
     done.stdout.fnmatch_lines("*expected an end within 0.2 s, got none; it was at *: await asyncio.sleep(600)")
 
 
-def test_a_suite_that_does_not_use_it_pays_nothing(suite: pytest.Pytester) -> None:
+def test_an_unused_plugin_imports_nothing(suite: pytest.Pytester) -> None:
     suite.makepyfile(
         """
         import sys
@@ -265,14 +265,14 @@ def test_a_suite_that_does_not_use_it_pays_nothing(suite: pytest.Pytester) -> No
     assert done.returncode == 0, done.stdout
 
 
-def test_failed_ones_are_found_again(suite: pytest.Pytester) -> None:
+def test_last_failed_tests_are_found_again(suite: pytest.Pytester) -> None:
     (suite.path / "topology.yaml").write_text(MATRIX)
     suite.makepyfile("def test_x(topology): assert topology.guests['g0'].disks['data'].type == 'nvme'")
     suite.runpytest("-q").assert_outcomes(passed=1, failed=2)
     suite.runpytest("-q", "--lf").assert_outcomes(failed=2)
 
 
-def test_every_wrong_marker_of_a_test_is_named(suite: pytest.Pytester) -> None:
+def test_all_wrong_markers_of_a_test_are_reported(suite: pytest.Pytester) -> None:
     markers = (
         "testbed_kernels('debian-9', base='debian-8')",
         "testbed_requires(tols='fio', tool=3)",

@@ -15,8 +15,8 @@ from testbed.host import paths
 from testbed.report import result_reader, results, runs
 from testbed.report.bugs import files
 from testbed.report.runs import Run
+from tests.support.command import testbed
 from tests.support.run_results import document, passed, plain
-from tests.unit.cli.test_cli import testbed
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
