@@ -35,7 +35,7 @@ async def measure(root: Path, progress: Progress) -> float | str:
             apt = PrivateApt(unfinished / "apt", await find_mirror(), _SUITES)
             await apt.update(task)
             (unfinished / "debs").mkdir()
-            for deb in await apt.download(await kernel_files.closure(apt, _PACKAGE), unfinished / "debs", task):
+            for deb in await apt.download(await kernel_files.kernel_packages(apt, _PACKAGE), unfinished / "debs", task):
                 await process.run(["dpkg-deb", "-x", deb, unfinished / "tree"], timeout_s=300)
             (image,) = (unfinished / "tree/boot").glob("vmlinuz-*")
             release = image.name.removeprefix("vmlinuz-")

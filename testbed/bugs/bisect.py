@@ -15,7 +15,7 @@ from testbed.bugs.repro import ReproJob
 from testbed.bugs.statistics import Rate
 from testbed.errors import GuestError, TemplateError, UsageError
 from testbed.store.kernels.kernel_files import KernelFiles
-from testbed.store.kernels.table import Series, file_name
+from testbed.store.kernels.table import Series, short_name
 
 # What is reported of a kernel whose tries have not ended.
 UNFINISHED = "unfinished"
@@ -115,7 +115,7 @@ class Bisector:
 
 def _unusable(spec: str) -> KernelFiles:
     """What is known of a kernel whose files are not what they should be: its name."""
-    name = file_name(spec)
+    name = short_name(spec)
     return KernelFiles(
         name=name,
         series=Series.UNKNOWN,

@@ -45,8 +45,8 @@ from testbed.report.partial import Partial
 from testbed.report.result_writer import ResultWriter
 from testbed.store.kernels import folder_scan
 from testbed.store.kernels.builder import BuildSpec
-from testbed.store.kernels.folder_scan import FoundKernel
-from testbed.store.kernels.table import file_name, files_of, shipped_table
+from testbed.store.kernels.folder_scan import FoundKernels
+from testbed.store.kernels.table import shipped_table, short_name, split_files
 
 # How many files of a folder that are no kernels are named on the terminal; all of them are in bisect.json.
 _SHOWN_OTHERS = 12
@@ -142,7 +142,7 @@ class _BisectRun:
     """One search in a list of kernels. `ends`: the places in the list where the bug does not show, and does."""
 
     def __init__(
-        self, options: SearchOptions, case: Case, rate: float | None, listed: FoundKernel, ends: BisectRange
+        self, options: SearchOptions, case: Case, rate: float | None, listed: FoundKernels, ends: BisectRange
     ) -> None:
         self._options, self._case, self._rate, self._listed = options, case, rate, listed
         self._range = ends
@@ -205,7 +205,7 @@ def _ask_one(options: SearchOptions, rate: float | None, kernel: str | BuildSpec
     # Mistakes that are the same for every commit must not skip them all.
     if isinstance(kernel, BuildSpec):
         make_builder(Silent()).read(kernel)
-    elif "/" not in kernel and files_of(kernel) is None:
+    elif "/" not in kernel and split_files(kernel) is None:
         shipped_table().resolve(kernel)  # a name, and not a file that make would have made
     run_async(_AskRun(options, case, rate).run(kernel))
 
@@ -252,14 +252,14 @@ class _AskRun:
         return results.ask_document(self._job, self._name, self._bisector, self._rate, run)
 
 
-def _find_kernels(kernels: str | None) -> FoundKernel:
+def _find_kernels(kernels: str | None) -> FoundKernels:
     """Return the kernels to search, in their order.
 
     :raise UsageError: one of them is no kernel, or there are fewer than two.
     """
     table = shipped_table()
     if kernels is None:
-        return FoundKernel(kernels=tuple(table.rows), others=())
+        return FoundKernels(kernels=tuple(table.rows), others=())
     folder = Path(kernels)
     if not folder.is_dir():
         named = option_values.kernel_names("--kernels", kernels)
@@ -269,7 +269,7 @@ def _find_kernels(kernels: str | None) -> FoundKernel:
             )
         for name in named:
             table.resolve(name)
-        return FoundKernel(kernels=named, others=())
+        return FoundKernels(kernels=named, others=())
     found = folder_scan.scan_folder(folder)
     if len(found.kernels) < 2:
         others = f"; no kernels are {', '.join(found.others)}" if found.others else ""
@@ -287,11 +287,11 @@ def _index(name: str | None, kernels: tuple[str, ...], option: str) -> int:
     """
     if name is None:
         raise UsageError(f"bisect: expected {option} KERNEL, one of {', '.join(kernels)}")
-    names = [file_name(kernel) for kernel in kernels]
+    names = [short_name(kernel) for kernel in kernels]
     places = [
         number
         for number, kernel in enumerate(kernels)
-        if name in (kernel, names[number], *map(str, (files_of(kernel) or ())[:1]))
+        if name in (kernel, names[number], *map(str, (split_files(kernel) or ())[:1]))
     ]
     if len(places) != 1:
         raise UsageError(

@@ -83,7 +83,7 @@ def gc_command(
         else quota.size_limit(quota.CACHE_LIMIT)
     )
     leftovers = 0 if dry_run else len(session.reap(folders)) + len(runs.remove_empty_runs(folders.runs))
-    pieces = gc.list_pieces(folders.cache) + gc.list_environments(folders.cache)
+    pieces = gc.list_entries(folders.cache) + gc.list_environments(folders.cache)
     chosen = gc.select_unused(
         pieces, time.time(), unused_s=unused_s, limit_bytes=limit_bytes, needed=gc.select_needed(folders)
     )

@@ -21,7 +21,7 @@ from testbed.store import cache, gc
 from testbed.store.kernels import build_names, builder, kernel_files, make_args
 from testbed.store.kernels.ablations import ABLATIONS
 from testbed.store.kernels.builder import Builder, BuildSpec
-from testbed.store.kernels.mailbox import Selection, numbers_of, version_of
+from testbed.store.kernels.mailbox import Selection, parse_numbers, parse_version
 from testbed.store.kernels.table import Kernel, shipped_table
 
 kernel_app = typer.Typer(no_args_is_help=True, help="Kernels, from images/kernels.yaml and from source.")
@@ -132,8 +132,8 @@ def build_config(
         config=config,
         make_args=make_args.parse(make_arg or ()),
         selection=Selection(
-            version=None if series_version is None else version_of(series_version),
-            numbers=() if series_patches is None else numbers_of(series_patches),
+            version=None if series_version is None else parse_version(series_version),
+            numbers=() if series_patches is None else parse_numbers(series_patches),
         ),
     )
 
@@ -150,7 +150,7 @@ def _limit_cache_size() -> Iterator[None]:
     yield
     # Measuring the cache takes seconds.
     if set(kernels.glob("*")) - before:
-        gc.keep_within(folders, limit, ())
+        gc.shrink_cache(folders, limit, ())
 
 
 @kernel_app.command("fetch")

@@ -295,7 +295,7 @@ class GuestFactory:
 
     def _collect_garbage(self) -> None:
         """Keep the cache within the user's limit; templates are what it grows by."""
-        gc.keep_within(self.folders, quota.size_limit(quota.CACHE_LIMIT), tuple(self._needed))
+        gc.shrink_cache(self.folders, quota.size_limit(quota.CACHE_LIMIT), tuple(self._needed))
 
     async def _image(self, name: str) -> Image:
         if name == self.image.name:

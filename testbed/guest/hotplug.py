@@ -55,7 +55,7 @@ class Hotplug:
         if snapshot is None:
             await disk_files.make_disk_files(wanted)
         else:
-            await snapshot_files.copy_snapshot(snapshot.disk(file.name), file)
+            await snapshot_files.copy_disk(snapshot.disk(file.name), file)
             disk_files.check_kept_disks(wanted)
         self._jail.chown(file)
 
@@ -114,7 +114,7 @@ class Hotplug:
         wanted = blockdev.plan_storage(name, disk, self._scratch)
         for store in wanted:
             if snapshot is not None:
-                await snapshot_files.copy_snapshot(snapshot.disk(store.file.name), store.file)
+                await snapshot_files.copy_disk(snapshot.disk(store.file.name), store.file)
             elif self._surviving_disks is not None:
                 (self._surviving_disks / store.file.name).rename(store.file)
             else:

@@ -34,7 +34,7 @@ async def save_snapshot(guest: Guest, folder: Path, spec: dict[str, Any]) -> Sna
             await _save_state(guest, made / "state", leave_bytes)
             # QEMU has written out all that it held of them.
             for file in files:
-                await snapshot_files.copy_snapshot(file, made / "disks" / file.name)
+                await snapshot_files.copy_disk(file, made / "disks" / file.name)
         finally:
             await guest.thaw()
         key = guest.spec.machine.key

@@ -115,7 +115,7 @@ async def _boot_and_save(folder: Path, boot: Boot, host_key: bytes, task: Task) 
         # The guest's memory does not change any more: its CPUs are stopped.
         await asyncio.to_thread(_sync, memory)
     return {
-        "memory_ctime_ns": template_files.touched_at_ns(memory),
+        "memory_ctime_ns": template_files.ctime_ns(memory),
         "boot_s": round(boot_s, 3),
         "host_key": host_key.hex(),
         "state_bytes": (folder / "state").stat().st_size,

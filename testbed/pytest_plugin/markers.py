@@ -16,7 +16,7 @@ import pytest
 
 from testbed.errors import TestbedError
 from testbed.pytest_plugin.session import STATE, PluginState
-from testbed.store.kernels.table import file_name
+from testbed.store.kernels.table import short_name
 from testbed.topology import Topology
 
 _REQUIRES = ("module", "config", "tool", "qemu")
@@ -123,7 +123,7 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
         raise pytest.Collector.CollectError("\n".join(f"{place(node)}: {said}" for said in wrong))
     if "_testbed_kernel" in metafunc.fixturenames:
         named = wanted.each or _own_kernel(found) or (state.table.patched,)
-        metafunc.parametrize("_testbed_kernel", named, ids=[file_name(name) for name in named], indirect=True)
+        metafunc.parametrize("_testbed_kernel", named, ids=[short_name(name) for name in named], indirect=True)
         state.first_kernel = state.first_kernel or named[0]
     if found is not None and len(found.topologies) > 1:
         metafunc.parametrize(

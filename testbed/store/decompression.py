@@ -25,7 +25,7 @@ _PIECE_BYTES = 1 << 20
 _MOST_MEMORY_BYTES = 256 << 20
 
 
-class Refused(ValueError):
+class DecompressionError(ValueError):
     """A file is damaged, cut off, or too large when decompressed; the message begins with the name of the file."""
 
 
@@ -82,26 +82,26 @@ _FORMATS: tuple[tuple[str, bytes, Callable[[], _Decompressor] | tuple[str, ...]]
 HEAD_BYTES = 9
 
 
-def compression_form(head: bytes) -> str | None:
+def compression_format(head: bytes) -> str | None:
     """Return the compression format of a file that begins with `head` (at least `HEAD_BYTES`); None if uncompressed."""
     return next((name for name, magic, _ in _FORMATS if head.startswith(magic)), None)
 
 
-def form_of_file(path: Path) -> str | None:
+def file_compression(path: Path) -> str | None:
     """Return the compression format of a file, None if it is not compressed.
 
     :raise OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        return compression_form(file.read(HEAD_BYTES))
+        return compression_format(file.read(HEAD_BYTES))
 
 
-def decompress_pieces(file: BinaryIO, name: str, limit_bytes: int) -> Iterator[bytes]:
+def decompress_chunks(file: BinaryIO, name: str, limit_bytes: int) -> Iterator[bytes]:
     """Yield the content of a compressed file from its position to its end; of an uncompressed file its own bytes.
 
     `file` is a real file, with a descriptor.
 
-    :raise Refused: it is damaged, or has more than `limit_bytes`.
+    :raise DecompressionError: it is damaged, or has more than `limit_bytes`.
     :raise ToolMissing: the program that decompresses it is not installed.
     """
     start = file.tell()
@@ -117,10 +117,10 @@ def decompress_pieces(file: BinaryIO, name: str, limit_bytes: int) -> Iterator[b
     yield from _limited(chunks, name, limit_bytes)
 
 
-def output_of(argv: tuple[str, ...], name: str, limit_bytes: int) -> Iterator[bytes]:
+def program_output(argv: tuple[str, ...], name: str, limit_bytes: int) -> Iterator[bytes]:
     """Yield what a program writes that unpacks the file `name` itself.
 
-    :raise Refused: it fails, or writes more than `limit_bytes`. :raise ToolMissing: it is not installed.
+    :raise DecompressionError: it fails, or writes more than `limit_bytes`. :raise ToolMissing: it is not installed.
     """
     yield from _limited(_run_program(argv, None, name), name, limit_bytes)
 
@@ -130,7 +130,9 @@ def _limited(chunks: Iterator[bytes], name: str, limit_bytes: int) -> Iterator[b
     for chunk in chunks:
         total += len(chunk)
         if total > limit_bytes:
-            raise Refused(f"{name}: expected at most {format_size(limit_bytes)} when it is unpacked, got more")
+            raise DecompressionError(
+                f"{name}: expected at most {format_size(limit_bytes)} when it is unpacked, got more"
+            )
         yield chunk
 
 
@@ -152,7 +154,7 @@ def _decompress(new: Callable[[], _Decompressor], file: BinaryIO, name: str) -> 
                 if not data:
                     raise EOFError("it is cut off")
     except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
-        raise Refused(f"{name}: cannot be unpacked: {error}") from error
+        raise DecompressionError(f"{name}: cannot be unpacked: {error}") from error
 
 
 def _run_program(argv: tuple[str, ...], file: BinaryIO | None, name: str) -> Iterator[bytes]:
@@ -173,7 +175,7 @@ def _run_program(argv: tuple[str, ...], file: BinaryIO | None, name: str) -> Ite
                     errors.read(1000).decode(errors="replace").strip()
                     or f"{argv[0]} ended with status {child.returncode}"
                 )
-                raise Refused(f"{name}: cannot be unpacked: {reason}")
+                raise DecompressionError(f"{name}: cannot be unpacked: {reason}")
         finally:
             child.kill()
 
@@ -181,17 +183,17 @@ def _run_program(argv: tuple[str, ...], file: BinaryIO | None, name: str) -> Ite
 def read_decompressed(path: Path, limit_bytes: int) -> bytes:
     """Return the decompressed content of a file.
 
-    :raise Refused: as `decompress_pieces`. :raise OSError: it cannot be read.
+    :raise DecompressionError: as `decompress_chunks`. :raise OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        return b"".join(decompress_pieces(file, str(path), limit_bytes))
+        return b"".join(decompress_chunks(file, str(path), limit_bytes))
 
 
 def write_decompressed(path: Path, target: Path, limit_bytes: int) -> None:
     """Write the decompressed content of a file into another file.
 
-    :raise Refused: as `decompress_pieces`. :raise OSError: the one cannot be read, or the other not written.
+    :raise DecompressionError: as `decompress_chunks`. :raise OSError: the one cannot be read, or the other not written.
     """
     with path.open("rb") as file, target.open("wb") as decompressed:
-        for chunk in decompress_pieces(file, str(path), limit_bytes):
+        for chunk in decompress_chunks(file, str(path), limit_bytes):
             decompressed.write(chunk)

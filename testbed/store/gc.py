@@ -22,13 +22,13 @@ from testbed.store.kernels.table import shipped_table
 # A file of this name marks a virtual environment of `tb` as complete; its time is that of the last use. Everything else
 # in the cache is small.
 _COMPLETE = "complete"
-ROOMS = ("images", "kernels", "initramfs", "templates", cache.SOURCES)
+SUBFOLDERS = ("images", "kernels", "initramfs", "templates", cache.SOURCES)
 # An entry that was used less than this ago is kept: a guest may be starting from it.
 _FRESH_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class CacheEntry:
     """A folder of the cache that can be made again. `used`: when it was last used, in seconds since 1970."""
 
     folder: Path
@@ -37,39 +37,43 @@ class Piece:
 
     @property
     def name(self) -> str:
-        return f"{self.folder.parent.name}/{self.folder.name}" if self.folder.parent.name in ROOMS else self.folder.name
+        return (
+            f"{self.folder.parent.name}/{self.folder.name}"
+            if self.folder.parent.name in SUBFOLDERS
+            else self.folder.name
+        )
 
 
-def list_environments(root: Path) -> tuple[Piece, ...]:
+def list_environments(root: Path) -> tuple[CacheEntry, ...]:
     """List the virtual environments that `tb` has made, except the one that runs this."""
     found = []
     for mark in root.glob(f"*-*/{_COMPLETE}"):
         with contextlib.suppress(OSError):
             if not Path(sys.prefix).samefile(mark.parent):
                 found.append(
-                    Piece(folder=mark.parent, size_bytes=quota.bytes_taken(mark.parent), used=mark.stat().st_mtime)
+                    CacheEntry(folder=mark.parent, size_bytes=quota.bytes_taken(mark.parent), used=mark.stat().st_mtime)
                 )
     return tuple(found)
 
 
-def list_pieces(root: Path) -> tuple[Piece, ...]:
+def list_entries(root: Path) -> tuple[CacheEntry, ...]:
     """List all entries of a cache, the least recently used first."""
     found = []
-    for folder in (folder for name in ROOMS for folder in (root / name).glob("*")):
+    for folder in (folder for name in SUBFOLDERS for folder in (root / name).glob("*")):
         with contextlib.suppress(OSError):
             used = (folder / cache.META).stat().st_mtime
-            found.append(Piece(folder=folder, size_bytes=quota.bytes_taken(folder), used=used))
+            found.append(CacheEntry(folder=folder, size_bytes=quota.bytes_taken(folder), used=used))
     return tuple(sorted(found, key=lambda piece: (piece.used, piece.name)))
 
 
 def select_unused(
-    pieces: Iterable[Piece],
+    pieces: Iterable[CacheEntry],
     now: float,
     *,
     unused_s: float | None,
     limit_bytes: int | None,
     needed: Collection[Path] = (),
-) -> tuple[Piece, ...]:
+) -> tuple[CacheEntry, ...]:
     """Select entries to remove: those unused for `unused_s`, and the least recently used while all exceed the limit.
 
     An entry that is `needed`, or that was used within the last hour, is never selected. Pure.
@@ -99,9 +103,9 @@ def select_needed(folders: Folders) -> set[Path]:
     return found
 
 
-def keep_within(folders: Folders, limit_bytes: int, own: Collection[Path]) -> None:
+def shrink_cache(folders: Folders, limit_bytes: int, own: Collection[Path]) -> None:
     """Remove entries until the cache is within the limit, except those that are needed. `own`: more that is needed."""
-    pieces = list_pieces(folders.cache)
+    pieces = list_entries(folders.cache)
     for piece in select_unused(
         pieces, time.time(), unused_s=None, limit_bytes=limit_bytes, needed={*own, *select_needed(folders)}
     ):

@@ -44,10 +44,10 @@ async def find_mirror() -> Mirror:
         ["apt-get", "indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)", "Created-By: Packages"],
         check=False,
     )
-    return choose(listed.stdout, codename)
+    return choose_mirror(listed.stdout, codename)
 
 
-def choose(index_targets: str, codename: str) -> Mirror:
+def choose_mirror(index_targets: str, codename: str) -> Mirror:
     """Choose the mirror among the lines `RELEASE COMPONENT URI` that apt prints of its configuration.
 
     :raise HostError: no line is for the host's own release.

@@ -141,7 +141,7 @@ def remove_snapshot(snapshot: Snapshot) -> None:
     _remove_if_empty(snapshot.folder.parent)
 
 
-async def copy_snapshot(source: Path, target: Path) -> None:
+async def copy_disk(source: Path, target: Path) -> None:
     """Copy a disk's file with its holes; the copy shares its blocks with the source where the filesystem can do that.
 
     :raise HostError: it cannot be copied.

@@ -65,14 +65,14 @@ def read_template(folder: Path, memory_bytes: int) -> Template:
         got = path.stat().st_size if path.is_file() else None
         if got != expected:
             raise TemplateError(f"{path}: expected {expected} bytes, got {got}")
-    if touched_at_ns(template.memory) != touched_ns:
+    if ctime_ns(template.memory) != touched_ns:
         raise TemplateError(f"{template.memory}: expected the file as it was saved, got one that was changed since")
     if file_sha256(template.state) != digest:
         raise TemplateError(f"{template.state}: its checksum is not the one that was recorded")
     return template
 
 
-def touched_at_ns(memory: Path) -> int:
+def ctime_ns(memory: Path) -> int:
     """Return the ctime of a file of guest memory: it changes with every write; hashing the file for each clone is slow.
 
     A clone's QEMU can write to the file, although it has no reason to. A guest that broke out of QEMU and wrote there

@@ -93,7 +93,7 @@ class KernelAbilities:
             return config_of_files(cached)
         if not isinstance(kernel, LocalKernel) or kernel.bzimage is None:
             return None
-        text = boot_check.known_config(kernel.bzimage, kernel.modules)
+        text = boot_check.read_config(kernel.bzimage, kernel.modules)
         config = None if text is None else _parsed(text)
         return (
             None if config is None else KernelConfig(name=spec, config=config, has_modules=kernel.modules is not None)

@@ -291,13 +291,13 @@ async def test_a_compiler_outside_of_the_system_is_seen_where_it_is_named_and_it
     (home / "lib").mkdir()
     (home / "lib/text").write_text("mine")
     (home / "secret").write_text("the caller's")
-    seen = build_jail.installations((str(own), str(lone), "make"))
+    seen = build_jail.tool_folders((str(own), str(lone), "make"))
     done = await build_jail.run_in_jail(way, [own], folder=Path("/"), mounts=build_jail.Mounts(read=seen), check=False)
     assert done.stdout == "mine" and done.status == 1
     assert (
         await build_jail.run_in_jail(way, [lone], folder=Path("/"), mounts=build_jail.Mounts(read=seen))
     ).stdout == "lone\n"
-    assert build_jail.installations(("make", "nowhere")) == ()
+    assert build_jail.tool_folders(("make", "nowhere")) == ()
 
 
 def test_make_sees_the_compiler_that_the_user_names(tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_a_folder_that_is_nested_without_end_is_listed_measured_and_removed(tmp_
     untrusted_files.remove_folder(tmp_path / "deep")
     source = nested(tmp_path / "cache/sources/git-x/out-x").parent
     (source / cache.META).write_text("{}")
-    assert [piece.folder for piece in gc.list_pieces(tmp_path / "cache")] == [source] and gc.remove(source)
+    assert [piece.folder for piece in gc.list_entries(tmp_path / "cache")] == [source] and gc.remove(source)
     with tempdirs.temporary() as scratch:
         nested(scratch / "tmp")
     assert not (tmp_path / "deep").exists() and not source.exists() and not scratch.exists()

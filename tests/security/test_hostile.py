@@ -44,7 +44,7 @@ from testbed.store.kernels import build_names, kernel_files
 from testbed.store.kernels.build_names import NamedBuild
 from testbed.store.kernels.table import BuiltKernel, Series
 from testbed.store.mirror import Mirror
-from testbed.store.template_files import touched_at_ns
+from testbed.store.template_files import ctime_ns
 from testbed.text import printable
 from testbed.topology import GuestModel, load
 from testbed.topology.load import parse
@@ -428,12 +428,12 @@ async def test_an_initramfs_that_was_changed_in_the_cache_is_not_used(tmp_path: 
 def test_memory_that_a_guest_has_written_to_is_noticed_whatever_its_times_say(tmp_path: Path) -> None:
     memory = tmp_path / "memory"
     memory.write_bytes(bytes(4096))
-    before, touched_ns = memory.stat(), touched_at_ns(memory)
-    assert touched_at_ns(memory) == touched_ns
+    before, touched_ns = memory.stat(), ctime_ns(memory)
+    assert ctime_ns(memory) == touched_ns
     with memory.open("r+b") as file:
         file.write(b"x")
     os.utime(memory, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert touched_at_ns(memory) != touched_ns
+    assert ctime_ns(memory) != touched_ns
 
 
 async def test_a_mirror_that_debian_did_not_sign_is_refused(tmp_path: Path) -> None:
@@ -459,7 +459,7 @@ async def test_what_qemu_could_have_put_in_the_place_of_a_disk_is_not_followed(t
         with pytest.raises(HostError):
             await Export.start("data", Settings(), file=planted, log=tmp_path / "log", host=None, on_end=pytest.fail)
         with pytest.raises(HostError, match="expected a disk's file"):
-            await snapshot_files.copy_snapshot(planted, tmp_path / "copies" / "data.raw")
+            await snapshot_files.copy_disk(planted, tmp_path / "copies" / "data.raw")
     for kind in ("raw", "qcow2"):
         with pytest.raises(HostError, match="cannot be made"):
             await disk_files.make_disk_files(Storage(file=link, format=kind, size_bytes=4096))

@@ -160,7 +160,7 @@ def test_the_environment_of_a_hook_has_git_run_nothing(
 @pytest.mark.parametrize("name", ["--output=ran", "-h", "--exec-path=/nowhere"])
 def test_a_commit_is_no_option(tmp_path: Path, tree: Path, name: str) -> None:
     with pytest.raises(BuildError, match="begins as an option does"):
-        asyncio.run(git_repository.commit(tree, name))
+        asyncio.run(git_repository.resolve_commit(tree, name))
 
 
 def test_submodules_are_not_entered(tmp_path: Path, tree: Path, evil: Path) -> None:

@@ -301,13 +301,13 @@ def test_a_module_that_unpacks_to_very_much_costs_no_memory(tmp_path: Path) -> N
         file.write(b"\0vermagic=" + RELEASE.encode() + b" SMP \0")
     tracemalloc.start()
     try:
-        assert module_tree.vermagics({"bomb": path}, ()) == {f"{RELEASE} SMP": "bomb"}
+        assert module_tree.read_vermagics({"bomb": path}, ()) == {f"{RELEASE} SMP": "bomb"}
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
     path.write_bytes(gzip.compress(b"\0vermagic=" + b"x" * (3 << 20)))
     with pytest.raises(UsageError, match=r"bomb\.ko\.gz: expected a kernel module"):
-        module_tree.vermagics({"bomb": path}, ())
+        module_tree.read_vermagics({"bomb": path}, ())
 
 
 def test_a_package_with_holes_pipes_or_names_that_clash_is_no_traceback(tmp_path: Path) -> None:

@@ -76,8 +76,8 @@ MAILS: dict[str, Callable[[int], bytes]] = {
 def read(data: bytes) -> tuple[Message, ...]:
     """As far as a build asks of what is in a file."""
     try:
-        found = mailbox.messages(data, "x.mbox")
-        mailbox.series(found, "x.mbox")
+        found = mailbox.parse_messages(data, "x.mbox")
+        mailbox.select_series(found, "x.mbox")
     except BuildError:
         return ()
     for one in found:
@@ -103,13 +103,13 @@ def test_a_mail_is_read_or_refused_in_time_that_grows_with_it(name: str) -> None
 
 def test_a_mailbox_of_more_mails_than_any_and_a_mail_of_more_parts_are_refused() -> None:
     with pytest.raises(BuildError, match=r"x: expected a mailbox of at most 10000 messages, got 10001"):
-        mailbox.messages(START.encode() * 10_001, "x")
+        mailbox.parse_messages(START.encode() * 10_001, "x")
     with pytest.raises(BuildError, match=r"x: a mail in it cannot be read: expected at most 1000 parts, got more"):
-        mailbox.messages(MAILS["parts"](1001), "x")
+        mailbox.parse_messages(MAILS["parts"](1001), "x")
     with pytest.raises(BuildError, match=r"expected at most 100 parts with a type, and fewer in a long mail, got 101"):
-        mailbox.messages(nested(100), "x")
+        mailbox.parse_messages(nested(100), "x")
     with pytest.raises(BuildError, match=r"fewer in a long mail, got 50"):
-        mailbox.messages(nested(49) + b"x\n" * 250_000, "x")
+        mailbox.parse_messages(nested(49) + b"x\n" * 250_000, "x")
 
 
 def test_attachments_and_encoded_subjects_are_read_as_before() -> None:
@@ -119,7 +119,7 @@ def test_attachments_and_encoded_subjects_are_read_as_before() -> None:
         for _ in range(40)
     )
     head = "Content-Type: multipart/mixed;\n boundary=b\nMessage-ID: <1@b>\n"
-    (found,) = mailbox.messages(
+    (found,) = mailbox.parse_messages(
         mail("=?utf-8?q?[PATCH=20v2?=\n =?utf-8?q?_3/7]?= loop: =?iso-8859-1?q?=FC?=", head, parts + "--b--\n"), "x"
     )
     assert (
@@ -136,29 +136,33 @@ def test_a_refusal_of_equal_lines_is_told_soon() -> None:
     text = f"--- a/x\n+++ b/x\n@@ -1,3000 +1,0 @@\n{body}\n"
     file = "\n".join("}" if number % 3 else " " for number in range(3000))
     patch = Patch(name="p", subject="s", text=text)
-    assert cost_s(lambda: patches.refusal(patch, "error: patch failed: x:1\n", lambda name: file, reverse=False)) < 20
     assert (
-        patches.levels("diff --git x x\n") == 0 and patches.levels("diff --git old/a b c\nrename from old/a b\n") == 0
+        cost_s(lambda: patches.explain_refusal(patch, "error: patch failed: x:1\n", lambda name: file, reverse=False))
+        < 20
     )
-    assert patches.levels("diff --git a/x b/y\nrename from x\n") == 1
+    assert (
+        patches.detect_strip("diff --git x x\n") == 0
+        and patches.detect_strip("diff --git old/a b c\nrename from old/a b\n") == 0
+    )
+    assert patches.detect_strip("diff --git a/x b/y\nrename from x\n") == 1
 
 
 def test_kconfig_files_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BuildError, match=r"include each other at most 32 deep; does one include itself\?"):
-        kconfig.read(lambda path: f'source "{path}x"\n')
+        kconfig.read_kconfig(lambda path: f'source "{path}x"\n')
     with pytest.raises(
         BuildError, match=r"Kconfig: expected at most 10000 Kconfig files, each included at most 4 times"
     ):
-        kconfig.read(lambda path: 'source "Kconfig"\n')
+        kconfig.read_kconfig(lambda path: 'source "Kconfig"\n')
     twice = {"Kconfig": 0} | {f"k{depth}": depth for depth in range(1, 25)}
     with pytest.raises(BuildError, match=r"each included at most 4 times"):
-        kconfig.read(lambda path: f'source "k{twice[path] + 1}"\n' * 2 if twice[path] < 24 else "config A\n")
+        kconfig.read_kconfig(lambda path: f'source "k{twice[path] + 1}"\n' * 2 if twice[path] < 24 else "config A\n")
     with pytest.raises(BuildError, match=r"expected at most 1000000 lines in the Kconfig files"):
-        kconfig.read(lambda path: "\n" * 1_000_001)
+        kconfig.read_kconfig(lambda path: "\n" * 1_000_001)
     monkeypatch.setattr(kconfig, "_MOST_STATEMENTS", 1000)
     with pytest.raises(BuildError, match=r"Kconfig:1: expected at most 1000 statements of at most 20000 characters"):
-        kconfig.read(lambda path: "config A" + "\\\n x" * 30_000)
-    assert kconfig.read(
+        kconfig.read_kconfig(lambda path: "config A" + "\\\n x" * 30_000)
+    assert kconfig.read_kconfig(
         lambda path: (
             'endif\nendmenu\nselect\nconfig A\n\tbool\n\tselect\nmenu "x"\nendmenu\ndepends on B\nvisible if C\n'
         )
@@ -170,7 +174,7 @@ def test_kconfig_files_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) 
     ["(" * 5000, "!" * 5000, "!(" * 3000 + "A", "A && " * 3000 + "B", "$(" * 4000, "'" * 3999, "A" + " = " * 3000],
 )
 def test_conditions_of_a_kconfig_are_answered_or_refused(condition: str) -> None:
-    found = kconfig.read(lambda path: f'config A\n\tbool "x" if {condition}\n\tdepends on {condition}\n')
+    found = kconfig.read_kconfig(lambda path: f'config A\n\tbool "x" if {condition}\n\tdepends on {condition}\n')
     loss = LostOption(name="A", wanted=Option(value="y", where="f:1"), got="n")
     try:
         kconfig.explain(loss, found, {})
@@ -184,10 +188,10 @@ def test_what_a_strangers_makefile_prints_is_looked_through_soon() -> None:
     for said in ("\n" * 200_000, " " * 200_000, "*** [" * 40_000 + ": " * 40_000, "ld: " * 50_000):
         assert cost_s(lambda said=said: (make_output.machine_error(said), make_output.first_error(said))) < 20  # type: ignore[misc]  # mypy: a default
     lines = [f"  CC      a{'/' * 200_000} x\n", "*** [" * 40_000 + ": a" * 40_000 + "\n", *["\n"] * 20]
-    assert cost_s(lambda: interrupted_build.finished(lines)) < 20
+    assert cost_s(lambda: interrupted_build.finished_targets(lines)) < 20
     assert make_output.machine_error(
         "  12 | # No space left on device\nld: final link failed: No space left on device\n"
     ) == ("ld: final link failed: No space left on device")
-    assert interrupted_build.finished(["  CC      tools/x.o\n", "  CC [M]  fs/ext4/a.o\n", *["\n"] * 20]) == {
+    assert interrupted_build.finished_targets(["  CC      tools/x.o\n", "  CC [M]  fs/ext4/a.o\n", *["\n"] * 20]) == {
         "fs/ext4/a.o"
     }

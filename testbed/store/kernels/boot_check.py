@@ -18,7 +18,7 @@ _TREE = ("arch", "x86", "boot", "bzImage")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
+class BootCheck:
     """What the check found. `config`: the configuration's text, or None; `notes`: what could not be checked, and what
     the kernel lacks that some guests need.
     """
@@ -90,17 +90,20 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def examine(name: str, plain: Path, configs: tuple[Path, ...], modules: Path | None) -> Fit:
+def check_bootable(name: str, plain: Path, configs: tuple[Path, ...], modules: Path | None) -> BootCheck:
     """Check that the kernel in the file `plain` can boot a guest. `name`: what the user calls it.
 
     :raise UsageError: it cannot, or its modules belong to another kernel; the message says why.
     """
-    header = kernel_image.header(plain, name)
+    header = kernel_image.read_header(plain, name)
     inside = _look_inside(name, plain, header)
     there = {} if modules is None else _modules(name, modules, header, inside.vermagic)
     text, where, notes = inside.config, f"{name}: built in", list(inside.notes)
     if text is None and "configs" in there:
-        text, where = kernel_image.config(module_tree.read_modules(there["configs"])), f"{there['configs']}: built in"
+        text, where = (
+            kernel_image.find_config(module_tree.read_module(there["configs"])),
+            f"{there['configs']}: built in",
+        )
     if text is None:
         text, where, passed_over = _read(configs, header)
         notes += passed_over
@@ -109,7 +112,7 @@ def examine(name: str, plain: Path, configs: tuple[Path, ...], modules: Path | N
             f"{name}: its configuration is not known: none is built in (IKCONFIG), and none beside it is certain to be "
             "its own; what guests need of it cannot be checked before they boot"
         )
-        return Fit(config=None, notes=tuple(notes))
+        return BootCheck(config=None, notes=tuple(notes))
     config = _parsed(text, where)
     if lacks := (
         *config_needs.unmet_requirements(config_needs.BOOT, config),
@@ -129,15 +132,15 @@ def examine(name: str, plain: Path, configs: tuple[Path, ...], modules: Path | N
     notes += [
         f"{name}: it lacks {lack}" for lack in config_needs.unmet_requirements(config_needs.EVERY_SCENARIO, config)
     ]
-    return Fit(config=text, notes=tuple(notes))
+    return BootCheck(config=text, notes=tuple(notes))
 
 
-def known_config(bzimage: Path, modules: Path | None) -> str | None:
+def read_config(bzimage: Path, modules: Path | None) -> str | None:
     """Return a user's kernel's configuration if it can be read before the kernel is unpacked into the cache, else
     None.
     """
     try:
-        header = kernel_image.header(bzimage)
+        header = kernel_image.read_header(bzimage)
         return _look_inside(str(bzimage), bzimage, header).config or _read(config_files(bzimage, modules), header)[0]
     except UsageError:  # not a bzImage as it is; perhaps a compressed one
         return None
@@ -161,7 +164,9 @@ def check_for_scenarios(name: str, config: Path | None) -> None:
 def _look_inside(name: str, plain: Path, header: Header) -> _Inside:
     try:
         with kernel_image.vmlinux(plain, name) as image:
-            return _Inside(config=kernel_image.config(image), vermagic=kernel_image.vermagic(image, header.release))
+            return _Inside(
+                config=kernel_image.find_config(image), vermagic=kernel_image.find_vermagic(image, header.release)
+            )
     except (kernel_image.UnknownImage, ToolMissing) as why:
         return _Inside(notes=(f"what is built into a kernel cannot be read: {why}",))
 
@@ -220,13 +225,13 @@ def _modules(name: str, folder: Path, header: Header, vermagic: str | None) -> d
         raise UsageError(
             f"{folder}: expected the folder of the modules of Linux {header.release} itself, which is {better}"
         )
-    there = module_tree.modules(folder)
+    there = module_tree.list_modules(folder)
     if not there and not (folder / "modules.builtin").is_file():  # a kernel may have all its modules built in
         raise UsageError(
             f"{folder}: expected the modules of Linux {header.release} (lib/modules/{header.release}), found none; "
             "a kernel that needs none is given alone"
         )
-    for magic, module in module_tree.vermagics(there, tuple(config_needs.MODULES.values())).items():
+    for magic, module in module_tree.read_vermagics(there, tuple(config_needs.MODULES.values())).items():
         expected = vermagic or header.release
         got = magic if vermagic else magic.split(" ")[0]
         if got != expected:

@@ -164,7 +164,7 @@ def _more_paths() -> tuple[Path, ...]:
     return found
 
 
-def installations(programs: Iterable[str]) -> tuple[Path, ...]:
+def tool_folders(programs: Iterable[str]) -> tuple[Path, ...]:
     """Return what a build must see so that these programs run, without the system's folders, which it always sees."""
     found: dict[Path, None] = {}
     for program in programs:

@@ -27,14 +27,14 @@ from testbed.store.kernels.compiler import Compiler, build_key, output_key
 from testbed.store.kernels.config_fragments import Request
 from testbed.store.kernels.git_repository import Commit
 from testbed.store.kernels.kernel_files import KernelFiles
-from testbed.store.kernels.mailbox import EVERYTHING, Selection
+from testbed.store.kernels.mailbox import ALL_PATCHES, Selection
 from testbed.store.kernels.make import MakeJob, collect_results, find_compiler
 from testbed.store.kernels.make_args import MakeArg
 from testbed.store.kernels.patch_files import read_patches
 from testbed.store.kernels.patches import Patch
 from testbed.store.kernels.source_tree import Content, Tree
 from testbed.store.kernels.sources import Source
-from testbed.store.kernels.table import BUILT, BuiltKernel, KernelTable, Series, built_name, has_series, named_by_key
+from testbed.store.kernels.table import BUILT, BuiltKernel, KernelTable, Series, built_name, has_series, unique_name
 from testbed.units import MIB
 
 # A kernel's loop.c has 60 KiB.
@@ -53,7 +53,7 @@ class BuildSpec:
     source: str
     series: tuple[Path, ...] = ()
     reverts: tuple[Path, ...] = ()
-    selection: Selection = EVERYTHING
+    selection: Selection = ALL_PATCHES
     ablations: tuple[str, ...] = ()
     flavours: tuple[str, ...] = ()
     fragments: tuple[Path, ...] = ()
@@ -114,14 +114,14 @@ class Builder:
             tree = Tree(source.folder)
             if source.commit is not None:
                 await _check_out(source, source.commit, tree, self.progress)
-            changes = await tree.planned(parts.series, parts.reverts, parts.ablations)
+            changes = await tree.plan_changes(parts.series, parts.reverts, parts.ablations)
             yield _Plan(spec=spec, parts=parts, compiler=compiler, source=source, tree=tree, changes=changes)
             # Marked again: a build may take longer than a used source is safe from garbage collection.
             cache.mark_used(source.folder)
 
     async def _make(self, plan: _Plan, unfinished: Path) -> dict[str, Any]:
         jail = await self._find_jail(plan)
-        plan.tree.put(plan.changes)
+        plan.tree.apply_changes(plan.changes)
         job = MakeJob(
             source=plan.source,
             output=plan.source.folder / f"out-{output_key(plan.parts.request.text, plan.compiler)}",
@@ -185,12 +185,12 @@ class _Plan:
 
     @property
     def key(self) -> str:
-        digests = source_tree.digests(self.changes)
+        digests = source_tree.content_hashes(self.changes)
         return build_key(self.source.key, digests, self.parts.request.text, self.compiler)
 
     @property
     def name(self) -> str:
-        return named_by_key("-".join((self.source.name, *self.spec.flavours, *self.spec.ablations)), self.key)
+        return unique_name("-".join((self.source.name, *self.spec.flavours, *self.spec.ablations)), self.key)
 
     @property
     def title(self) -> str:
@@ -266,13 +266,13 @@ async def _check_out(source: Source, commit: Commit, tree: Tree, progress: Progr
         # An interrupted checkout has left files of its commit that may not be in this one.
         clean = not recorded.exists() and any(source.tree.iterdir())
         recorded.unlink(missing_ok=True)
-        tree.put({})
+        tree.apply_changes({})
         # A lock file of git is left from a killed run, since we hold the lock of the source.
         (source.folder / "index.lock").unlink(missing_ok=True)
         with progress.task(f"source {source.name}") as task:
             task.update(detail=f"checking out {commit.name[:12]}")
             await sources.check_out(source, commit, clean=clean)
-    sources.version(source.tree)
+    sources.read_version(source.tree)
     recorded.write_text(commit.name, encoding="utf-8")
 
 

@@ -34,9 +34,9 @@ class Compiler:
     args: tuple[MakeArg, ...] = ()
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def variables(self) -> tuple[str, ...]:
         """The arguments for make that choose the compiler."""
-        given, program = {arg.name for arg in self.args}, make_args.tools(self.args)
+        given, program = {arg.name for arg in self.args}, make_args.build_tools(self.args)
         cached = (
             [f"{name}=ccache {program[name]}" for name in ("CC", "HOSTCC") if name not in given]
             if self.through_ccache
@@ -61,4 +61,4 @@ def build_key(source: str, changes: Mapping[str, str], request: str, compiler: C
 
 def output_key(request: str, compiler: Compiler) -> str:
     """Return the key of an output folder; builds of one source and configuration share it, and compile what differs."""
-    return content_key(_LAYOUT, request, compiler.version, compiler.words)
+    return content_key(_LAYOUT, request, compiler.version, compiler.variables)

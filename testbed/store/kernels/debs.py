@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from testbed.errors import UsageError
 from testbed.host import paths, tempdirs
 from testbed.store import archives, decompression
-from testbed.store.kernels.kernel_image import why_unreadable
+from testbed.store.kernels.kernel_image import unreadable_error
 
 # A distribution's kernel and modules unpack to some 0.6 GiB; debug information is ten times as large, and in packages
 # of its own.
@@ -38,16 +38,16 @@ def unpack(deb: Path, tree: Path) -> tuple[str, ...]:
     try:
         deb.open("rb").close()
     except OSError as error:
-        raise why_unreadable(deb, error) from error
+        raise unreadable_error(deb, error) from error
     with tempdirs.temporary() as folder:
         try:
             with (folder / "tar").open("wb") as file:
                 # An absolute path, so that a file called `-x.deb` is not taken for an option.
-                for piece in decompression.output_of(
+                for piece in decompression.program_output(
                     ("dpkg-deb", "--fsys-tarfile", str(deb.absolute())), str(deb), MOST_BYTES
                 ):
                     file.write(piece)
-        except decompression.Refused as error:
+        except decompression.DecompressionError as error:
             raise _not_a_kernel_package(deb, error) from error
         return unpack_tar(folder / "tar", tree, deb)
 

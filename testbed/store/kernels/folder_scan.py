@@ -21,7 +21,7 @@ _IMAGE_NAMES = ("bzImage", "vmlinuz")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FoundKernel:
+class FoundKernels:
     """`kernels`: as a command line names them, with their modules, sorted by version, damaged ones included.
 
     `others`: files that are not kernels, each with the reason.
@@ -31,7 +31,7 @@ class FoundKernel:
     others: tuple[str, ...]
 
 
-def scan_folder(folder: Path) -> FoundKernel:
+def scan_folder(folder: Path) -> FoundKernels:
     """Find the kernels of a folder.
 
     :raise UsageError: it cannot be read.
@@ -52,7 +52,7 @@ def scan_folder(folder: Path) -> FoundKernel:
             kernels.append(":".join(map(str, (path, *modules))))
     except OSError as error:
         raise UsageError(f"{error.filename or folder}: cannot be read: {error.strerror}") from error
-    return FoundKernel(
+    return FoundKernels(
         kernels=tuple(kernels), others=tuple(f"{path.name} ({why})" for path, why in others if path not in used)
     )
 

@@ -65,7 +65,7 @@ class Commit:
     name: str
 
 
-async def commit(folder: Path, name: str) -> Commit:
+async def resolve_commit(folder: Path, name: str) -> Commit:
     """Resolve a commit in the repository that contains a folder.
 
     :raise BuildError: there is no such commit.
@@ -73,7 +73,7 @@ async def commit(folder: Path, name: str) -> Commit:
     reason, lines = f"{name!r} begins as an option does", []
     if not name.startswith("-"):
         words = ("rev-parse", "--absolute-git-dir", "--git-path", "objects", f"{name}^{{commit}}")
-        done = await process.run([*_GIT, "-C", folder, *words], env=environment(), timeout_s=_ASK_S, check=False)
+        done = await process.run([*_GIT, "-C", folder, *words], env=git_environment(), timeout_s=_ASK_S, check=False)
         lines = done.stdout.split("\n")[:-1] if done.status == 0 else []
         reason = (done.stderr.strip().splitlines() or ["git gave no reason"])[-1]
     if len(lines) != 3:
@@ -148,10 +148,10 @@ def _own(folder: Path, found: Commit) -> dict[str, str | None]:
     extension = "objectFormat = sha256" if sha256 else ""
     (folder / "config").write_text(_CONFIG.format(version=int(sha256), extension=extension), encoding="utf-8")
     (folder / "HEAD").write_text("ref: refs/heads/none\n", encoding="utf-8")
-    return environment() | {"GIT_DIR": str(folder), "GIT_OBJECT_DIRECTORY": str(found.objects)}
+    return git_environment() | {"GIT_DIR": str(folder), "GIT_OBJECT_DIRECTORY": str(found.objects)}
 
 
-def environment() -> dict[str, str | None]:
+def git_environment() -> dict[str, str | None]:
     """Return changes of the environment for git on untrusted input: no settings, no GIT_ variables, which a hook that
     runs us may have set, and no fetching.
     """

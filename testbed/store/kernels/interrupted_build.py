@@ -43,21 +43,21 @@ _UNCERTAIN_LINES = 20
 _RENAMED = re.compile(r"testbed[.-].*|\.config(\.old)?|include/config/.*|include/generated/(autoconf\.h|rustc_cfg)")
 
 
-def records(output: Path) -> Path:
+def records_folder(output: Path) -> Path:
     """Return the folder of the mark, the log and other records: beside the output folder, which builds can write to."""
     return output.with_name(f"records-{output.name}")
 
 
-def begin(output: Path) -> None:
+def set_mark(output: Path) -> None:
     """Mark a folder, whose files are complete, as one that make works in."""
-    records(output).mkdir(exist_ok=True)
-    (records(output) / LOG).unlink(missing_ok=True)
-    (records(output) / MARK).write_text(_boot_id(), encoding="utf-8")
+    records_folder(output).mkdir(exist_ok=True)
+    (records_folder(output) / LOG).unlink(missing_ok=True)
+    (records_folder(output) / MARK).write_text(_boot_id(), encoding="utf-8")
 
 
-def end(output: Path) -> None:
+def remove_mark(output: Path) -> None:
     """Remove the mark: make has ended by itself or by a signal, and has removed its half-written files."""
-    (records(output) / MARK).unlink(missing_ok=True)
+    (records_folder(output) / MARK).unlink(missing_ok=True)
 
 
 def repair(output: Path) -> int | None:
@@ -65,7 +65,7 @@ def repair(output: Path) -> int | None:
     Blocks.
     """
     try:
-        boot_id = (records(output) / MARK).read_text(encoding="utf-8")
+        boot_id = (records_folder(output) / MARK).read_text(encoding="utf-8")
     except FileNotFoundError:
         # Older versions of the testbed had the mark in the output folder.
         if not (output / MARK).is_file():
@@ -79,17 +79,17 @@ def repair(output: Path) -> int | None:
         removed = tuple(_files(output))
         untrusted_files.remove_folder(output)
         output.mkdir()
-    end(output)
+    remove_mark(output)
     return len(removed)
 
 
 def suspect_objects(output: Path) -> Iterator[Path]:
     """Yield the files that were written since the mark and may be half-written."""
-    since_ns = (records(output) / MARK).stat().st_mtime_ns
+    since_ns = (records_folder(output) / MARK).stat().st_mtime_ns
     targets: frozenset[str] = frozenset()
     with contextlib.suppress(FileNotFoundError):
-        targets = finished(
-            (records(output) / LOG).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        targets = finished_targets(
+            (records_folder(output) / LOG).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         )
     prepared = any(_OF_KERNEL.fullmatch(name) for name in targets)
 
@@ -103,7 +103,7 @@ def suspect_objects(output: Path) -> Iterator[Path]:
             yield path
 
 
-def finished(log: Iterable[str]) -> frozenset[str]:
+def finished_targets(log: Iterable[str]) -> frozenset[str]:
     """Return the targets that a log of make shows as finished, by their paths in the output folder."""
     lines = list(log)
     # make could not keep the order of lines, for example without disk space for it (output.c of GNU make).

@@ -54,7 +54,7 @@ class Kconfig:
     selectors: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
 
-def read(text_of: Callable[[str], str | None], arch: str = "x86") -> Kconfig:
+def read_kconfig(text_of: Callable[[str], str | None], arch: str = "x86") -> Kconfig:
     """Read all files that are reachable from the top Kconfig; `text_of` returns the text of a file of the source.
 
     :raise BuildError: the files include each other without end, or are far larger than a kernel's.

@@ -75,7 +75,7 @@ def kernel_folder(kernel: Kernel, root: Path) -> Path:
         key = content_key(_LAYOUT, EARLY_MODULES, kernel.suites, kernel.package, _PACKAGES)
         return root / "kernels" / f"{kernel.name}-{key}"
     if kernel.bzimage and kernel.modules:
-        module_tree.check_place(kernel.modules, kernel.bzimage, kernel_image.kernel_release(kernel.bzimage))
+        module_tree.check_location(kernel.modules, kernel.bzimage, kernel_image.kernel_release(kernel.bzimage))
     configs = boot_check.config_files(kernel.bzimage, kernel.modules) if kernel.bzimage else ()
     hashes = [_sha256(path) for path in (*kernel.debs, *([kernel.bzimage] if kernel.bzimage else []), *configs)]
     modules = _listing(kernel.modules) if kernel.modules else []
@@ -89,7 +89,7 @@ def _sha256(path: Path) -> str:
             raise UsageError(f"{path}: expected a file of a kernel, got one of {format_size(size_bytes)}")
         return file_sha256(path)
     except OSError as error:
-        raise kernel_image.why_unreadable(path, error) from error
+        raise kernel_image.unreadable_error(path, error) from error
 
 
 def _listing(folder: Path) -> list[tuple[str, int, int]]:
@@ -199,7 +199,7 @@ async def _make(kernel: DebianKernel | LocalKernel, folder: Path, task: Task) ->
         task.update(detail="checking whether guests can boot it")
         name = str(bzimage) if isinstance(kernel, LocalKernel) and kernel.bzimage else kernel.name
         check = await asyncio.to_thread(
-            boot_check.examine, name, work / "bzImage", boot_check.config_files(bzimage, modules), modules
+            boot_check.check_bootable, name, work / "bzImage", boot_check.config_files(bzimage, modules), modules
         )
         if check.config is not None:
             (folder / "config").write_text(check.config, encoding="utf-8")
@@ -226,7 +226,7 @@ def _left_out_note(what: str, left_out: Sequence[str]) -> Iterator[str]:
 async def _download(kernel: DebianKernel, work: Path, task: Task) -> tuple[str, tuple[Path, ...]]:
     apt = PrivateApt(work / "apt", await find_mirror(), kernel.suites)
     await apt.update(task)
-    packages = await closure(apt, kernel.package)
+    packages = await kernel_packages(apt, kernel.package)
     folder = work / "debs"
     folder.mkdir()
     debs = await apt.download(packages, folder, task)
@@ -236,7 +236,7 @@ async def _download(kernel: DebianKernel, work: Path, task: Task) -> tuple[str, 
     )
 
 
-async def closure(apt: PrivateApt, name: str) -> tuple[Package, ...]:
+async def kernel_packages(apt: PrivateApt, name: str) -> tuple[Package, ...]:
     """Return the packages that a kernel's metapackage depends on and that hold files of the kernel.
 
     `linux-image-cloud-amd64` depends on `linux-image-RELEASE`; since 7.x that depends on `linux-binary-RELEASE`,

@@ -30,7 +30,7 @@ _FIELDS_BYTES, _PAYLOAD_VERSION = 0x250, 0x0208
 _CONFIG_START, _CONFIG_END = b"IKCFG_ST", b"IKCFG_ED"
 
 
-class UnknownImage(decompression.Refused):
+class UnknownImage(decompression.DecompressionError):
     """The kernel inside a bzImage is compressed in an unknown format."""
 
 
@@ -48,7 +48,7 @@ class Header:
     payload: tuple[int, int] | None
 
 
-def header(path: Path, name: str | None = None) -> Header:
+def read_header(path: Path, name: str | None = None) -> Header:
     """Read the header of a bzImage, also of a compressed one, as syzbot publishes them. `name`: what the user calls it.
 
     :raise UsageError: the file is not a bzImage, or cannot be read.
@@ -57,21 +57,21 @@ def header(path: Path, name: str | None = None) -> Header:
     try:
         with path.open("rb") as file:
             head = b""
-            for piece in decompression.decompress_pieces(file, name, MOST_BYTES):
+            for piece in decompression.decompress_chunks(file, name, MOST_BYTES):
                 head += piece
                 if len(head) >= _HEAD_BYTES:
                     break
         # The whole size of a compressed file is known only if it is small.
         size_bytes = (
             path.stat().st_size
-            if decompression.form_of_file(path) is None
+            if decompression.file_compression(path) is None
             else len(head)
             if len(head) < _HEAD_BYTES
             else None
         )
     except OSError as error:
-        raise why_unreadable(path, error) from error
-    except decompression.Refused as error:
+        raise unreadable_error(path, error) from error
+    except decompression.DecompressionError as error:
         raise UsageError(str(error)) from error
     if len(head) < _FIELDS_BYTES or head[0x202:0x206] != b"HdrS":
         raise UsageError(
@@ -97,7 +97,7 @@ def kernel_release(path: Path) -> str:
 
     :raise UsageError: the file is not a bzImage, or cannot be read.
     """
-    return header(path).release
+    return read_header(path).release
 
 
 def write_plain(path: Path, target: Path) -> None:
@@ -105,12 +105,12 @@ def write_plain(path: Path, target: Path) -> None:
 
     :raise UsageError: it is damaged or too large. :raise OSError: the copy cannot be written.
     """
-    header(path)
+    read_header(path)
     try:
         decompression.write_decompressed(path, target, MOST_BYTES)
-    except decompression.Refused as error:
+    except decompression.DecompressionError as error:
         raise UsageError(str(error)) from error
-    header(target, str(path))
+    read_header(target, str(path))
 
 
 @contextlib.contextmanager
@@ -127,15 +127,15 @@ def vmlinux(path: Path, name: str | None = None) -> Iterator[mmap.mmap]:
             _unpack(path, name or str(path), folder / "payload", folder / "vmlinux")
         except UnknownImage:
             raise
-        except decompression.Refused as error:
+        except decompression.DecompressionError as error:
             raise UsageError(str(error)) from error
         with (folder / "vmlinux").open("rb") as kernel, mmap.mmap(kernel.fileno(), 0, access=mmap.ACCESS_READ) as image:
             yield image
 
 
 def _unpack(path: Path, name: str, payload: Path, kernel: Path) -> None:
-    """Raises as `vmlinux`, and `Refused` for a damaged or too large one."""
-    found = header(path, name).payload
+    """Raises as `vmlinux`, and `DecompressionError` for a damaged or too large one."""
+    found = read_header(path, name).payload
     if found is None:
         raise UnknownImage(f"{name}: expected a compressed kernel in it, its header names none")
     at, length = found
@@ -143,7 +143,7 @@ def _unpack(path: Path, name: str, payload: Path, kernel: Path) -> None:
         file.seek(at)
         head = file.read(decompression.HEAD_BYTES)
         file.seek(at)
-        form = decompression.compression_form(head)
+        form = decompression.compression_format(head)
         if form is None:
             raise UnknownImage(
                 f"{name}: expected a kernel that gzip, bzip2, lzma, xz, lzo, lz4 or zstd has compressed, "
@@ -156,14 +156,14 @@ def _unpack(path: Path, name: str, payload: Path, kernel: Path) -> None:
             left -= len(data)
     head = b""
     with payload.open("rb") as file, kernel.open("wb") as made:
-        for piece in decompression.decompress_pieces(file, name, MOST_BYTES):
+        for piece in decompression.decompress_chunks(file, name, MOST_BYTES):
             head = head or piece[:4]
             made.write(piece)
     if head != b"\x7fELF":
-        raise decompression.Refused(f"{name}: expected a kernel in it, an ELF file, found none")
+        raise decompression.DecompressionError(f"{name}: expected a kernel in it, an ELF file, found none")
 
 
-def config(image: mmap.mmap | bytes) -> str | None:
+def find_config(image: mmap.mmap | bytes) -> str | None:
     """Return the configuration that is built into a kernel, or into its module `configs` (IKCONFIG), None if none is.
 
     :raise UsageError: it is damaged, or far too large.
@@ -184,7 +184,7 @@ def config(image: mmap.mmap | bytes) -> str | None:
         raise UsageError(f"the configuration that is built into a kernel cannot be read: {error}") from error
 
 
-def vermagic(image: mmap.mmap | bytes, release: str) -> str | None:
+def find_vermagic(image: mmap.mmap | bytes, release: str) -> str | None:
     """Return what a kernel compares with the vermagic of modules (`6.9.0 SMP preempt mod_unload`), None if not found.
 
     In vermagic only words without brackets follow the release, which distinguishes it from the banner.
@@ -193,7 +193,7 @@ def vermagic(image: mmap.mmap | bytes, release: str) -> str | None:
     return found[1].decode() if found else None
 
 
-def why_unreadable(path: Path, error: OSError) -> UsageError:
+def unreadable_error(path: Path, error: OSError) -> UsageError:
     """Return the error for an unreadable file of the user's, with advice: distributions let only root read kernels."""
     if isinstance(error, PermissionError):
         copy = f"sudo install -m 644 {shlex.quote(str(path))} ."

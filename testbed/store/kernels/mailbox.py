@@ -14,7 +14,7 @@ from typing import Any
 import re2
 
 from testbed.errors import BuildError, UsageError
-from testbed.store.kernels.patches import Patch, levels
+from testbed.store.kernels.patches import Patch, detect_strip
 
 # A message in a mailbox begins after an empty line (RFC 4155); `git format-patch` marks its messages with this date,
 # and they may begin without one.
@@ -81,18 +81,18 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which patches of a thread or a partial series to use. `version`: as `version_of` returns, or None; `numbers`: of
-    patches, empty for all.
+    """Which patches of a thread or a partial series to use. `version`: as `parse_version` returns, or None; `numbers`:
+    of patches, empty for all.
     """
 
     version: str | None = None
     numbers: tuple[int, ...] = ()
 
 
-EVERYTHING = Selection()
+ALL_PATCHES = Selection()
 
 
-def version_of(text: str) -> str:
+def parse_version(text: str) -> str:
     """Return a version as tags have it, for `2`, `v2`, `rfc`, `rfc-v2`, `RFC v2`.
 
     :raise UsageError: the text is not a version.
@@ -103,7 +103,7 @@ def version_of(text: str) -> str:
     return f"{'rfc-' if found['rfc'] else ''}v{found['number'] or 1}"
 
 
-def numbers_of(text: str) -> tuple[int, ...]:
+def parse_numbers(text: str) -> tuple[int, ...]:
     """Return the numbers of patches in `2-3,5`, as `b4 am -P` takes them.
 
     :raise UsageError: the text has no such numbers.
@@ -118,7 +118,7 @@ def numbers_of(text: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def tag(subject: str) -> tuple[Tag | None, str]:
+def parse_tag(subject: str) -> tuple[Tag | None, str]:
     """Parse the tag in brackets before a subject; returns it and the rest. Other brackets (`[media] ...`) belong to the
     subject.
     """
@@ -143,7 +143,7 @@ def _tag(words: str) -> Tag | None:
     return Tag(version=rfc + version, number=number[0] if number else None, of=number[1] if number else None)
 
 
-def messages(data: bytes, name: str, strip: int | None = None) -> tuple[Message, ...]:
+def parse_messages(data: bytes, name: str, strip: int | None = None) -> tuple[Message, ...]:
     """Parse a file: the mails of a mailbox, one mail, or one plain diff. `strip`: as of `patch -p`, None to detect it.
 
     :raise BuildError: it is none of these, or damaged.
@@ -164,7 +164,7 @@ def messages(data: bytes, name: str, strip: int | None = None) -> tuple[Message,
     return (Message(patch=_patch(name, name, text, strip), tag=None),)
 
 
-def made_by_git(head: bytes) -> bool:
+def is_git_patch(head: bytes) -> bool:
     """Whether a file that begins with `head` was written by `git format-patch` or `git diff`."""
     return _MADE_BY_GIT.match(head) is not None
 
@@ -200,21 +200,21 @@ def _of_mail(data: bytes, name: str, strip: int | None) -> Message:
         text = "\n".join(_text(payload) for payload in payloads)  # type: ignore[arg-type]  # bytes, of a text part
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # Python's parser raises any
         raise BuildError(f"{name}: a mail in it cannot be read: {str(error)[:200] or type(error).__name__}") from error
-    found, words = tag(subject)
+    found, words = parse_tag(subject)
     patch = _patch(f"{name}: {subject}", words, text, strip)
     return Message(patch=patch, tag=found, key=key, is_reply=_REPLY.match(subject) is not None)
 
 
 def _patch(name: str, subject: str, text: str, strip: int | None) -> Patch:
-    return Patch(name=name, subject=subject, text=text, strip=levels(text) if strip is None else strip)
+    return Patch(name=name, subject=subject, text=text, strip=detect_strip(text) if strip is None else strip)
 
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape").replace("\r\n", "\n")
 
 
-def series(
-    messages: Sequence[Message], name: str, selection: Selection = EVERYTHING, *, of_folder: bool = False
+def select_series(
+    messages: Sequence[Message], name: str, selection: Selection = ALL_PATCHES, *, of_folder: bool = False
 ) -> tuple[Patch, ...]:
     """Return the patches of one series among messages, without cover letters, replies and copies, in order.
 

@@ -31,7 +31,7 @@ from testbed.store.kernels import (
 from testbed.store.kernels.build_jail import BuildJail, Mounts
 from testbed.store.kernels.compiler import ENVIRONMENT, Compiler
 from testbed.store.kernels.config_fragments import Option, Request, merge
-from testbed.store.kernels.interrupted_build import records
+from testbed.store.kernels.interrupted_build import records_folder
 from testbed.store.kernels.make_args import MakeArg
 from testbed.store.kernels.sources import Source
 from testbed.units import MIB
@@ -61,13 +61,15 @@ async def find_compiler(args: tuple[MakeArg, ...] = ()) -> Compiler:
     :raise HostError: packages that builds need are not installed; the message names all of them.
     :raise UsageError: `args` name a program that does not exist.
     """
-    tools = {name: words.split() for name, words in make_args.tools(args).items()}
+    tools = {name: words.split() for name, words in make_args.build_tools(args).items()}
     programs = dict.fromkeys(word for words in tools.values() for word in words[:1])
     for program in programs:
         if "/" in program and process.find_path(program) is None:
             raise UsageError(f"--make-arg: {program}: expected a program, there is none")
     missing = [
-        _TOOLS.get(tool) or make_args.package(tool) for tool in (*_TOOLS, *programs) if process.find_path(tool) is None
+        _TOOLS.get(tool) or make_args.debian_package(tool)
+        for tool in (*_TOOLS, *programs)
+        if process.find_path(tool) is None
     ]
     if not missing:
         for header, package in _HEADERS.items():
@@ -125,7 +127,7 @@ class MakeJob:
         ccache = self.source.folder / _CCACHE
         return await build_jail.run_in_jail(
             self.jail,
-            ("make", *options, *self.compiler.words, *targets),
+            ("make", *options, *self.compiler.variables, *targets),
             folder=self.output,
             mounts=Mounts(
                 read=(self.source.tree, *self._programs()),
@@ -139,8 +141,8 @@ class MakeJob:
 
     def _programs(self) -> tuple[Path, ...]:
         """Return where the programs of the build are, except the system's."""
-        named = [word for value in make_args.tools(self.compiler.args).values() for word in value.split()]
-        return build_jail.installations((*_TOOLS, "ccache", *named))
+        named = [word for value in make_args.build_tools(self.compiler.args).values() for word in value.split()]
+        return build_jail.tool_folders((*_TOOLS, "ccache", *named))
 
     def _prepare(self) -> None:
         """Let the account that runs make read the source, and write where it must. Blocks."""
@@ -149,9 +151,9 @@ class MakeJob:
         for folder in (self.output, self.source.folder / _CCACHE):
             if folder.is_dir():
                 build_jail.give_ownership(self.jail, folder)
-        if not self.source.shown.exists():
+        if not self.source.readable_mark.exists():
             build_jail.make_readable(self.source.tree)
-            self.source.shown.touch()
+            self.source.readable_mark.touch()
 
     async def run(self, request: Request, task: Task, note: Callable[[str], None]) -> dict[str, Any]:
         """Configure and compile; returns the time that it took and the number of compiled objects."""
@@ -162,7 +164,7 @@ class MakeJob:
                 "half-written are made again"
             )
         await asyncio.to_thread(self._prepare)
-        interrupted_build.begin(self.output)
+        interrupted_build.set_mark(self.output)
         try:
             await self._configure(request, task, note)
             begun = time.monotonic()
@@ -170,9 +172,9 @@ class MakeJob:
         except HostError:  # a fault of this machine: make may have been killed, and the mark stays
             raise
         except BaseException:  # make has ended by itself, and removed half-written files
-            interrupted_build.end(self.output)
+            interrupted_build.remove_mark(self.output)
             raise
-        interrupted_build.end(self.output)
+        interrupted_build.remove_mark(self.output)
         return {"took_s": round(time.monotonic() - begun, 1), "compiled": compiled}
 
     @property
@@ -201,7 +203,7 @@ class MakeJob:
         """
         task.update(detail="configuring")
         name, target = (_ASKED, "allnoconfig") if request.plain else (".config", "olddefconfig")
-        untrusted_files.write_file(records(self.output), self.output, name, request.text.encode())
+        untrusted_files.write_file(records_folder(self.output), self.output, name, request.text.encode())
         environment = {"KCONFIG_ALLCONFIG": str(self.output / _ASKED)} if request.plain else {}
         done = await self.make(target, env=environment, timeout_s=_CONFIGURE_S, check=False)
         if done.status != 0:
@@ -226,7 +228,7 @@ class MakeJob:
         )
         if not lost and not own:
             return
-        known = await asyncio.to_thread(kconfig.read, self._text)
+        known = await asyncio.to_thread(kconfig.read_kconfig, self._text)
         if left := kconfig.unknown_options(own, known):
             some = ", ".join(f"CONFIG_{name}" for name in left[:_NAMED])
             note(
@@ -272,11 +274,11 @@ class MakeJob:
 
         :raise BuildError: the compiler fails; the message has its first error. :raise HostError: as `_failed`.
         """
-        counted = records(self.output) / _OBJECTS
+        counted = records_folder(self.output) / _OBJECTS
         usual = int(counted.read_text(encoding="utf-8")) if counted.exists() else _USUAL_OBJECTS
         before = await asyncio.to_thread(_objects, self.output)
         done, begun = 0, time.monotonic()
-        log_path = records(self.output) / interrupted_build.LOG
+        log_path = records_folder(self.output) / interrupted_build.LOG
         with log_path.open("w", buffering=1, encoding="utf-8") as log:
 
             def on_line(line: str) -> None:
@@ -284,7 +286,7 @@ class MakeJob:
                 log.write(f"{line.rstrip()}\n")
                 if (compiled := make_output.compiled_object(line)) is not None:
                     done += 1
-                    fraction, words = make_output.progress(before, done, usual, time.monotonic() - begun)
+                    fraction, words = make_output.estimate_progress(before, done, usual, time.monotonic() - begun)
                     task.update(fraction=fraction, detail=f"{words}: {compiled}")
 
             modules = self.config.get("MODULES")

@@ -112,7 +112,7 @@ def _check(where: str, name: str, value: str) -> None:
         raise UsageError(f"{where}: expected a name, or an absolute path: make works in a folder of its own")
 
 
-def tools(args: Iterable[MakeArg]) -> dict[str, str]:
+def build_tools(args: Iterable[MakeArg]) -> dict[str, str]:
     """Return each tool of a build with its options, by make's names: the user's, else GNU's, or LLVM's with LLVM=."""
     given = {arg.name: arg.value for arg in args}
     llvm = given.get("LLVM")
@@ -128,7 +128,7 @@ def tools(args: Iterable[MakeArg]) -> dict[str, str]:
     return usual | {name: value for name, value in given.items() if name in TOOLS}
 
 
-def package(program: str) -> str:
+def debian_package(program: str) -> str:
     """Return the Debian package of a tool: `package-15` for `tool-15`, and the program's own name if it is unknown."""
     name, dash, version = program.rsplit("/", 1)[-1].rpartition("-")
     if not dash or not version.isdigit():

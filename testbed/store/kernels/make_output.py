@@ -18,7 +18,7 @@ def compiled_object(line: str) -> str | None:
 _MIN_OBJECTS = 20
 
 
-def progress(before: int, done: int, usual: int, elapsed_s: float) -> tuple[float | None, str]:
+def estimate_progress(before: int, done: int, usual: int, elapsed_s: float) -> tuple[float | None, str]:
     """Return the progress as a number from 0 to 1 and in words, with the remaining time.
 
     `before`: objects that were there already; `done`: objects made since, in `elapsed_s`; `usual`: number of objects of

@@ -16,7 +16,7 @@ from pathlib import Path
 from testbed.errors import UsageError
 from testbed.store import decompression
 from testbed.store.initramfs import module_name
-from testbed.store.kernels.kernel_image import why_unreadable
+from testbed.store.kernels.kernel_image import unreadable_error
 from testbed.units import format_size
 
 # amdgpu.ko with its debug information has some 0.4 GiB; Debian's kernel for all machines has 4,000 modules, below 8
@@ -71,7 +71,7 @@ def survey_modules(folder: Path) -> Tree:
                 if max(len(tree.files), len(tree.left_out), len(waiting)) > _MOST_FILES:
                     raise _too_much(folder, f"more than {_MOST_FILES} files")
         except OSError as error:
-            raise why_unreadable(Path(error.filename or place), error) from error
+            raise unreadable_error(Path(error.filename or place), error) from error
         if size_bytes > _MOST_IN_ALL_BYTES:
             raise _too_much(folder, f"files of {format_size(size_bytes)}")
     return tree
@@ -101,7 +101,7 @@ def _unfit(entry: os.DirEntry[str], path: Path, root: Path) -> str:
     return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "neither a file nor a folder"
 
 
-def check_place(folder: Path, bzimage: Path, release: str) -> None:
+def check_location(folder: Path, bzimage: Path, release: str) -> None:
     """Check that a modules folder is where the user sees it, or is some `lib/modules/RELEASE`.
 
     An untrusted archive with a kernel could have a link in its place that leads to a folder of the user's.
@@ -117,7 +117,7 @@ def check_place(folder: Path, bzimage: Path, release: str) -> None:
         )
 
 
-def modules(folder: Path) -> dict[str, Path]:
+def list_modules(folder: Path) -> dict[str, Path]:
     """Return the modules of a folder by their names (`virtio_blk`).
 
     :raise UsageError: a part of it cannot be read.
@@ -125,7 +125,7 @@ def modules(folder: Path) -> dict[str, Path]:
     return {module_name(path.name): path for path in survey_modules(folder).files if _MODULE.fullmatch(path.name)}
 
 
-def vermagics(there: dict[str, Path], first: Collection[str]) -> dict[str, str]:
+def read_vermagics(there: dict[str, Path], first: Collection[str]) -> dict[str, str]:
     """Return the vermagic strings of modules, each with the name of one module: of those in `first`, and of some
     others.
 
@@ -148,7 +148,7 @@ def _vermagic(path: Path) -> bytes | None:
     window = b""
     try:
         with path.open("rb") as file:
-            for piece in decompression.decompress_pieces(file, str(path), MOST_BYTES):
+            for piece in decompression.decompress_chunks(file, str(path), MOST_BYTES):
                 window += piece
                 _, found, rest = window.partition(_MAGIC)
                 magic, ended, _ = rest.partition(b"\0")
@@ -156,13 +156,13 @@ def _vermagic(path: Path) -> bytes | None:
                     return magic if len(magic) <= _LONGEST_MAGIC else None
                 window = found + rest if found else window[-len(_MAGIC) :]
     except OSError as error:
-        raise why_unreadable(path, error) from error
-    except decompression.Refused as error:
+        raise unreadable_error(path, error) from error
+    except decompression.DecompressionError as error:
         raise UsageError(str(error)) from error
     return None
 
 
-def read_modules(path: Path) -> bytes:
+def read_module(path: Path) -> bytes:
     """Return a decompressed module, as the kernel's loader needs it.
 
     :raise UsageError: it is damaged, too large, or cannot be read.
@@ -170,8 +170,8 @@ def read_modules(path: Path) -> bytes:
     try:
         return decompression.read_decompressed(path, MOST_BYTES)
     except OSError as error:
-        raise why_unreadable(path, error) from error
-    except decompression.Refused as error:
+        raise unreadable_error(path, error) from error
+    except decompression.DecompressionError as error:
         raise UsageError(str(error)) from error
 
 
@@ -191,7 +191,7 @@ def unpack_modules(folder: Path, order: Sequence[str], into: Path) -> tuple[str,
             raise UsageError(f"modules.dep: expected paths of modules that are given, got {path[:200]!r}")
         try:
             decompression.write_decompressed(source, into / name, left_bytes)
-        except decompression.Refused as error:
+        except decompression.DecompressionError as error:
             raise UsageError(f"{error}: of modules that reach the root disk, and of all of them together") from error
         left_bytes -= (into / name).stat().st_size
         made[name] = None
@@ -217,8 +217,8 @@ def copy_modules(folder: Path, target: Path) -> Tree:
             else:
                 shutil.copyfile(path, made)
         except PermissionError as error:
-            raise why_unreadable(path, error) from error
-        except decompression.Refused as error:
+            raise unreadable_error(path, error) from error
+        except decompression.DecompressionError as error:
             raise UsageError(str(error)) from error
         left_bytes -= made.stat().st_size
         if left_bytes < 0:

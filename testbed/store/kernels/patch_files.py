@@ -10,7 +10,7 @@ from pathlib import Path
 from testbed.errors import BuildError
 from testbed.store import decompression
 from testbed.store.kernels import mailbox, patches
-from testbed.store.kernels.mailbox import EVERYTHING, Message, Selection
+from testbed.store.kernels.mailbox import ALL_PATCHES, Message, Selection
 from testbed.store.kernels.patches import Patch
 from testbed.units import format_size
 
@@ -22,16 +22,16 @@ _COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
 _LEFTOVER = re.compile(r"\..*|.*(?:~|\.orig|\.rej|\.bak|\.swp)")
 
 
-def read_patches(path: Path, selection: Selection = EVERYTHING) -> tuple[Patch, ...]:
+def read_patches(path: Path, selection: Selection = ALL_PATCHES) -> tuple[Patch, ...]:
     """Read the patches of a file, or of a folder: ordered by its `series` (quilt), else by their numbers or names.
 
     :raise BuildError: there are none, they are not one series, or cannot be read.
     """
     try:
         if not path.is_dir():
-            return mailbox.series(_messages(path), str(path), selection)
+            return mailbox.select_series(_messages(path), str(path), selection)
         if (path / "series").is_file():
-            if selection != EVERYTHING:
+            if selection != ALL_PATCHES:
                 raise BuildError(
                     f"{path}: its file `series` already selects patches; --series-version and --series-patches do not "
                     "apply to it"
@@ -43,7 +43,7 @@ def read_patches(path: Path, selection: Selection = EVERYTHING) -> tuple[Patch, 
         raise BuildError(f"{error.filename or path}: cannot be read as a patch: {error.strerror}") from error
     if not files:
         raise BuildError(f"{path}: expected a file `series` or files *.patch, *.diff, *.mbox, found none")
-    return mailbox.series(found, str(path), selection, of_folder=True)
+    return mailbox.select_series(found, str(path), selection, of_folder=True)
 
 
 def _of_quilt(folder: Path, quilt: Path) -> tuple[Patch, ...]:
@@ -54,7 +54,7 @@ def _of_quilt(folder: Path, quilt: Path) -> tuple[Patch, ...]:
     found = tuple(
         patch
         for name, strip in listed
-        for patch in mailbox.series(_messages(folder / name, strip, of=folder), str(folder / name))
+        for patch in mailbox.select_series(_messages(folder / name, strip, of=folder), str(folder / name))
     )
     if not found:
         raise BuildError(f"{quilt}: expected names of files, found none")
@@ -78,7 +78,7 @@ def _files(folder: Path) -> Iterator[Path]:
         found, key=lambda path: [(part.isdigit(), part.zfill(20)) for part in re.split(r"(\d+)", path.name)]
     ):
         name = path.name.removesuffix(path.suffix) if path.suffix in _COMPRESSED else path.name
-        if name.endswith(_SUFFIXES) or len(folders) > 1 or mailbox.made_by_git(_head(path)):
+        if name.endswith(_SUFFIXES) or len(folders) > 1 or mailbox.is_git_patch(_head(path)):
             yield path
 
 
@@ -91,7 +91,7 @@ def _head(path: Path) -> bytes:
 
 
 def _messages(path: Path, strip: int | None = None, *, of: Path | None = None) -> tuple[Message, ...]:
-    return mailbox.messages(_bytes(path, of), str(path), strip)
+    return mailbox.parse_messages(_bytes(path, of), str(path), strip)
 
 
 def _bytes(path: Path, of: Path | None = None) -> bytes:
@@ -106,5 +106,5 @@ def _bytes(path: Path, of: Path | None = None) -> bytes:
         raise BuildError(f"{path}: expected a file of {of}, got one that lies elsewhere")
     try:
         return decompression.read_decompressed(path, _MOST_BYTES)
-    except decompression.Refused as error:
+    except decompression.DecompressionError as error:
         raise BuildError(f"{error}; a series of patches has at most {format_size(_MOST_BYTES)}") from error

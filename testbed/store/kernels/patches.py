@@ -31,7 +31,7 @@ class Patch:
     strip: int = 1
 
 
-def levels(text: str) -> int:
+def detect_strip(text: str) -> int:
     """Return how many leading folders to strip from a diff's paths (-p): 1, or 0 for one without `a/` and `b/`
     (git's diff.noprefix).
     """
@@ -115,7 +115,7 @@ class Hunk:
     bare: bool
 
 
-def hunks(patch: Patch, *, reverse: bool = False) -> tuple[Hunk, ...]:
+def list_hunks(patch: Patch, *, reverse: bool = False) -> tuple[Hunk, ...]:
     """List the hunks of a patch in order, with the text that it expects before, or in `reverse` after, its change."""
     sign = "+" if reverse else "-"
     found: list[Hunk] = []
@@ -145,7 +145,7 @@ def has_no_place(patch: Patch, *, reverse: bool) -> str | None:
 
     A hunk that begins in the first line may cover the whole file, which leaves no context.
     """
-    for hunk in hunks(patch, reverse=reverse):
+    for hunk in list_hunks(patch, reverse=reverse):
         if hunk.bare and hunk.line > 1:
             return (
                 f"{patch.name}: {hunk.file}: hunk {hunk.number}, at line {hunk.line}: expected lines of context around "
@@ -181,7 +181,7 @@ def has_wrong_counts(patch: Patch) -> str | None:
 _FAILED = re.compile(r"^error: patch failed: (?P<file>.+):(?P<line>\d+)$", re.MULTILINE)
 
 
-def refusal(patch: Patch, stderr: str, read: Callable[[str], str | None], *, reverse: bool) -> str:
+def explain_refusal(patch: Patch, stderr: str, read: Callable[[str], str | None], *, reverse: bool) -> str:
     """Explain why `git apply` refused a patch: file, hunk, what the hunk expects and what is there.
 
     `stderr`: of `git apply`; `read` returns the text of a file of the source, None if there is no such file.
@@ -192,7 +192,7 @@ def refusal(patch: Patch, stderr: str, read: Callable[[str], str | None], *, rev
         lines = [line.removeprefix("error: ") for line in stderr.splitlines() if line.startswith("error: ")]
         return f"{patch.name}: cannot {verb}: {lines[0] if lines else stderr.strip() or 'git apply gave no reason'}"
     file, line = failed["file"], int(failed["line"])
-    hunk = next((one for one in hunks(patch, reverse=reverse) if (one.file, one.line) == (file, line)), None)
+    hunk = next((one for one in list_hunks(patch, reverse=reverse) if (one.file, one.line) == (file, line)), None)
     if hunk is None:
         return f"{patch.name}: cannot {verb}: {file}, at line {line}"
     lines = (read(file) or "").splitlines()

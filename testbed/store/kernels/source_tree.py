@@ -18,7 +18,7 @@ from testbed.errors import BuildError
 from testbed.host import process, tempdirs, untrusted_files
 from testbed.store.kernels import git_repository
 from testbed.store.kernels.ablations import Ablation, apply_ablation
-from testbed.store.kernels.patches import Patch, has_no_place, has_wrong_counts, refusal, touched_files
+from testbed.store.kernels.patches import Patch, explain_refusal, has_no_place, has_wrong_counts, touched_files
 from testbed.text import parse_json
 
 _STATE = "changed.json"
@@ -40,7 +40,8 @@ class Tree:
     """The tree in `folder`/tree; the caller holds the lock of the source. Original files are kept beside the tree.
 
     A killed process leaves the tree in a known state: each file is as it was, or the state file names it and says
-    whether it existed; then its copy beside the tree is complete. `put` brings any such tree to the wanted state.
+    whether it existed; then its copy beside the tree is complete. `apply_changes` brings any such tree to the wanted
+    state.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -70,7 +71,7 @@ class Tree:
         state = self._folder / _STATE
         return dict(parse_json(state.read_text(encoding="utf-8"))) if state.exists() else {}
 
-    async def planned(
+    async def plan_changes(
         self, series: Iterable[Patch], reverts: Iterable[Patch], ablations: Iterable[Ablation]
     ) -> dict[str, Content | None]:
         """Return the files that would change, with their new content (None: removed), and change nothing.
@@ -146,7 +147,7 @@ class Tree:
                 return f"{path}: expected no folder of that name, got that of {min(found)}"
         return None
 
-    def put(self, wanted: Mapping[str, Content | None]) -> None:
+    def apply_changes(self, wanted: Mapping[str, Content | None]) -> None:
         """Bring the tree to its original state with these changes; also repairs what a killed run has left.
 
         :raise BuildError: a file cannot be where it is wanted; nothing is changed then.
@@ -183,7 +184,7 @@ class Tree:
         _write(self._folder / _STATE, Content(data=json.dumps(changed, sort_keys=True).encode()), self._folder)
 
 
-def digests(wanted: Mapping[str, Content | None]) -> dict[str, str]:
+def content_hashes(wanted: Mapping[str, Content | None]) -> dict[str, str]:
     """Return the changed files with the hashes of their new content and its executable bit; empty for a removed
     file.
     """
@@ -249,7 +250,7 @@ class _GitApply:
         # The scratch folder may be inside a repository, whose paths git would take these for; and the user's settings
         # for white space would change bytes. GIT_DIR is outside of it, since a patch could make it a repository.
         nowhere = self.scratch.parent / "no-repository"
-        environment = git_repository.environment() | {
+        environment = git_repository.git_environment() | {
             "GIT_CEILING_DIRECTORIES": str(self.scratch.parent),
             "GIT_DIR": str(nowhere),
         }
@@ -257,7 +258,7 @@ class _GitApply:
         return await process.run(argv, env=environment, folder=self.scratch, check=False)
 
     def _refused(self, stderr: str, *, reverse: bool) -> str:
-        return refusal(self.patch, stderr, lambda path: _text(self.scratch / path), reverse=reverse)
+        return explain_refusal(self.patch, stderr, lambda path: _text(self.scratch / path), reverse=reverse)
 
     async def files(self) -> frozenset[str]:
         """Return the files that the patch may touch; some may not exist.

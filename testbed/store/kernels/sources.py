@@ -60,7 +60,7 @@ class Source:
         return self.folder / "tree"
 
     @property
-    def shown(self) -> Path:
+    def readable_mark(self) -> Path:
         """A file that exists once every user may read the tree."""
         return self.folder / "shown"
 
@@ -155,12 +155,12 @@ async def _unpack(tarball: Path, tree: Path, task: Task) -> tuple[str, ...]:
     try:
         await asyncio.to_thread(decompression.write_decompressed, tarball, plain, _MOST_BYTES)
         await process.run(("sh", "-c", 'umask 022; exec "$@"', "tar", *words), timeout_s=_UNPACK_S)
-    except (HostError, decompression.Refused) as error:
+    except (HostError, decompression.DecompressionError) as error:
         raise BuildError(f"{tarball}: cannot be unpacked: {error}") from error
     finally:
         plain.unlink(missing_ok=True)
     left_out = await asyncio.to_thread(_only_files, tarball, tree)
-    version(tree)
+    read_version(tree)
     task.update(fraction=0.9)
     return left_out
 
@@ -238,7 +238,7 @@ class _Links:
 
 async def _git(path: Path, commit: str, root: Path, progress: Progress) -> Source:
     """Find the commit; `check_out` later brings the tree in the cache to it."""
-    found = await git_repository.commit(path, commit)
+    found = await git_repository.resolve_commit(path, commit)
     changed = await git_repository.count_changed_files(found) if commit == "HEAD" else 0
     if changed is None:
         progress.note(f"source {path}: uncommitted changes are left out; whether there are any is not known")
@@ -269,7 +269,7 @@ async def check_out(source: Source, commit: Commit, *, clean: bool) -> None:
     await git_repository.check_out(commit, source.folder / "git", source.folder / "index", source.tree, clean=clean)
 
 
-def version(tree: Path) -> str:
+def read_version(tree: Path) -> str:
     """Return the version in a source's Makefile.
 
     :raise BuildError: it is not a kernel's source.

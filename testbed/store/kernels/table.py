@@ -88,7 +88,7 @@ def built_name(name: str) -> str:
 _KEY_CHARACTERS = 8
 
 
-def named_by_key(stem: str, key: str) -> str:
+def unique_name(stem: str, key: str) -> str:
     """Return a valid name that no other kernel has, made of as much of `stem` as is allowed, and the start of the
     key.
     """
@@ -118,7 +118,7 @@ class KernelTable:
             return self.rows[spec]
         if spec.startswith(BUILT):
             return BuiltKernel(name=built_name(spec.removeprefix(BUILT)))
-        paths = files_of(spec)
+        paths = split_files(spec)
         if paths is None:
             names = ", ".join(self.rows)
             raise UsageError(
@@ -142,11 +142,11 @@ class KernelTable:
         :raise UsageError: this user may not access a path.
         """
         named = spec in self.rows or spec.startswith(BUILT)
-        paths = None if named else files_of(spec)
+        paths = None if named else split_files(spec)
         return spec if paths is None else ":".join(str(path.absolute()) for path in paths)
 
 
-def files_of(spec: str) -> tuple[Path, ...] | None:
+def split_files(spec: str) -> tuple[Path, ...] | None:
     """Split `FILE[:FILE...]` into files; paths may have colons, too, so the first is as long as possible. None: not
     found.
 
@@ -170,9 +170,9 @@ def files_of(spec: str) -> tuple[Path, ...] | None:
     return split(0)
 
 
-def file_name(spec: str) -> str:
+def short_name(spec: str) -> str:
     """Return the short name of a kernel: the name of its first file, or the spec itself."""
-    found = files_of(spec)
+    found = split_files(spec)
     return found[0].name if found else spec
 
 

@@ -19,13 +19,13 @@ def package(data: bytes) -> None:
 def bzimage(data: bytes) -> None:
     """A kernel's header, and the kernel that it unpacks. What a program of this machine unpacks (zstd, lz4, lzo) is not unpacked here."""
     path = place.file(data, "bzImage")
-    header = kernel_image.header(path)
-    kernel_image.config(data)
-    kernel_image.vermagic(data, header.release)
+    header = kernel_image.read_header(path)
+    kernel_image.find_config(data)
+    kernel_image.find_vermagic(data, header.release)
     if header.payload is not None and data[header.payload[0] :][:4] not in _OF_PROGRAMS:
         with kernel_image.vmlinux(path) as image:
-            kernel_image.config(image)
-            kernel_image.vermagic(image, header.release)
+            kernel_image.find_config(image)
+            kernel_image.find_vermagic(image, header.release)
 
 
 _OF_PROGRAMS = (b"\x28\xb5\x2f\xfd", b"\x02\x21\x4c\x18", b"\x04\x22\x4d\x18", b"\x89LZO")

@@ -10,9 +10,9 @@ from tests.fuzz.readers import place
 
 def mails(data: bytes) -> None:
     """A mailbox to a series."""
-    mailbox.made_by_git(data)
-    found = mailbox.messages(data, "series.mbx")
-    for one in mailbox.series(found, "series.mbx"):
+    mailbox.is_git_patch(data)
+    found = mailbox.parse_messages(data, "series.mbx")
+    for one in mailbox.select_series(found, "series.mbx"):
         _looked_at(one)
 
 
@@ -27,11 +27,11 @@ def quilt(data: bytes) -> None:
 
 
 def _looked_at(patch: Patch) -> None:
-    patches.levels(patch.text)
+    patches.detect_strip(patch.text)
     for reverse in (False, True):
-        patches.hunks(patch, reverse=reverse)
+        patches.list_hunks(patch, reverse=reverse)
         patches.has_no_place(patch, reverse=reverse)
-        patches.refusal(
+        patches.explain_refusal(
             patch, f"error: patch failed: {patch.text[:60]}:1\n", lambda _: patch.text[:4000], reverse=reverse
         )
     patches.has_wrong_counts(patch)
@@ -46,7 +46,7 @@ def kconfig_files(data: bytes) -> None:
     """A source's Kconfig files, one after the other with NUL between: the first may name the others."""
     top, *more = place.text(data).split("\0")
     files = {"Kconfig": top, **{f"lib/Kconfig.{number}": text for number, text in enumerate(more)}}
-    found = kconfig.read(files.get)
+    found = kconfig.read_kconfig(files.get)
     asked = {"BRIDGE": Option(value="m", where="x:1"), "DEEP": Option(value="y", where="x:2")}
     losses = config_fragments.lost_options(asked, {})
     kconfig.chosen_losses(losses, found, asked, {})

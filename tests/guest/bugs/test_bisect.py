@@ -28,7 +28,7 @@ async def repository(tmp_path: Path) -> AsyncIterator[Repository]:
     table, root = shipped_table(), paths.folders().cache
     source = await sources.prepare("debian-6.1", table, root, Silent())
     async with cache.locked(cache.build_lock(source.folder), Silent(), "source"):
-        Tree(source.folder).put({})
+        Tree(source.folder).apply_changes({})
         made = await eight_commits.make(tmp_path / "linux", source.tree)
     yield made
     for kernel in build_names.list_names(root):

@@ -224,7 +224,7 @@ async def test_a_template_that_does_not_load_is_made_again_once_and_says_why(
     (folder / "memory").touch()
     shutil.copymode(other / "memory", folder / "memory")
     os.truncate(folder / "memory", small.memory)
-    foreign = cache.read_meta(other) | {"memory_ctime_ns": template_files.touched_at_ns(folder / "memory")}
+    foreign = cache.read_meta(other) | {"memory_ctime_ns": template_files.ctime_ns(folder / "memory")}
     (folder / cache.META).write_text(json.dumps(foreign))
     with expect("corrupt or foreign template"):
         async with factory.guest("g0", small, kernel, logs) as guest:

@@ -17,7 +17,7 @@ from testbed.host.logfile import Log
 from testbed.host.quota import Quota
 from testbed.report import formats
 from testbed.store import cache, gc
-from testbed.store.gc import Piece
+from testbed.store.gc import CacheEntry
 from testbed.units import GIB, MIB
 from tests.support.command import testbed
 
@@ -80,12 +80,12 @@ def test_a_log_that_cannot_be_written_is_told_of_once(tmp_path: Path) -> None:
     )
 
 
-def piece(name: str, hours: float, size: int = 100) -> Piece:
-    return Piece(folder=Path("/cache/templates") / name, size_bytes=size, used=NOW - hours * HOUR)
+def piece(name: str, hours: float, size: int = 100) -> CacheEntry:
+    return CacheEntry(folder=Path("/cache/templates") / name, size_bytes=size, used=NOW - hours * HOUR)
 
 
 def superfluous(
-    *pieces: Piece, unused_h: float | None = None, limit: int | None = None, needed: tuple[str, ...] = ()
+    *pieces: CacheEntry, unused_h: float | None = None, limit: int | None = None, needed: tuple[str, ...] = ()
 ) -> list[str]:
     unused_s = None if unused_h is None else unused_h * HOUR
     kept = [Path("/cache/templates") / name for name in needed]

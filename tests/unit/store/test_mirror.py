@@ -1,7 +1,7 @@
 import pytest
 
 from testbed.errors import HostError
-from testbed.store.mirror import KEYRING, Mirror, choose
+from testbed.store.mirror import KEYRING, Mirror, choose_mirror
 
 TARGETS = """\
 stable stable https://packages.example/other
@@ -14,19 +14,21 @@ nodistro main https://node.example/node
 
 
 def test_the_mirror_is_the_one_of_the_hosts_own_release() -> None:
-    assert choose(TARGETS, "bookworm") == Mirror(
+    assert choose_mirror(TARGETS, "bookworm") == Mirror(
         main="http://mirror.example/debian", security="http://mirror.example/debian-security"
     )
 
 
 def test_without_a_security_source_its_place_is_guessed() -> None:
-    assert choose("trixie main http://m.example/debian\n", "trixie").security == "http://m.example/debian-security"
+    assert (
+        choose_mirror("trixie main http://m.example/debian\n", "trixie").security == "http://m.example/debian-security"
+    )
 
 
 @pytest.mark.parametrize(("targets", "codename"), [("", "bookworm"), (TARGETS, "noble"), (TARGETS, "")])
 def test_no_source_says_how_to_name_one(targets: str, codename: str) -> None:
     with pytest.raises(HostError, match="TESTBED_DEBIAN_MIRROR"):
-        choose(targets, codename)
+        choose_mirror(targets, codename)
 
 
 def test_only_what_debian_signed_is_accepted() -> None:

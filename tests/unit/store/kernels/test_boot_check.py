@@ -20,7 +20,7 @@ from testbed.progress import Silent
 from testbed.store.kernels import boot_check, config_needs, debs, kernel_files, module_tree
 from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.store.kernels.kernel_image import Header
-from testbed.store.kernels.table import LocalKernel, file_name, files_of
+from testbed.store.kernels.table import LocalKernel, short_name, split_files
 from tests.unit.store.kernels.test_kernel_image import kernel, through, whole
 from tests.unit.store.kernels.test_table import TABLE
 
@@ -380,7 +380,7 @@ def test_paths_with_colons_are_paths(given: Path) -> None:
     assert of(f"{odd}/bz:Image:{odd}/m:n") == ("bz:Image", "m:n")
     assert of(f"{odd}/bzImage:{odd}/m") == ("bzImage", "m")
     assert of(f"{odd}/x.deb:{odd}/y:z.deb") == ("x.deb", "y:z.deb")
-    assert (file_name(f"{odd}/bz:Image:{odd}/m"), file_name("debian-6.1"), files_of("debian-6.1")) == (
+    assert (short_name(f"{odd}/bz:Image:{odd}/m"), short_name("debian-6.1"), split_files("debian-6.1")) == (
         "bz:Image",
         "debian-6.1",
         None,

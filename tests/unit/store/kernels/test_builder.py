@@ -76,10 +76,10 @@ def test_a_built_kernel_and_its_source_are_of_use_whenever_they_are_used(tmp_pat
     for folder in (kernel.folder, source):
         age(folder)
     asyncio.run(kernel_files.fetch(TABLE.resolve("built-mine"), root, Silent()))
-    assert {piece.folder for piece in gc.list_pieces(root) if piece.used > began} == {kernel.folder}
+    assert {piece.folder for piece in gc.list_entries(root) if piece.used > began} == {kernel.folder}
     age(kernel.folder)
     build(root, BuildSpec(source=str(tree)), "mine")
-    assert {piece.folder for piece in gc.list_pieces(root) if piece.used > began} == {kernel.folder, source}
+    assert {piece.folder for piece in gc.list_entries(root) if piece.used > began} == {kernel.folder, source}
 
 
 async def test_a_lab_does_not_push_its_own_kernels_out_of_the_cache(
@@ -166,7 +166,7 @@ def test_after_a_reboot_nothing_of_a_build_that_was_killed_is_trusted(tmp_path: 
     root, said = tmp_path / "cache", Notes()
     build(root, BuildSpec(source=f"{tree}@main~1"))
     (output,) = root.glob("sources/*/out-*")
-    mark = interrupted_build.records(output) / interrupted_build.MARK
+    mark = interrupted_build.records_folder(output) / interrupted_build.MARK
     mark.write_text("another boot\n")
     (output / "loop.o").write_text("half of it")
     (kernel,) = root.glob("kernels/*/bzImage")

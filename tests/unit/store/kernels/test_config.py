@@ -65,7 +65,7 @@ config FRONTEND
 endmenu
 """,
 }
-KNOWN = kconfig.read(FILES.get)
+KNOWN = kconfig.read_kconfig(FILES.get)
 
 
 def config(**values: str) -> dict[str, Option]:
@@ -180,9 +180,9 @@ def test_progress_counts_objects_and_tells_the_time_that_is_left() -> None:
     assert make_output.compiled_object("  CC      drivers/block/loop.o") == "drivers/block/loop.o"
     assert make_output.compiled_object("  CC [M]  fs/xfs/xfs.o") == "fs/xfs/xfs.o"
     assert make_output.compiled_object("  LD      vmlinux.o") is None
-    assert make_output.progress(0, 10, 1000, 5) == (0.01, "10 of about 1000 objects")
-    assert make_output.progress(500, 100, 1000, 60) == (0.6, "600 of about 1000 objects, about 4 min left")
-    assert make_output.progress(1000, 3, 1000, 60) == (None, "3 objects")
+    assert make_output.estimate_progress(0, 10, 1000, 5) == (0.01, "10 of about 1000 objects")
+    assert make_output.estimate_progress(500, 100, 1000, 60) == (0.6, "600 of about 1000 objects, about 4 min left")
+    assert make_output.estimate_progress(1000, 3, 1000, 60) == (None, "3 objects")
 
 
 def test_the_first_error_of_a_compiler_is_shown() -> None:

@@ -204,11 +204,11 @@ _OURS = {".config", "include/config/auto.conf", "include/generated/autoconf.h", 
 
 @pytest.mark.parametrize("prepared", [True, False])
 def test_only_what_a_recipe_has_ended_for_is_whole(tmp_path: Path, prepared: bool) -> None:
-    output, records = tmp_path / "out", interrupted_build.records(tmp_path / "out")
+    output, records = tmp_path / "out", interrupted_build.records_folder(tmp_path / "out")
     output.mkdir()
     (output / "old.o").write_text("of a build before")
     while True:  # until the clock of files has gone on
-        interrupted_build.begin(output)
+        interrupted_build.set_mark(output)
         if (records / interrupted_build.MARK).stat().st_mtime_ns > (output / "old.o").stat().st_ctime_ns:
             break
     said = _SAID.replace("OUTPUT", str(output))

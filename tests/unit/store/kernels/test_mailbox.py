@@ -67,13 +67,13 @@ def mailed(repository: Path, file: Path, *options: str, of: str = "base..main") 
     return file
 
 
-def applied(repository: Path, series: Path, selection: Selection = mailbox.EVERYTHING) -> dict[str, str | None]:
+def applied(repository: Path, series: Path, selection: Selection = mailbox.ALL_PATCHES) -> dict[str, str | None]:
     """The files that a series changes, with what they become."""
     source = series.parent / f"source-{os.urandom(4).hex()}"
     (source / "tree").mkdir(parents=True)
     archive = subprocess.run(["git", "-C", repository, "archive", "base"], check=True, capture_output=True).stdout
     subprocess.run(["tar", "-C", source / "tree", "-x"], input=archive, check=True)
-    found = asyncio.run(Tree(source).planned(read_patches(series, selection), (), ()))
+    found = asyncio.run(Tree(source).plan_changes(read_patches(series, selection), (), ()))
     return {path: content.data.decode() if content else None for path, content in found.items()}
 
 
@@ -202,8 +202,11 @@ def numbered(number: str, *, what: str = "PATCH", line: int = 10, **more: str) -
     )
 
 
-def subjects(text: str, selection: Selection = mailbox.EVERYTHING) -> list[str]:
-    return [patch.subject for patch in mailbox.series(mailbox.messages(text.encode(), "t.mbx"), "t.mbx", selection)]
+def subjects(text: str, selection: Selection = mailbox.ALL_PATCHES) -> list[str]:
+    return [
+        patch.subject
+        for patch in mailbox.select_series(mailbox.parse_messages(text.encode(), "t.mbx"), "t.mbx", selection)
+    ]
 
 
 def test_a_whole_series_of_one_is_called_as_it_is() -> None:
@@ -279,11 +282,11 @@ def test_an_answer_is_no_patch_in_any_language(before: str) -> None:
     ],
 )
 def test_what_is_in_brackets_before_a_subject(subject: str, tag: Tag | None, rest: str) -> None:
-    assert mailbox.tag(subject) == (tag, rest)
+    assert mailbox.parse_tag(subject) == (tag, rest)
 
 
 def test_versions_and_numbers_as_they_are_typed() -> None:
-    assert [mailbox.version_of(text) for text in ("2", "v2", "RFC", "rfc-v2", "RFC v2", "V2.1")] == [
+    assert [mailbox.parse_version(text) for text in ("2", "v2", "RFC", "rfc-v2", "RFC v2", "V2.1")] == [
         "v2",
         "v2",
         "rfc-v1",
@@ -291,13 +294,13 @@ def test_versions_and_numbers_as_they_are_typed() -> None:
         "rfc-v2",
         "v2.1",
     ]
-    assert mailbox.numbers_of("2-3,5,3") == (2, 3, 5)
+    assert mailbox.parse_numbers("2-3,5,3") == (2, 3, 5)
     for wrong in ("", "two", "v", "2-3"):
         with pytest.raises(UsageError, match=r"--series-version .*: expected a version such as"):
-            mailbox.version_of(wrong)
+            mailbox.parse_version(wrong)
     for wrong in ("", "0", "3-2", "a", "1;2", "1-"):
         with pytest.raises(UsageError, match=r"--series-patches .*: expected numbers of patches such as"):
-            mailbox.numbers_of(wrong)
+            mailbox.parse_numbers(wrong)
 
 
 def test_names_are_in_the_order_of_their_numbers_and_leftovers_of_editors_are_none(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_variable_is_said_once() -> None:
 
 def test_the_programs_are_gnus_or_llvms() -> None:
     def of(*words: str) -> list[str]:
-        found = make_args.tools(make_args.parse(words))
+        found = make_args.build_tools(make_args.parse(words))
         return [found[name] for name in ("CC", "LD", "AR", "HOSTCC")]
 
     assert of() == ["gcc", "ld", "ar", "gcc"]
@@ -93,7 +93,7 @@ def test_the_programs_are_gnus_or_llvms() -> None:
     assert of("CC=clang") == ["clang", "ld", "ar", "gcc"]
     assert of("CROSS_COMPILE=x-") == ["x-gcc", "x-ld", "x-ar", "gcc"]
     names = ("gcc", "ld", "clang", "clang-15", "/opt/ld.lld-15", "llvm-nm", "gcc-11", "x86_64-linux-gnu-gcc")
-    assert [make_args.package(name) for name in names] == [
+    assert [make_args.debian_package(name) for name in names] == [
         *("gcc", "binutils", "clang", "clang-15", "lld-15", "llvm", "gcc-11", "x86_64-linux-gnu-gcc")
     ]
 
@@ -116,7 +116,7 @@ async def test_the_version_of_each_program_that_is_chosen_is_the_compilers(tmp_p
     usual = await make.find_compiler()
     args = make_args.parse([f"CC={own}", f"STRIP={program(tmp_path, 'strip', 'own strip 3')}"])
     chosen = await make.find_compiler(args)
-    assert chosen.args == args and chosen.words[-2:] == tuple(map(str, args))
+    assert chosen.args == args and chosen.variables[-2:] == tuple(map(str, args))
     assert chosen.version.startswith("own cc 1, GNU ld") and chosen.version.endswith("own strip 3")
     assert usual.version.split(", ")[0] in chosen.version  # it compiles what runs here
     program(tmp_path, "cc", "own cc 2")
@@ -128,7 +128,7 @@ async def test_the_version_of_each_program_that_is_chosen_is_the_compilers(tmp_p
 
 def test_make_is_told_what_was_said_and_ccache_where_nothing_was() -> None:
     def words(*args: str) -> tuple[str, ...]:
-        return Compiler(version="", through_ccache=True, args=make_args.parse(args)).words
+        return Compiler(version="", through_ccache=True, args=make_args.parse(args)).variables
 
     assert words() == ("CC=ccache gcc", "HOSTCC=ccache gcc")
     assert words("LLVM=1") == ("CC=ccache clang", "HOSTCC=ccache clang", "LLVM=1")

@@ -12,7 +12,7 @@ from testbed.store.kernels import mailbox
 from testbed.store.kernels.ablations import Ablation, Edit
 from testbed.store.kernels.patch_files import read_patches
 from testbed.store.kernels.patches import Patch
-from testbed.store.kernels.source_tree import Content, Tree, digests
+from testbed.store.kernels.source_tree import Content, Tree, content_hashes
 
 LOOP = "".join(f"line {number}\n" for number in range(1, 31))
 
@@ -38,7 +38,7 @@ ANSWER = mail("Re: [PATCH v5 1/2] loop: first", "> " + "\n> ".join(diff("line 11
 
 
 def of_file(data: bytes, name: str) -> tuple[Patch, ...]:
-    return mailbox.series(mailbox.messages(data, name), name)
+    return mailbox.select_series(mailbox.parse_messages(data, name), name)
 
 
 def tree_of(folder: Path, **more: str) -> Tree:
@@ -52,7 +52,7 @@ def tree_of(folder: Path, **more: str) -> Tree:
 def planned(
     tree: Tree, series: tuple[Patch, ...] = (), reverts: tuple[Patch, ...] = (), ablations: tuple[Ablation, ...] = ()
 ) -> dict[str, Content | None]:
-    return asyncio.run(tree.planned(series, reverts, ablations))
+    return asyncio.run(tree.plan_changes(series, reverts, ablations))
 
 
 def test_a_mailbox_gives_its_patches_in_order_without_cover_letter_and_answers() -> None:
@@ -111,7 +111,7 @@ def test_a_series_is_planned_put_and_taken_back_and_other_files_keep_their_times
     series = (*of_file((FIRST + SECOND).encode(), "v5.mbx"), *of_file(new.encode(), "new.patch"))
     plan = planned(tree, series)
     assert loop.read_text() == LOOP
-    tree.put(plan)
+    tree.apply_changes(plan)
     assert (
         "eleven\n" in loop.read_text()
         and "twenty-one\n" in loop.read_text()
@@ -119,10 +119,10 @@ def test_a_series_is_planned_put_and_taken_back_and_other_files_keep_their_times
     )
     put_at = loop.stat().st_mtime_ns
     # The same again changes nothing, and is planned from the source as it was.
-    assert planned(tree, series) == plan and digests(plan).keys() == {"drivers/loop.c", "new.h"}
-    tree.put(plan)
+    assert planned(tree, series) == plan and content_hashes(plan).keys() == {"drivers/loop.c", "new.h"}
+    tree.apply_changes(plan)
     assert loop.stat().st_mtime_ns == put_at
-    tree.put({})
+    tree.apply_changes({})
     assert loop.read_text() == LOOP and not (tmp_path / "tree/new.h").exists()
     assert loop.stat().st_mtime_ns > put_at and other.stat().st_mtime_ns == before
 
@@ -130,10 +130,10 @@ def test_a_series_is_planned_put_and_taken_back_and_other_files_keep_their_times
 def test_a_tree_that_was_left_half_way_is_put_right(tmp_path: Path) -> None:
     tree = tree_of(tmp_path)
     plan = planned(tree, of_file(FIRST.replace("1/2", "1/1").encode(), "one.mbx"))
-    tree.put(plan)
+    tree.apply_changes(plan)
     (tmp_path / "tree/drivers/loop.c").write_text("torn")
     assert planned(tree, of_file(FIRST.replace("1/2", "1/1").encode(), "one.mbx")) == plan
-    tree.put(plan)
+    tree.apply_changes(plan)
     assert "eleven\n" in (tmp_path / "tree/drivers/loop.c").read_text()
 
 
@@ -257,11 +257,11 @@ def test_empty_files_and_modes_are_what_a_patch_says(tmp_path: Path) -> None:
         "x": Content(data=b"#!/bin/sh\n", executable=True),
         "script": Content(data=b"#!/bin/sh\n", executable=True),
     }
-    tree.put(plan)
+    tree.apply_changes(plan)
     assert [os.access(tmp_path / "tree" / name, os.X_OK) for name in ("empty", "x", "script")] == [False, True, True]
     assert planned(tree, of(empty + program + mode)) == plan
-    assert digests(plan)["script"] != digests({"script": Content(data=b"#!/bin/sh\n")})["script"]
-    tree.put({})
+    assert content_hashes(plan)["script"] != content_hashes({"script": Content(data=b"#!/bin/sh\n")})["script"]
+    tree.apply_changes({})
     assert not (tmp_path / "tree/empty").exists() and not os.access(tmp_path / "tree/script", os.X_OK)
 
 
@@ -270,8 +270,8 @@ def test_a_renamed_file_leaves_its_place_and_comes_back(tmp_path: Path) -> None:
     move = "diff --git a/drivers/loop.c b/my loop.c\nsimilarity index 100%\nrename from drivers/loop.c\nrename to my loop.c\n"
     plan = planned(tree, of(move))
     assert plan == {"drivers/loop.c": None, "my loop.c": Content(data=LOOP.encode())}
-    tree.put(plan)
-    tree.put({})
+    tree.apply_changes(plan)
+    tree.apply_changes({})
     assert (tmp_path / "tree/drivers/loop.c").read_text() == LOOP and not (tmp_path / "tree/my loop.c").exists()
 
 

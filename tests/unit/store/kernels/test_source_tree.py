@@ -115,8 +115,8 @@ def test_what_cannot_be_is_refused_and_the_source_stays_as_it_is_and_can_be_buil
         planned(tree, of(*texts))
     assert everything(tmp_path) == before
     good = planned(tree, of(diff("line 11", "eleven")))
-    tree.put(good)
-    tree.put({})
+    tree.apply_changes(good)
+    tree.apply_changes({})
     assert everything(tmp_path / "tree") == everything(tmp_path / "tree") | {"drivers/loop.c": LOOP, "file": "1\n"}
 
 
@@ -125,7 +125,7 @@ def test_a_plan_that_does_not_fit_its_tree_writes_nothing(tmp_path: Path, path: 
     tree = tree_with(tmp_path)
     before = everything(tmp_path)
     with pytest.raises(BuildError):
-        tree.put({"new": Content(data=b"new"), path: Content(data=b"x")})
+        tree.apply_changes({"new": Content(data=b"new"), path: Content(data=b"x")})
     assert everything(tmp_path) == before
 
 
@@ -135,7 +135,7 @@ def test_a_file_takes_the_place_of_a_folder_whose_files_go_and_the_other_way_rou
     there = planned(
         tree, of(gone("lone/below/one", "1"), new("lone", "a file"), gone("file", "1"), new("file/a/b", "a folder"))
     )
-    tree.put(there)
+    tree.apply_changes(there)
     assert everything(tmp_path / "tree") == {
         "drivers": None,
         "drivers/loop.c": LOOP,
@@ -150,8 +150,8 @@ def test_a_file_takes_the_place_of_a_folder_whose_files_go_and_the_other_way_rou
         )
         == there
     )
-    tree.put(there)
-    tree.put({})
+    tree.apply_changes(there)
+    tree.apply_changes({})
     assert everything(tmp_path / "tree") == before
 
 
@@ -161,9 +161,9 @@ def test_a_source_that_an_older_testbed_could_not_build_any_more_is_whole_again(
     before = everything(tmp_path / "tree")
     (tmp_path / "changed.json").write_text(json.dumps({path: False}))
     plan = planned(tree, of(diff("line 11", "eleven")))
-    tree.put(plan)
+    tree.apply_changes(plan)
     assert "eleven\n" in (tmp_path / "tree/drivers/loop.c").read_text()
-    tree.put({})
+    tree.apply_changes({})
     assert everything(tmp_path / "tree") == before
 
 
@@ -233,21 +233,21 @@ def test_a_series_that_was_killed_at_any_step_leaves_a_source_of_which_any_other
     plans = {name: planned(fresh, of(*texts)) for name, texts in SERIES.items()}
     wanted: dict[str, dict[str, str]] = {}
     for name, plan in plans.items():
-        fresh.put(plan)
+        fresh.apply_changes(plan)
         wanted[name] = files(everything(tmp_path / "fresh/tree"))
     killed, step = True, 0
     while killed:
         folder, last = tmp_path / str(step), tuple(SERIES)[step % len(SERIES)]
         tree = tree_with(folder)
-        tree.put(plans[first])
-        killed = killed_at(monkeypatch, step, partial(tree.put, plans[second]))
+        tree.apply_changes(plans[first])
+        killed = killed_at(monkeypatch, step, partial(tree.apply_changes, plans[second]))
         tree = Tree(folder)
         for path, text in files(before).items():
             assert tree._pristine(path, tree._changed()).read_text() == text, step
         if not killed:
             assert planned(tree, of(*SERIES[last])) == plans[last]
         for name in (last, "nothing"):
-            tree.put(plans[name])
+            tree.apply_changes(plans[name])
             assert files(everything(folder / "tree")) == wanted[name], step
         step += 1
     assert everything(folder / "tree") == before and (step > 10 or first == second)

@@ -112,5 +112,5 @@ async def test_of_a_metapackage_all_packages_with_files_of_the_kernel_are_fetche
     archive = Archive(
         {"linux-image-cloud-amd64": (f"linux-image-{release}",), f"linux-image-{release}": ("dracut", "kmod", *parts)}
     )
-    found = await kernel_files.closure(archive, "linux-image-cloud-amd64")  # type: ignore[arg-type]  # it has all that is asked
+    found = await kernel_files.kernel_packages(archive, "linux-image-cloud-amd64")  # type: ignore[arg-type]  # it has all that is asked
     assert sorted(package.name for package in found) == sorted((f"linux-image-{release}", *parts))
