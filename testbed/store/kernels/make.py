@@ -222,10 +222,8 @@ class MakeJob:
         self, request: Request, config: Mapping[str, Option], note: Callable[[str], None]
     ) -> None:
         """:raise BuildError: an option that was asked for was lost; the message says what blocks it."""
-        lost, own = (
-            config_fragments.lost_options(request.required, config),
-            config_fragments.lost_options(request.own, config),
-        )
+        lost = config_fragments.lost_options(request.required, config)
+        own = config_fragments.lost_options(request.own, config)
         if not lost and not own:
             return
         known = await asyncio.to_thread(kconfig.read_kconfig, self._text)
@@ -241,15 +239,11 @@ class MakeJob:
                 f"{kconfig.explain(one, known, config)}"
                 for one in gone
             ]
-            mend = (
-                ""
-                if request.plain
-                else "\n  an option that may have another value is set so in a --fragment, which overrides --config"
-            )
+            mend = "\n  an option that may have another value is set so in a --fragment, which overrides --config"
             raise BuildError(
                 f"kernel of {self.source.name}: its configuration did not take everything:\n  "
                 + "\n  ".join(lines)
-                + mend
+                + ("" if request.plain else mend)
             )
 
     def _text(self, path: str) -> str | None:
