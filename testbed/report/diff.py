@@ -64,20 +64,22 @@ def _have(side: str, *cases: Case) -> bool:
     return all(side in case.sides for case in cases)
 
 
-def _result(found: Comparison) -> str:
-    if found.verdicts or found.measures:
+def _result(comparison: Comparison) -> str:
+    if comparison.verdicts or comparison.measures:
         return CHANGED
     # The cases that a partial run did not reach are unknown.
-    complete = all(change.what != _HOW_FAR for change in found.setup)
-    complete = complete and not (found.gone or found.added or found.kernels_not_in_both or found.one_sided)
-    return UNCHANGED if complete and _would_show(found) else UNKNOWN
+    complete = all(change.what != _HOW_FAR for change in comparison.setup)
+    complete = complete and not (
+        comparison.gone or comparison.added or comparison.kernels_not_in_both or comparison.one_sided
+    )
+    return UNCHANGED if complete and _would_show(comparison) else UNKNOWN
 
 
-def _would_show(found: Comparison) -> bool:
+def _would_show(comparison: Comparison) -> bool:
     """Return whether a change of any one measure would have shown, even if no other measure changed."""
-    if found.untold or not (found.ignored or found.same):
+    if comparison.untold or not (comparison.ignored or comparison.same):
         return False
-    return all(rank_test.least_p(*row.attempts) * len(found.ignored) <= LEVEL for row in found.ignored)
+    return all(rank_test.least_p(*row.attempts) * len(comparison.ignored) <= LEVEL for row in comparison.ignored)
 
 
 def _needed(measures: int) -> int:
@@ -212,40 +214,40 @@ def _signed(value: float, unit: str) -> str:
     return f"{'-' if value < 0 else '+' if value > 0 else ''}{' '.join(quantity(abs(value), unit))}"
 
 
-def text(found: Comparison) -> str:
+def text(comparison: Comparison) -> str:
     """Format a comparison as Markdown."""
-    before, after = found.before, found.after
-    lines = [f"# {before.run} ({before.verdict}) to {after.run} ({after.verdict}): {found.result}", ""]
-    lines += [f"- other {change.what}: {change.before}, then {change.after}" for change in found.setup]
-    lines += [f"- only in the first: {name}" for name in found.gone]
-    lines += [f"- only in the second: {name}" for name in found.added]
-    lines += [f"- kernel only in one: {name}" for name in found.kernels_not_in_both]
-    lines += [f"- not compared: {_first_line(reason)}" for reason in found.one_sided]
+    before, after = comparison.before, comparison.after
+    lines = [f"# {before.run} ({before.verdict}) to {after.run} ({after.verdict}): {comparison.result}", ""]
+    lines += [f"- other {change.what}: {change.before}, then {change.after}" for change in comparison.setup]
+    lines += [f"- only in the first: {name}" for name in comparison.gone]
+    lines += [f"- only in the second: {name}" for name in comparison.added]
+    lines += [f"- kernel only in one: {name}" for name in comparison.kernels_not_in_both]
+    lines += [f"- not compared: {_first_line(reason)}" for reason in comparison.one_sided]
     lines += ["", "## Changed", ""] if lines[-1] else ["## Changed", ""]
     lines += [
         f"- {_where(change)}: {change.before}, then **{change.after}**: {_first_line(change.reason)}"
-        for change in found.verdicts
+        for change in comparison.verdicts
     ]
-    lines += [f"- {_row(row)}" for row in found.measures]
-    if not (found.verdicts or found.measures):
-        lines.append(_nothing(found))
-    for title, rows in (("Within chance", found.ignored), ("Nothing can be told", found.untold)):
+    lines += [f"- {_row(row)}" for row in comparison.measures]
+    if not (comparison.verdicts or comparison.measures):
+        lines.append(_nothing(comparison))
+    for title, rows in (("Within chance", comparison.ignored), ("Nothing can be told", comparison.untold)):
         if rows:
             lines += ["", f"## {title} ({len(rows)})", "", *(f"- {_row(row)}" for row in rows)]
     return "\n".join(map(one_line, lines)) + "\n"
 
 
-def _nothing(found: Comparison) -> str:
-    if found.result == UNCHANGED:
+def _nothing(comparison: Comparison) -> str:
+    if comparison.result == UNCHANGED:
         return "Nothing, beyond chance."
-    measures = len(found.ignored) + len(found.untold)
-    if not measures and not found.same:
+    measures = len(comparison.ignored) + len(comparison.untold)
+    if not measures and not comparison.same:
         return "Nothing can be told: the two runs have no measure in common."
-    if _would_show(found):
+    if _would_show(comparison):
         return "Nothing, beyond chance, where both came to; nothing can be told of the rest."
     return (
-        f"Nothing can be told: a change of one among {measures} measures shows from {found.needed} attempts "
-        f"in each run on (`--repeat {found.needed}`)."
+        f"Nothing can be told: a change of one among {measures} measures shows from {comparison.needed} attempts "
+        f"in each run on (`--repeat {comparison.needed}`)."
     )
 
 

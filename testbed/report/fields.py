@@ -57,11 +57,11 @@ class DocumentModel(BaseModel):
         return self.model_dump(exclude_unset=True, warnings=False)
 
 
-def _check_number_of_names(found: object) -> object:
+def _check_number_of_names(value: object) -> object:
     """Count the entries before pydantic validates each of them and collects its errors."""
-    if isinstance(found, Sized) and len(found) > _MOST_NAMES:
-        raise ValueError(f"expected at most {_MOST_NAMES} of them, got {len(found)}")
-    return found
+    if isinstance(value, Sized) and len(value) > _MOST_NAMES:
+        raise ValueError(f"expected at most {_MOST_NAMES} of them, got {len(value)}")
+    return value
 
 
 def _check_path(path: str) -> str:

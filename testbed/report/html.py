@@ -183,7 +183,7 @@ def _log(name: str, side: Side, recorded: Recording, lines: int) -> Iterator[tup
 def _stack(sides: list[str], stack: Stack | str, *, drawn: bool, all_sides: bool) -> _StackFigure:
     """Draw and describe the stack on these kernels; without an image where the stack is not known."""
     where = "on each kernel" if all_sides and len(sides) > 1 else f"on {', '.join(sides)}"
-    what = f"What stood {where} while the claim was measured"
+    what = f"The stack {where} while the claim was measured"
     if isinstance(stack, str):
         return _StackFigure(where=where, data="", caption=f"{what} is not known: {stack}")
     data = _image(stack_svg.svg(stack, where)) if drawn else ""

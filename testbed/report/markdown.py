@@ -54,7 +54,7 @@ def _setup(document: Document) -> Iterator[str]:
 
 def _stacks(document: Document, sides: list[str]) -> Iterator[str]:
     """The stack of each case, or one line where all are unknown for the same reason."""
-    yield from ("## What stood while the claims were measured", "")
+    yield from ("## Stacks while the claims were measured", "")
     stacks = [
         (case.name, kernels, stack)
         for case in document.scenarios

@@ -36,7 +36,7 @@ def describe_plan(host: Host, name: str, guest: GuestModel, ends: tuple[Link, ..
     how = "cold boot" if guest.boots_cold else "warm clone where QEMU can"
     yield f"# guest {name}: {guest.kernel or 'the kernel of the command line'}, {how}"
     if guest.qemu_args:
-        yield f"# UNSAFE: nobody checks qemu-args: {shlex.join(guest.qemu_args)}"
+        yield f"# UNSAFE: qemu-args are not checked: {shlex.join(guest.qemu_args)}"
     options = command_line.argv(
         host, machine, _FILES, name=name, sockets=Path("SOCKETS"), memory=command_line.ANONYMOUS, cold=disks.cold
     )

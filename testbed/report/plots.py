@@ -45,7 +45,7 @@ def read_recording(folder: Path, evidence: str, most_points: int) -> Recording:
     logs, relative to the run's folder. Files that do not exist and lines that are no samples are skipped."""
     disks = list(samples.disk_samples(folder, f"{evidence}/{disk_sampler.LOG}"))
     groups = list(samples.cgroup_samples(folder, f"{evidence}/{cgroup_sampler.LOG}"))
-    begin = min((found[0]["guest_s"] for found in (disks, groups) if found), default=None)
+    begin = min((series[0]["guest_s"] for series in (disks, groups) if series), default=None)
     if begin is None:
         return Recording(begin_s=None, plots=(), marks=(), kills=())
     plots = [
@@ -63,16 +63,16 @@ def read_recording(folder: Path, evidence: str, most_points: int) -> Recording:
 
 def _thin_cgroup_samples(changes: list[Point], most: int) -> list[Point]:
     """Choose at most `most` samples. A sample lists the groups whose counters changed; the result lists all groups."""
-    chosen, known, found = set(_chosen(len(changes), most)), dict[str, Any](), []
+    numbers, groups, chosen_samples = set(_chosen(len(changes), most)), dict[str, Any](), []
     for number, sample in enumerate(changes):
         for name, group in sample["groups"].items():
             if group is None:
-                known.pop(name, None)
-            elif name in known or len(known) < _MOST_NAMES:
-                known[name] = group
-        if number in chosen:
-            found.append({"guest_s": sample["guest_s"], "groups": dict(known)})
-    return found
+                groups.pop(name, None)
+            elif name in groups or len(groups) < _MOST_NAMES:
+                groups[name] = group
+        if number in numbers:
+            chosen_samples.append({"guest_s": sample["guest_s"], "groups": dict(groups)})
+    return chosen_samples
 
 
 def _thin_samples(samples: list[Point], most: int) -> list[Point]:
@@ -93,9 +93,9 @@ def _mark(action: Point) -> str:
     return f"{action.get('do', '')} failed: {action['error']}" if "error" in action else str(action.get("do", ""))
 
 
-def _first(found: Iterable[T]) -> list[T]:
+def _first(values: Iterable[T]) -> list[T]:
     """Return the first `_MOST_NAMES` different values, in their order."""
-    return list(dict.fromkeys(found))[:_MOST_NAMES]
+    return list(dict.fromkeys(values))[:_MOST_NAMES]
 
 
 def _plot(
@@ -195,13 +195,13 @@ def _group_plots(samples: list[Point], begin: float) -> Iterator[dict[str, Any]]
 
 def _picked(*path: str) -> Callable[[Point], float | None]:
     def pick(sample: Point) -> float | None:
-        found: Any = sample
+        value: Any = sample
         try:
             for key in path:
-                found = found[key]
+                value = value[key]
         except (KeyError, TypeError):
             return None
-        return found if type(found) in (int, float) else None
+        return value if type(value) in (int, float) else None
 
     return pick
 
@@ -213,16 +213,16 @@ def _scaled(value: float | None, scale: float) -> float | None:
 def _percentiles(samples: list[Point], name: str, way: str) -> dict[float, list[float | None]]:
     """Return the latency in milliseconds below which each of _SHARES of the requests stayed, between each two samples;
     None without requests."""
-    found: dict[float, list[float | None]] = {share: [None] for share in _SHARES}
+    lines: dict[float, list[float | None]] = {share: [None] for share in _SHARES}
     bins = [sample["disks"].get(name, {}).get(way, {}).get("latency") for sample in samples]
     for old, new in pairwise(bins):
         if new == old or not isinstance(new, list) or len(new) != len(BOUNDARIES_NS) + 1:
             since = []
         else:
             since = [max(0, count - then) for count, then in zip(new, old or [0] * len(new), strict=False)]
-        for share, line in found.items():
+        for share, line in lines.items():
             line.append(percentile_ms(since, share))
-    return found if samples else {}
+    return lines if samples else {}
 
 
 def percentile_ms(counts: list[int], share: float) -> float | None:

@@ -45,7 +45,7 @@ def read_document(folder: Path) -> Document | BugDocument | None:
     if document.partial is None or document.partial.why or runs.is_locked(folder):
         return document
     # A killed process cannot write down why its run ended.
-    killed = "its process ended without a word: it was killed, or this machine went down"
+    killed = "its process ended without writing why: it was killed, or this machine went down"
     return document.model_copy(update={"partial": document.partial.model_copy(update={"why": killed})})
 
 

@@ -275,9 +275,9 @@ def read(run: str, all_runs: Path) -> Document:
     :raise UsageError: there is no such run, or it has no results.
     """
     folder = locate(run, all_runs)
-    found = result_reader.read_document(folder)
-    if found is None:
+    document = result_reader.read_document(folder)
+    if document is None:
         raise UsageError(f"run {run!r}: expected results.json in {folder}, there is none")
-    if not isinstance(found, Document):
-        raise UsageError(f"run {run!r}: expected a run of scenarios, got one of `{found.what}`: {folder}")
-    return found
+    if not isinstance(document, Document):
+        raise UsageError(f"run {run!r}: expected a run of scenarios, got one of `{document.what}`: {folder}")
+    return document

@@ -101,10 +101,10 @@ def run_folders(runs: Path) -> Iterator[tuple[Path, datetime]]:
 
 def list_runs(runs: Path, read: Read, in_use: Collection[Path] = ()) -> tuple[Run, ...]:
     """List all runs, the newest first. `read`: reads a run's results; `in_use`: folders that running VMs write to."""
-    found = []
+    listed = []
     for folder, at in run_folders(runs):
         summary = _summary(folder, read)
-        found.append(
+        listed.append(
             Run(
                 folder=folder,
                 at=at,
@@ -116,7 +116,7 @@ def list_runs(runs: Path, read: Read, in_use: Collection[Path] = ()) -> tuple[Ru
                 partial=summary.partial,
             )
         )
-    return tuple(sorted(found, key=lambda run: run.folder.name, reverse=True))
+    return tuple(sorted(listed, key=lambda run: run.folder.name, reverse=True))
 
 
 def remove_empty_runs(runs: Path) -> tuple[Path, ...]:

@@ -106,10 +106,10 @@ class Attempt(DocumentModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _not_too_many_kernels(cls, found: Any) -> Any:
-        if isinstance(found, dict) and len(found) > MOST_KERNELS + len(Case.model_fields):
-            raise ValueError(f"expected at most {MOST_KERNELS} kernels, got {len(found)} keys")
-        return found
+    def _not_too_many_kernels(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MOST_KERNELS + len(Case.model_fields):
+            raise ValueError(f"expected at most {MOST_KERNELS} kernels, got {len(value)} keys")
+        return value
 
     @property
     def sides(self) -> Mapping[str, Side]:

@@ -53,8 +53,8 @@ def svg(stack: Stack, title: str) -> str:
     cpus = f"CPU{'s' if _PLURAL_CPUS.search(stack.cpus) else ''} {stack.cpus}"
     more = f"; {stack.more_groups} more cgroups" if stack.more_groups else ""
     about = f"{cpus}; controllers: {stack.controllers or 'none'}{more}"
-    frame = Frame(title=title, about=about, things=stack_devices(stack), groups=stack_cgroups(stack))
-    return topology_svg.draw((frame,), f"What stood: {title}")
+    frame = Frame(title=title, about=about, boxes=stack_devices(stack), groups=stack_cgroups(stack))
+    return topology_svg.draw((frame,), f"Stack {title}")
 
 
 def stack_devices(stack: Stack) -> tuple[Box, ...]:

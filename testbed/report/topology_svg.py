@@ -63,11 +63,11 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """A guest. `things`: its boxes, each after those below it."""
+    """A guest. `boxes`: each after those below it."""
 
     title: str
     about: str
-    things: tuple[Box, ...]
+    boxes: tuple[Box, ...]
     groups: tuple[Group, ...] = ()
 
 
@@ -113,7 +113,7 @@ def _frame(name: str, topology: Topology) -> Frame:
         about=", ".join(
             word for word in (guest.kernel or "", cpus, f"{format_size(guest.memory)} memory", *ends) if word
         ),
-        things=tuple(
+        boxes=tuple(
             Box(
                 key=str(key),
                 on=tuple(str(below) for below, _ in made.nodes[key].needs),
@@ -153,16 +153,16 @@ def _short(text: str, most: int) -> str:
 def _laid_out(frame: Frame) -> tuple[list[_Box], list[str], float, float]:
     """Place a frame's boxes and edges; return them with the frame's width and height."""
     levels: dict[str, int] = {}
-    for thing in frame.things:
+    for thing in frame.boxes:
         levels[thing.key] = max((levels[below] + 1 for below in thing.on), default=0)
     rows = max([*levels.values(), len({group.title.count("/") for group in frame.groups}) - 1, 0]) + 1
-    places = _columns(frame.things, levels)
+    places = _columns(frame.boxes, levels)
     left = (max(places.values(), default=-1) + 1) * (_BOX_W + _GAP_X) + (_GAP_X if frame.groups else 0)
     boxes: dict[str, _Box] = {}
-    for thing in frame.things:
+    for thing in frame.boxes:
         x, y = _EDGE + places[thing.key] * (_BOX_W + _GAP_X), _HEAD + (rows - 1 - levels[thing.key]) * (_BOX_H + _GAP_Y)
         boxes[thing.key] = _Box(kind=thing.kind, title=thing.title, detail=thing.detail, x=x, y=y)
-    edges = [_edge(boxes[below], boxes[thing.key], "edge") for thing in frame.things for below in thing.on]
+    edges = [_edge(boxes[below], boxes[thing.key], "edge") for thing in frame.boxes for below in thing.on]
     groups: list[_Box] = []
     for number, group in enumerate(frame.groups):
         box = _Box(

@@ -40,21 +40,21 @@ def guests_table(records: tuple[VmRecord, ...]) -> Table:
     return table
 
 
-def hardware_table(found: Mapping[str, Mapping[str, Sequence[str]]]) -> RenderableType:
+def hardware_table(hardware: Mapping[str, Mapping[str, Sequence[str]]]) -> RenderableType:
     """Make a row for each disk: its limits, delays and faults in the syntax of the command line, and its errors. Below
     them the memory and CPUs of the machine.
     """
     table = Table(box=None, pad_edge=False)
     for column in ("disk", "throttle", "delay", "inject", "errors"):
         table.add_column(column, overflow="fold")
-    for disk, condition in found.items():
+    for disk, condition in hardware.items():
         if disk != MACHINE:
             table.add_row(
                 disk,
                 *(Text(" ".join(condition[what])) for what in ("throttle", "delay", "inject")),
                 Text(", ".join(condition["errors"])),
             )
-    machine = Text(", ".join(f"{what} {' '.join(value)}" for what, value in found.get(MACHINE, {}).items()))
+    machine = Text(", ".join(f"{what} {' '.join(value)}" for what, value in hardware.get(MACHINE, {}).items()))
     return Group(*([table] if table.row_count else []), *([machine] if machine else []))
 
 
@@ -87,7 +87,7 @@ class DiskLoad:
 def disk_loads(guest: str, before: dict[str, Any], after: dict[str, Any]) -> tuple[DiskLoad, ...]:
     """Return the load of each disk, as the difference of two readings (`metrics.readings.read_all`)."""
     seconds = max(after["at"] - before["at"], 1e-3)
-    found = []
+    loads = []
     for name, now in after["disks"].items():
         then = before["disks"].get(name)
         if then is None:
@@ -97,7 +97,7 @@ def disk_loads(guest: str, before: dict[str, Any], after: dict[str, Any]) -> tup
         )
         groups = {group: count - then["cgroups"].get(group, 0) for group, count in now["cgroups"].items()}
         shares = {group: count / sum(moved) for group, count in groups.items() if count > 0 and sum(moved)}
-        found.append(
+        loads.append(
             DiskLoad(
                 guest=guest,
                 disk=name,
@@ -111,7 +111,7 @@ def disk_loads(guest: str, before: dict[str, Any], after: dict[str, Any]) -> tup
                 shares=tuple(sorted(shares.items(), key=lambda item: -item[1])),
             )
         )
-    return tuple(found)
+    return tuple(loads)
 
 
 def _each_ms(time_ns: int, requests: int) -> float | None:

@@ -20,7 +20,7 @@ from testbed.report.ktap import ktap
 from testbed.report.markdown import cell, one_line
 from testbed.report.schema import Document
 
-# Consoles that a page shows for a kernel: of the first hit, and of some tries that came to nothing.
+# Consoles that a page shows for a kernel: of the first hit, and of some tries without a result.
 _SHOWN_CONSOLES = 6
 _CONSOLE_LINES, _CONSOLE_BYTES = 30, 16 << 10
 _LARGEST_CONSOLE = 1 << 30
@@ -135,7 +135,7 @@ def _reason(attempt: Attempt) -> str:
 
 
 def _consoles(attempts: tuple[Attempt, ...], folder: Path) -> Iterator[tuple[int, list[str]]]:
-    """Read the last lines of the consoles of the first hit and of tries that came to nothing."""
+    """Read the last lines of the consoles of the first hit and of tries without a result."""
     first_hit = [attempt for attempt in attempts if attempt.outcome == "hit"][:1]
     chosen = [*first_hit, *(attempt for attempt in attempts if attempt.outcome == "trouble")]
     for attempt in chosen[:_SHOWN_CONSOLES]:

@@ -128,25 +128,25 @@ def reduce_document(job: ReproJob, reduced: Reduced, smaller: str, run: RunInfo)
 def bisect_document(
     job: ReproJob,
     kernels: tuple[str, ...],
-    found: BisectRange,
+    bisect_range: BisectRange,
     bisector: Bisector,
     run: RunInfo,
     not_kernels: Sequence[str] = (),
 ) -> Bisect:
     """Make the document that is written as `bisect.json`. `kernels`: the list that was searched; `found`: of a partial
     run the ends that were named; `not_kernels`: other files of the list's folder."""
-    result = "comes and goes" if found.wavers else "wrong ends" if found.wrong else "bisected"
-    reason = _between(kernels, found, bisector)
+    result = "comes and goes" if bisect_range.wavers else "wrong ends" if bisect_range.wrong else "bisected"
+    reason = _between(kernels, bisect_range, bisector)
     if run.partial is not None:
         result, reason = UNFINISHED, _answers(bisector)
     return Bisect.model_construct(
         **_of_bug("bisect", job, run, result, reason),
         kernels=list(kernels),
         not_kernels=list(not_kernels),
-        good=kernels[found.good],
-        bad=kernels[found.bad],
-        skipped=[kernels[number] for number in found.skipped],
-        wrong=found.wrong,
+        good=kernels[bisect_range.good],
+        bad=kernels[bisect_range.bad],
+        skipped=[kernels[number] for number in bisect_range.skipped],
+        wrong=bisect_range.wrong,
         rate=bisector.rate,
         asked=[_asked(asked) for asked in bisector.so_far],
         guests=sum(len(asked.tried.tries) for asked in bisector.so_far),
@@ -172,18 +172,18 @@ def _answers(bisector: Bisector) -> str:
     )
 
 
-def _between(kernels: tuple[str, ...], found: BisectRange, bisector: Bisector) -> str:
+def _between(kernels: tuple[str, ...], bisect_range: BisectRange, bisector: Bisector) -> str:
     """Describe between which kernels the bug came or went, or why the ends are wrong."""
-    if found.wrong:
+    if bisect_range.wrong:
         in_order = sorted(bisector.steps, key=lambda asked: kernels.index(asked.kernel))
         answers = ", ".join(f"{asked.kernel} {asked.said}" for asked in in_order)
-        return f"{found.wrong}: {answers}" + ("" if found.wavers else "; choose other ends")
-    good, bad = kernels[found.good], kernels[found.bad]
-    came = found.good < found.bad
+        return f"{bisect_range.wrong}: {answers}" + ("" if bisect_range.wavers else "; choose other ends")
+    good, bad = kernels[bisect_range.good], kernels[bisect_range.bad]
+    came = bisect_range.good < bisect_range.bad
     text = (
         f"it came after {good}, with {bad} at the latest" if came else f"it went after {bad}, with {good} at the latest"
     )
-    skipped = ", ".join(kernels[number] for number in found.skipped)
+    skipped = ", ".join(kernels[number] for number in bisect_range.skipped)
     return text + (f"; {skipped} could not be tried" if skipped else "")
 
 

@@ -40,14 +40,14 @@ def row(kernel: Kernel) -> tuple[str, ...]:
 def rate(kernel: Kernel) -> str:
     """Return how often the bug showed on a kernel, and how much that is worth."""
     low, high = kernel.interval
-    lines = [f"{kernel.hits} of {kernel.tries}: {low:.0%} to {high:.0%}" if kernel.tries else "no try came to anything"]
+    lines = [f"{kernel.hits} of {kernel.tries}: {low:.0%} to {high:.0%}" if kernel.tries else "no try gave a result"]
     if kernel.stopped:
         at = "the first hit" if kernel.hits == 1 else f"{kernel.hits} hits"
         lines.append(f"stopped at {at}" + (f", {kernel.cut} cut short" if kernel.cut else ""))
     if not kernel.ended:
-        lines.append("others were to come")
+        lines.append("more tries were to come")
     if kernel.troubles:
-        lines.append(f"{kernel.troubles} came to nothing")
+        lines.append(f"{kernel.troubles} gave no result")
     return "\n".join(lines)
 
 

@@ -80,7 +80,7 @@ async def test_the_default_pair_passes_every_scenario(tmp_path: Path) -> None:
         assert read["base"]["measures"]["charged reads"]["value"] == 0
         assert read["patched"]["measures"]["charged reads"]["value"] >= 16 << 20
         assert all(control["holds"] for side in ("base", "patched") for control in read[side]["controls"])
-    # What stood there, read back from each guest while the claim was measured: also inside the letter's own mount namespace.
+    # The stack, read back from each guest while the claim was measured: also inside the letter's own mount namespace.
     for side in ("base", "patched"):
         assert standing(letter[side]) == ({"/tmp": "tmpfs"}, {"/dev/loop0": "/tmp/backing_file"})
         (limited,) = letter[side]["stack"]["groups"]
@@ -99,7 +99,7 @@ async def test_the_default_pair_passes_every_scenario(tmp_path: Path) -> None:
     page = (folder / "report.html").read_text()
     assert (
         page.count(
-            "What stood on each kernel while the claim was measured, read back from the guest: data (virtio-blk 1G)"
+            "The stack on each kernel while the claim was measured, read back from the guest: data (virtio-blk 1G)"
         )
         == 4
     )

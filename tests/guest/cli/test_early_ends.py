@@ -90,7 +90,7 @@ async def test_an_early_end_keeps_the_results_so_far(own: Places, verb: str) -> 
     )
     (folder,) = own.state.glob("runs/*")
     if by is signal.SIGKILL:
-        assert partial["why"].startswith("its process ended without a word")
+        assert partial["why"].startswith("its process ended without writing why")
     else:
         assert partial["why"] == f"interrupted by {by.name}" and f"{folder}" in err.decode()
         assert partial["why"] in (folder / "report.html").read_text()

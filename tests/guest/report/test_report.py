@@ -31,7 +31,7 @@ exec dd "if=$2" of=/dev/null bs=64k count=32 iflag=direct status=none
 """
 
 
-async def test_a_groups_counters_are_those_of_the_kernel_and_of_the_disk(
+async def test_the_counters_of_a_cgroup_equal_those_of_kernel_and_disk(
     factory: GuestFactory, kernel: KernelFiles, logs: Path
 ) -> None:
     async with factory.guest("g0", MODEL, kernel, logs) as guest:
@@ -47,7 +47,8 @@ async def test_a_groups_counters_are_those_of_the_kernel_and_of_the_disk(
         stat = (await guest.run("cat", "/sys/fs/cgroup/a.slice/memory.stat")).stdout.split()
         assert group["file"] == int(stat[stat.index("file") + 1]) and group["oom_kill"] == 0
         assert set(sample["groups"]) == {"a.slice", "a.slice/memory.odd name"}
-        # What has not counted is not said again; what is gone is said once. The kernel itself may count some of a group's memory later.
+        # A sample leaves out groups whose counters have not changed, and has a removed group once. The kernel may charge some
+        # of a group's memory later.
         async with asyncio.timeout(60):
             while groups := (await sampler.sample())["groups"]:
                 assert set(groups) == {"a.slice"}
@@ -62,7 +63,7 @@ async def test_a_groups_counters_are_those_of_the_kernel_and_of_the_disk(
 
 
 @pytest.mark.slow
-async def test_a_guest_that_is_lost_keeps_its_samples(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+async def test_samples_of_a_lost_guest_are_kept(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
     with pytest.raises(GuestLost):
         async with factory.guest("g0", MODEL, kernel, logs) as guest, sampling_cgroups(guest, 0.05):
             await guest.script(_READ, "reader", guest.disks["data"].path)
@@ -92,7 +93,7 @@ guests:
 
 
 async def run(folder: Path) -> Path:
-    """A real run of two scenarios, one with kills and one with a disk; its folder."""
+    """Run two scenarios, one with OOM kills and one with a disk; return the run's folder."""
     (folder / "two.yaml").write_text(_TOPOLOGY)
     words = (
         "compare",
@@ -106,16 +107,16 @@ async def run(folder: Path) -> Path:
     )
     code, out, err = await finish(await start(folder, *words))
     assert code == 0, err
-    said = out.splitlines()[-1]
-    assert said.startswith("verdict: PASS ")
+    last_line = out.splitlines()[-1]
+    assert last_line.startswith("verdict: PASS ")
     assert any(line.startswith("PASS    oom-tmpfs: base: oom_kill") for line in err.splitlines()), err
     assert "oom-tmpfs on base: waiting for SSH" in err
     assert "not used of the topology, for scenarios build stacks of their own: guests.g0.loops" in err
-    return Path(said.removeprefix("verdict: PASS "))
+    return Path(last_line.removeprefix("verdict: PASS "))
 
 
 class Opened:
-    """A page, and what went wrong in it: everything that it said on its console, and every request but for itself."""
+    """A page, and what went wrong in it: every message on its console, and every request for another address."""
 
     def __init__(self, page: Any) -> None:
         self.page = page
@@ -132,12 +133,12 @@ class Opened:
         await self.drawn()
 
     async def drawn(self) -> None:
-        """Wait until all plots are, wherever they are."""
+        """Wait until all plots of the page are drawn."""
         await self.until("[...document.querySelectorAll('.plots')].every((one) => one.dataset.state === 'drawn')")
         await self.until("[...document.querySelectorAll('.plot')].every((box) => box.querySelector('.main-svg'))")
 
     async def until(self, expression: str) -> None:
-        """Wait until it is true. Asked again from here, for the page's policy lets nobody in it evaluate text."""
+        """Wait until a JavaScript expression is true. Evaluated from here: the page's policy forbids evaluating text in it."""
         async with asyncio.timeout(120):
             while not await self.page.evaluate(expression):
                 await asyncio.sleep(0.05)
@@ -149,26 +150,26 @@ def _own(request: Any) -> bool:
 
 async def opened(browser: Any, page: Path, **how: Any) -> Opened:
     context = await browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **how})
-    found = Opened(await context.new_page())
-    await found.page.goto(page.as_uri())
-    return found
+    view = Opened(await context.new_page())
+    await view.page.goto(page.as_uri())
+    return view
 
 
 def ink(colour: str) -> int:
-    """How light an rgb() is."""
+    """Return how light a colour rgb() is."""
     return sum(int(part) for part in colour.partition("(")[2].rstrip(")").split(",")[:3])
 
 
 async def look(browser: Any, folder: Path, kept: Path) -> None:
-    """Tables, plots, hovering."""
-    seen = await opened(browser, folder / "report.html")
-    page = seen.page
+    """Check tables, plots and hovering."""
+    view = await opened(browser, folder / "report.html")
+    page = view.page
     assert (await page.locator("h1").inner_text()).split() == ["Base", "against", "patched", "PASS"]
     assert await page.locator("table.verdicts tbody tr").count() == 2
     assert await page.locator("table:has(caption:text('Measures')) tbody tr").count() == 8
     assert "killed process" in (await page.locator("table.log").first.inner_text()).lower()
     assert await page.evaluate("document.querySelector('.topology img').naturalWidth") > 100
-    await seen.draw(2)
+    await view.draw(2)
     titles = [title.strip() for title in await page.locator("figcaption strong").all_inner_texts()]
     for title in (
         "Disk bandwidth, MiB/s",
@@ -181,7 +182,7 @@ async def look(browser: Any, folder: Path, kept: Path) -> None:
     assert "oom_kill" in captions and "1 action of the timeline" in captions and "fast read p99" in captions
     plot = page.locator(".plot").first
     await plot.scroll_into_view_if_needed()
-    # The pointer must move over a plot that stands still; others may just be drawn below it.
+    # The pointer must move over a plot that does not move; others above it may still be drawn.
     hover = plot.locator(".hoverlayer .legend text, .hoverlayer .hovertext").first
     async with asyncio.timeout(120):
         while not await hover.is_visible():
@@ -191,34 +192,34 @@ async def look(browser: Any, folder: Path, kept: Path) -> None:
                 await page.wait_for_timeout(100)
     assert any(letter.isdigit() for letter in await plot.locator(".hoverlayer").text_content())
     await page.locator(".as-table summary").first.click()
-    await seen.until("document.querySelectorAll('.table-of-plot')[0]?.querySelectorAll('tbody tr').length >= 4")
+    await view.until("document.querySelectorAll('.table-of-plot')[0]?.querySelectorAll('tbody tr').length >= 4")
     await page.screenshot(path=str(kept / "light.png"), full_page=True)
-    assert seen.wrong == []
+    assert view.wrong == []
 
 
 _WHERE = "[document.activeElement.className, document.activeElement.tagName, document.activeElement.getAttribute('href')].join(' ')"
 
 
 async def wait(browser: Any, folder: Path) -> None:
-    """Plots of closed cases are drawn while nothing else is done, and printed; an opened one has its width."""
-    seen = await opened(browser, folder / "report.html")
-    page = seen.page
+    """Check that plots of closed cases are drawn when the page is idle, and printed, and that an opened one has its width."""
+    view = await opened(browser, folder / "report.html")
+    page = view.page
     await page.evaluate("document.querySelectorAll('details.case').forEach((one) => { one.open = false; })")
-    await seen.drawn()
+    await view.drawn()
     await page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert await page.locator("details.case:not([open])").count() == 0
     await page.evaluate("dispatchEvent(new Event('afterprint'))")
     await page.locator("details.case summary").first.click()
     fits = "(box) => Math.abs(box.querySelector('.main-svg').clientWidth - box.clientWidth) < 2"
-    await seen.until(f"({fits})(document.querySelector('details.case .plot'))")
-    assert await page.locator("details.case .plot").first.is_visible() and seen.wrong == []
+    await view.until(f"({fits})(document.querySelector('details.case .plot'))")
+    assert await page.locator("details.case .plot").first.is_visible() and view.wrong == []
 
 
 async def press(browser: Any, folder: Path) -> None:
-    """The keyboard alone reaches and works everything."""
-    seen = await opened(browser, folder / "report.html")
-    page = seen.page
-    await seen.draw(2)
+    """Check that the keyboard alone reaches and operates everything."""
+    view = await opened(browser, folder / "report.html")
+    page = view.page
+    await view.draw(2)
     await page.evaluate("window.scrollTo(0, 0)")
     reached: set[str] = set()
     for _ in range(400):
@@ -230,8 +231,8 @@ async def press(browser: Any, folder: Path) -> None:
             break
         reached.add(where)
     words = " ".join(reached)
-    for wanted in ("skip A #verdicts", "#setup", "plot", "SUMMARY", "scroll", "console.log"):
-        assert wanted in words, (wanted, sorted(reached))
+    for element in ("skip A #verdicts", "#setup", "plot", "SUMMARY", "scroll", "console.log"):
+        assert element in words, (element, sorted(reached))
     assert await page.evaluate(
         "[...document.querySelectorAll('.plot')].every((box) => box.tabIndex === 0 && box.getAttribute('aria-label'))"
     )
@@ -243,50 +244,51 @@ async def press(browser: Any, folder: Path) -> None:
     await case.locator("summary").first.focus()
     await page.keyboard.press("Enter")
     assert not await case.evaluate("(one) => one.open")
-    assert seen.wrong == []
+    assert view.wrong == []
 
 
 async def adapt(browser: Any, folder: Path, kept: Path) -> None:
-    """Dark, narrow and on paper."""
+    """Check the page in dark colours, in a narrow window, and on paper."""
     for name, how in (("dark", {"color_scheme": "dark"}), ("narrow", {"viewport": {"width": 390, "height": 800}})):
-        seen = await opened(browser, folder / "report.html", **how)
-        await seen.draw(2)
+        view = await opened(browser, folder / "report.html", **how)
+        await view.draw(2)
         style = "(() => { const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]; })()"
-        paper, text = await seen.page.evaluate(style)
+        paper, text = await view.page.evaluate(style)
         assert (ink(paper) < ink(text)) is (name == "dark")
-        drawn = await seen.page.evaluate("getComputedStyle(document.querySelector('.plot .xtick text')).fill")
+        drawn = await view.page.evaluate("getComputedStyle(document.querySelector('.plot .xtick text')).fill")
         assert (ink(drawn) > 380) is (name == "dark")
-        assert await seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        await seen.page.screenshot(path=str(kept / f"{name}.png"), full_page=True)
+        assert await view.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        await view.page.screenshot(path=str(kept / f"{name}.png"), full_page=True)
         if name == "dark":
-            await seen.page.locator("details.case summary").first.click()
-            await seen.page.emulate_media(media="print")
-            paper, text = await seen.page.evaluate(style)
+            await view.page.locator("details.case summary").first.click()
+            await view.page.emulate_media(media="print")
+            paper, text = await view.page.evaluate(style)
             assert ink(paper) == 3 * 255 and ink(text) == 0
-            assert not await seen.page.locator("nav").is_visible()
-            await seen.page.pdf(path=str(kept / "paper.pdf"), format="A4")
+            assert not await view.page.locator("nav").is_visible()
+            await view.page.pdf(path=str(kept / "paper.pdf"), format="A4")
             assert (kept / "paper.pdf").stat().st_size > 20_000
-        assert seen.wrong == []
+        assert view.wrong == []
 
 
 async def thousand(browser: Any, folder: Path) -> None:
-    """A report of a thousand cases opens, and is searched. How fast `./tb bench report` measures; the limits here are a slow machine's."""
+    """Check that a report of a thousand cases opens and can be searched. `./tb bench report` measures how fast; the limits
+    here are for a slow machine."""
     document = repeated(results.read(str(folder), folder.parent), 1000)
     page = folder / "thousand.html"
     began = time.monotonic()
     formats.write_atomically(formats.FORMATS["html"](document, folder), page)
     written_s, began = time.monotonic() - began, time.monotonic()
     assert page.stat().st_size < 10_000_000
-    seen = await opened(browser, page)
+    view = await opened(browser, page)
     opened_s = time.monotonic() - began
     assert written_s < 60 and opened_s < 30
-    assert await seen.page.locator("table.verdicts tbody tr").count() == 1000
-    await seen.page.locator("#filter-name").fill("/999")
-    assert await seen.page.locator("#filter-count").inner_text() == "1 of 1000"
-    await seen.page.locator("table.verdicts tbody tr:visible a").click()
-    await seen.page.locator("details.case[open] .plots").scroll_into_view_if_needed()
-    await seen.page.locator("details.case[open] .js-plotly-plot").first.wait_for(timeout=60_000)
-    assert seen.wrong == []
+    assert await view.page.locator("table.verdicts tbody tr").count() == 1000
+    await view.page.locator("#filter-name").fill("/999")
+    assert await view.page.locator("#filter-count").inner_text() == "1 of 1000"
+    await view.page.locator("table.verdicts tbody tr:visible a").click()
+    await view.page.locator("details.case[open] .plots").scroll_into_view_if_needed()
+    await view.page.locator("details.case[open] .js-plotly-plot").first.wait_for(timeout=60_000)
+    assert view.wrong == []
 
 
 @pytest.mark.slow

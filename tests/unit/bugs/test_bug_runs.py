@@ -254,7 +254,7 @@ def test_a_killed_run_says_so_where_its_results_are_read(tmp_path: Path) -> None
     assert running is not None and str(running.partial).endswith("; the run goes on")
     killed = bug_files.read(tmp_path)
     assert killed is not None and killed.partial is not None
-    assert killed.partial.why.startswith("its process ended without a word")
+    assert killed.partial.why.startswith("its process ended without writing why")
 
 
 def test_what_is_known_of_a_suite_or_a_clean_kernel_stays_known_where_a_run_ends_early(tmp_path: Path) -> None:

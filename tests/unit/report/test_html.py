@@ -78,7 +78,7 @@ def test_the_page_shows_the_run_and_its_results(tmp_path: Path) -> None:
         "10.00 %, a finding",
         "dd invoked oom-killer",
         "disk data (nvme, 1G)",
-        "On base an act of the timeline never began: when mark never: unplug data",
+        "On base an action of the timeline never began: when mark never: unplug data",
     ):
         assert said in words, said
     assert page.tags["table"] >= 6 and page.tags["caption"] == page.tags["table"]

@@ -251,10 +251,10 @@ def test_reports_show_the_stack_of_each_case_and_not_that_of_the_file(tmp_path: 
     page = Page(html(done, tmp_path))
     words = " ".join(page.text.split())
     assert (
-        "What stood on each kernel while the claim was measured, read back from the guest: data (virtio-blk 1G, hdd-7200, bfq)"
+        "The stack on each kernel while the claim was measured, read back from the guest: data (virtio-blk 1G, hdd-7200, bfq)"
         in words
     )
-    assert "What was asked of the topology: machine, disks and timeline." in words
+    assert "The part of the topology that the run used: machine, disks and timeline." in words
     shown = [value for name, value in page.attributes if name == "alt"]
     assert (
         len(shown) == 2
@@ -270,8 +270,8 @@ def test_what_was_not_read_back_is_said_and_not_drawn(tmp_path: Path) -> None:
     done = document(tmp_path, stood(passed(tmp_path), base=surveyed(), patched=why))
     page = Page(html(done, tmp_path))
     words = " ".join(page.text.split())
-    assert "What stood on base while the claim was measured, read back from the guest: data" in words
-    assert "What stood on patched while the claim was measured is not known: guest g0: lost" in words
+    assert "The stack on base while the claim was measured, read back from the guest: data" in words
+    assert "The stack on patched while the claim was measured is not known: guest g0: lost" in words
     assert page.tags["img"] == 2  # the base's, and what was asked for
     assert "| gate | patched | not known: guest g0: lost |" in markdown(done)
 
@@ -290,6 +290,6 @@ def test_a_run_of_a_testbed_that_did_not_record_stacks_has_none_drawn(tmp_path: 
 def test_what_the_file_had_beyond_is_listed(tmp_path: Path) -> None:
     done = document(tmp_path, passed(tmp_path))
     done = changed(done, "topology_unused", ["guests.g0.loops", "guests.g0.cgroups"])
-    assert "Of the file scenarios did not use: guests.g0.loops, guests.g0.cgroups." in " ".join(
+    assert "Scenarios did not use of the file: guests.g0.loops, guests.g0.cgroups." in " ".join(
         Page(html(done, tmp_path)).text.split()
     )
