@@ -15,7 +15,7 @@ import importlib.util
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from testbed.errors import HostError
 from testbed.host import untrusted_files
 from testbed.report import plots, stack_svg, topology_svg, wording
-from testbed.report.plots import Recording
+from testbed.report.plots import Plot, Recording
 from testbed.report.schema import Balance, Case, Document, Line, Side
 from testbed.report.stack_model import Stack
 from testbed.report.stack_svg import group_by_stack
@@ -151,24 +151,28 @@ def log_links(folder: Path, evidence: str, *, all_logs: bool) -> list[tuple[str,
 
 
 def _plots(recorded: dict[str, Recording]) -> Iterator[dict[str, Any]]:
-    """Make one plot for each quantity, with all kernels; `most` is the end of their common scale."""
-    titles = dict.fromkeys((plot["title"], plot["unit"]) for recording in recorded.values() for plot in recording.plots)
+    """Make one plot for each quantity, with all kernels, as the page's script reads it; `most` is the end of their
+    common scale."""
+    titles = dict.fromkeys((plot.title, plot.unit) for recording in recorded.values() for plot in recording.plots)
     for title, unit in titles:
-        sides: list[dict[str, Any]] = []
-        for side, recording in recorded.items():
-            nothing: dict[str, Any] = {"x": [], "lines": [], "left_out": 0}
-            plot = next((plot for plot in recording.plots if plot["title"] == title), nothing)
-            kills = [list(kill) for kill in recording.kills] if "memory" in title else []
-            sides.append(
-                {
-                    "side": side,
-                    **{key: plot[key] for key in ("x", "lines", "left_out")},
-                    "marks": recording.marks,
-                    "kills": kills,
-                }
-            )
-        tops = [value for one in sides for line in one["lines"] for value in line["y"] if value is not None]
-        ends = [x for one in sides for x in one["x"][-1:]]
+        nothing = Plot(title=title, unit=unit, x=[], lines=[], left_out=0)
+        drawn = {
+            side: next((plot for plot in recording.plots if plot.title == title), nothing)
+            for side, recording in recorded.items()
+        }
+        sides = [
+            {
+                "side": side,
+                "x": plot.x,
+                "lines": [asdict(line) for line in plot.lines],
+                "left_out": plot.left_out,
+                "marks": recorded[side].marks,
+                "kills": [list(kill) for kill in recorded[side].kills] if "memory" in title else [],
+            }
+            for side, plot in drawn.items()
+        ]
+        tops = [value for plot in drawn.values() for line in plot.lines for value in line.y if value is not None]
+        ends = [x for plot in drawn.values() for x in plot.x[-1:]]
         yield {"title": title, "unit": unit, "sides": sides, "most": max(tops, default=0), "end": max(ends, default=0)}
 
 

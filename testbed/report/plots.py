@@ -1,8 +1,6 @@
 """Makes plots of the samples in a guest's log folder: rates and percentiles of counters.
 
-A plot is a JSON object: `title`, `unit`, and `lines`, each with its `name`, `dash` (writes are dashed), and `y` over
-the `x` of the plot, in seconds since sampling began. Counters only grow, so that skipping samples makes rates coarser
-but loses nothing.
+Counters only grow, so that skipping samples makes rates coarser but loses nothing.
 """
 
 from __future__ import annotations
@@ -30,12 +28,33 @@ _SHARES = (0.5, 0.99)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A line of a plot. `dash`: its style, "" for a solid line (writes are dashed); `y`: None where there is no
+    value."""
+
+    name: str
+    dash: str
+    y: list[float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """`x`: of all lines, in seconds since sampling began; `left_out`: how many other lines are not drawn."""
+
+    title: str
+    unit: str
+    x: list[float]
+    lines: list[Line]
+    left_out: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
     """The plots of one guest. `begin_s`: its uptime when sampling began, which is 0 in all plots; `marks`: actions of
     its timeline, as (seconds, text); `kills`: by the OOM killer, as (seconds, group, how many)."""
 
     begin_s: float | None
-    plots: tuple[dict[str, Any], ...]
+    plots: tuple[Plot, ...]
     marks: tuple[tuple[float, str], ...]
     kills: tuple[tuple[float, str, int], ...]
 
@@ -55,7 +74,7 @@ def read_recording(folder: Path, evidence: str, most_points: int) -> Recording:
     actions = islice(samples.timed_actions(folder, f"{evidence}/{timeline.LOG}"), _MOST_MARKS)
     return Recording(
         begin_s=begin,
-        plots=tuple(plot for plot in plots if plot["lines"]),
+        plots=tuple(plot for plot in plots if plot.lines),
         marks=tuple((round(action["guest_s"] - begin, 2), _mark(action)) for action in actions),
         kills=tuple(islice(_kills(groups, begin), _MOST_MARKS)),
     )
@@ -98,18 +117,16 @@ def _first(values: Iterable[T]) -> list[T]:
     return list(dict.fromkeys(values))[:_MOST_NAMES]
 
 
-def _plot(
-    title: str, unit: str, x: list[float], lines: Iterable[tuple[str, str, list[float | None]]]
-) -> dict[str, Any]:
+def _plot(title: str, unit: str, x: list[float], lines: Iterable[tuple[str, str, list[float | None]]]) -> Plot:
     """Make a plot of the lines that are not all zero; of too many lines, of those with the highest values."""
     moving = [(name, dash, y) for name, dash, y in lines if any(y)]
     kept = sorted(moving, key=lambda line: -max(value or 0 for value in line[2]))[:_MOST_LINES]
     lines = [line for line in moving if line in kept]
     drawn = [
-        {"name": name, "dash": dash, "y": [None if value is None else _short(value) for value in y]}
+        Line(name=name, dash=dash, y=[None if value is None else _short(value) for value in y])
         for name, dash, y in lines
     ]
-    return {"title": title, "unit": unit, "x": x, "lines": drawn, "left_out": len(moving) - len(kept)}
+    return Plot(title=title, unit=unit, x=x, lines=drawn, left_out=len(moving) - len(kept))
 
 
 def _short(value: float) -> float:
@@ -138,7 +155,7 @@ def _rates(samples: list[Point], counter: Callable[[Point], float | None], scale
     return rates if samples else []
 
 
-def _disk_plots(samples: list[Point], begin: float) -> Iterator[dict[str, Any]]:
+def _disk_plots(samples: list[Point], begin: float) -> Iterator[Plot]:
     x = _times(samples, begin)
     names = _first(name for sample in samples for name in sample["disks"])
 
@@ -158,7 +175,7 @@ def _disk_plots(samples: list[Point], begin: float) -> Iterator[dict[str, Any]]:
     yield _plot("Disk latency", "ms", x, latencies)
 
 
-def _group_plots(samples: list[Point], begin: float) -> Iterator[dict[str, Any]]:
+def _group_plots(samples: list[Point], begin: float) -> Iterator[Plot]:
     x = _times(samples, begin)
     pairs = _first(
         (name, device)

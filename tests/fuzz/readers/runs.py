@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from testbed.guest import timeline
@@ -62,7 +63,8 @@ _RECORDED = {b'"disks"': disk_sampler.LOG, b'"groups"': cgroup_sampler.LOG, b"":
 def samples(data: bytes) -> None:
     """What was sampled of a guest's disks or groups, or its timeline, as plots."""
     name = next(name for of_it, name in _RECORDED.items() if of_it in data)
-    json.dumps(plots.read_recording(_folder(data, name).parent, "evidence", 100).plots, allow_nan=False)
+    recording = plots.read_recording(_folder(data, name).parent, "evidence", 100)
+    json.dumps([asdict(plot) for plot in recording.plots], allow_nan=False)
 
 
 def _run(data: bytes, name: str) -> Path:

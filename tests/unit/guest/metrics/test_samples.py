@@ -17,6 +17,7 @@ from testbed.guest.metrics import recorder
 from testbed.guest.metrics.disk_sampler import BOUNDARIES_NS
 from testbed.host import paths
 from testbed.report import plots as series
+from testbed.report.plots import Line
 from testbed.units import MIB
 
 MOVED = "rbytes=5 wbytes=6 rios=7 wios=8 dbytes=0 dios=0"
@@ -162,12 +163,12 @@ def test_rates_are_differences_and_survive_a_new_beginning_and_broken_lines(tmp_
         disk(13.0, MIB, 5, bins(b1=5)),
     )
     recorded = series.read_recording(tmp_path, "g", 100)
-    plots = {plot["title"]: plot for plot in recorded.plots}
+    plots = {plot.title: plot for plot in recorded.plots}
     assert recorded.begin_s == 10.0
-    assert plots["Disk bandwidth"]["x"] == [0, 2, 3]
-    assert plots["Disk bandwidth"]["lines"] == [{"name": "data read", "dash": "", "y": [None, 2, 1]}]
-    assert plots["Disk requests"]["lines"][0]["y"] == [None, 10, 5]
-    assert [line["name"] for line in plots["Disk latency"]["lines"]] == ["data read p50", "data read p99"]
+    assert plots["Disk bandwidth"].x == [0, 2, 3]
+    assert plots["Disk bandwidth"].lines == [Line(name="data read", dash="", y=[None, 2, 1])]
+    assert plots["Disk requests"].lines[0].y == [None, 10, 5]
+    assert [line.name for line in plots["Disk latency"].lines] == ["data read p50", "data read p99"]
 
 
 def test_percentiles_lie_in_their_bin() -> None:
@@ -199,23 +200,21 @@ def test_groups_that_say_nothing_are_as_they_were_and_kills_are_marks(tmp_path: 
         {"guest_s": 7.5, "act": 1, "error": "no", "do": "x"},
     )
     recorded = series.read_recording(tmp_path, "g", 100)
-    plots = {plot["title"]: plot for plot in recorded.plots}
-    assert plots["Control groups' memory"]["lines"] == [{"name": "a file", "dash": "", "y": [None, 8, 8, None]}]
-    assert plots["Control groups' bandwidth"]["lines"] == [
-        {"name": "a on data read", "dash": "", "y": [None, 1, 0, None]}
-    ]
+    plots = {plot.title: plot for plot in recorded.plots}
+    assert plots["Control groups' memory"].lines == [Line(name="a file", dash="", y=[None, 8, 8, None])]
+    assert plots["Control groups' bandwidth"].lines == [Line(name="a on data read", dash="", y=[None, 1, 0, None])]
     assert recorded.kills == ((2.0, "b", 1),)
     assert recorded.marks == ((1.5, "hang data 1s"), (2.5, "x failed: no"))
 
 
 def test_long_series_are_thinned_and_lose_nothing(tmp_path: Path) -> None:
     write(tmp_path / "g", "samples.jsonl", *(disk(n / 2, n * MIB, n) for n in range(1001)))
-    (plot,) = (plot for plot in series.read_recording(tmp_path, "g", 21).plots if plot["title"] == "Disk bandwidth")
-    assert len(plot["x"]) == 21 and (plot["x"][0], plot["x"][-1]) == (0, 500)
-    seconds = [after - before for before, after in zip(plot["x"], plot["x"][1:], strict=False)]
-    assert sum(rate * length for rate, length in zip(plot["lines"][0]["y"][1:], seconds, strict=True)) == pytest.approx(
-        1000
-    )
+    (plot,) = (plot for plot in series.read_recording(tmp_path, "g", 21).plots if plot.title == "Disk bandwidth")
+    assert len(plot.x) == 21 and (plot.x[0], plot.x[-1]) == (0, 500)
+    seconds = [after - before for before, after in zip(plot.x, plot.x[1:], strict=False)]
+    assert sum(
+        (rate or 0) * length for rate, length in zip(plot.lines[0].y[1:], seconds, strict=True)
+    ) == pytest.approx(1000)
 
 
 def test_without_samples_there_are_no_plots(tmp_path: Path) -> None:
