@@ -1,4 +1,4 @@
-"""The scenarios: one file a claim, and the explicit table of them."""
+"""The table of all scenarios. Each claim has a file in `claims/`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from testbed.scenarios.claims.workers import REQUESTS, WORKERS
 from testbed.scenarios.claims.write import WRITE_BTRFS, WRITE_EXT4, WRITE_XFS
 from testbed.scenarios.scenario import Case, Scenario
 
-# In the order in which they run and are reported.
+# In the order in which they run and are shown in reports.
 _ALL = (
     OOM_TMPFS,
     GATE,
@@ -55,31 +55,34 @@ _ALL = (
 )
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}
 
-# What runs where nothing is named: the cover letter's own script, what switches the charge, and a disk's bytes on both kinds of disk.
+# What runs by default: the script of the cover letter, the switch of the charge, and reads on both kinds of disk.
 MAIN = ("oom-tmpfs", "gate", "read/virtio-blk/ext4", "read/nvme/ext4")
 
 
 def cases() -> dict[str, Case]:
-    """Every scenario at each of its points, by name, in the table's order."""
-    every = (Case(scenario=scenario, point=point) for scenario in SCENARIOS.values() for point in scenario.points)
+    """Return every scenario at each of its points, by name, in the order of the table."""
+    every = [Case(scenario=scenario, point=point) for scenario in SCENARIOS.values() for point in scenario.points]
     return {case.name: case for case in every}
 
 
 def select(names: tuple[str, ...], *, quick: bool = False, full: bool = False) -> tuple[Case, ...]:
-    """The cases meant by a command line, in the table's order: whole names, or `read` or `read/nvme` for all that begin so.
+    """Return the cases that a command line names, in the order of the table.
 
-    `quick`: of each scenario the first one meant. Without names: all for `quick` or `full`, and else `MAIN`.
+    A name is that of a case, or a prefix: `read` or `read/nvme` selects all cases below. `quick`: only the first case
+    of each scenario. Without names: all cases for `quick` or `full`, otherwise `MAIN`.
 
-    :raise UsageError: a name means none.
+    :raise UsageError: a name selects no case.
     """
     known = cases()
     for name in names:
-        if not any(_means(name, case) for case in known):
+        if not any(_selects(name, case) for case in known):
             raise UsageError(
                 f"scenario {name!r}: expected one of {', '.join(SCENARIOS)}, or one of their points such as {MAIN[-1]}"
             )
-    wanted = names or (() if quick or full else MAIN)
-    chosen = [case for name, case in known.items() if not wanted or any(_means(one, name) for one in wanted)]
+    prefixes = names or (() if quick or full else MAIN)
+    chosen = [
+        case for name, case in known.items() if not prefixes or any(_selects(prefix, name) for prefix in prefixes)
+    ]
     if quick:
         first: dict[str, Case] = {}
         for case in chosen:
@@ -88,5 +91,5 @@ def select(names: tuple[str, ...], *, quick: bool = False, full: bool = False) -
     return tuple(chosen)
 
 
-def _means(name: str, known: str) -> bool:
-    return known == name or known.startswith(f"{name}/")
+def _selects(prefix: str, name: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}/")

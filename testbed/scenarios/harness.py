@@ -1,10 +1,10 @@
-"""What most scenarios stand on: a stack of loops at a point, and readings of who was charged for a command.
+"""Builds a stack of loops for a scenario, and measures which cgroup is charged for a command.
 
-    async with rig(guest, point) as at:
-        reading = await at.meter("reader", f"dd if={at.loop} of=/dev/null bs=1M iflag=direct")
+    async with open_harness(guest, point) as harness:
+        charge = await harness.meter("reader", f"dd if={harness.loop} of=/dev/null bs=1M iflag=direct")
 
-A reading holds the deltas of a cgroup's counters, and what the emulated disk counted meanwhile (`query-blockstats`), which the kernel under
-test cannot bend.
+A charge has the growth of the cgroup's counters, and that of the emulated disk's own counters (`query-blockstats`),
+which the kernel under test cannot falsify.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from testbed.topology.storage import Loop
 from testbed.units import parse_whole
 
 ROOT = "/sys/fs/cgroup"
-# What of memory.stat is a number of events (mm/memcontrol.c: memory_stats, memcg_vm_event_stat); the rest is what there is now.
+# Counters of memory.stat that count events (mm/memcontrol.c: memory_stats, memcg_vm_event_stat); the others are amounts.
 _EVENTS = (
     "pgscan",
     "pgsteal",
@@ -43,8 +43,8 @@ _EVENTS = (
     "thp_collapse",
 )
 
-# $1: cgroup, made if it is not there. COMMAND runs inside it, WARM before it and outside; what they print goes to standard error. Takes the
-# cgroup's counters, and the root's io.stat, before and after.
+# $1: cgroup, which is made if it does not exist. COMMAND runs in it; WARM runs before it, outside. The output of both
+# goes to standard error. Reads the counters of the cgroup, and the root's io.stat, before and after.
 _METERED = """\
 cgroup=/sys/fs/cgroup/$1
 [ -d "$cgroup" ] || mkdir "$cgroup" || exit 1
@@ -63,8 +63,8 @@ note status $?
 counters after
 finish
 """.replace("SURVEY", survey.TAKE)
-# Empties the page cache of all backing files (dd(1), nocache with count=0), and nothing else: programs that ran before stay in memory, so
-# that their pages are not the cgroup's, and QEMU keeps the code that it has translated.
+# Drops the page cache of all backing files (dd(1), nocache with count=0), and nothing else: programs that ran before
+# stay in memory, so that their pages are not charged to the cgroup, and QEMU keeps the code that it has translated.
 FRESH = """\
 sync
 for backing in /sys/block/loop*/loop/backing_file; do
@@ -75,9 +75,10 @@ done
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charge:
-    """What one command did to one cgroup's counters; `disks`: bytes read and written of each disk of the topology, as QEMU counted them.
+    """The growth of one cgroup's counters during one command.
 
-    What was not read, has another form than the kernel's, or has shrunk where it only grows, raises ReadingError when it is asked for.
+    `disks`: the bytes read and written of each disk of the topology, as QEMU counted them. A counter that was not read,
+    has an unexpected format, or has shrunk although it can only grow raises ReadingError when it is used.
     """
 
     cgroup: str
@@ -92,11 +93,11 @@ class Charge:
         )
 
     def io(self, device: str, counter: str) -> int:
-        """Growth of the cgroup's io.stat `counter` (rbytes, wbytes, rios, ...) on MAJ:MIN; one that it has not used has no line."""
+        """Growth of a `counter` (rbytes, wbytes, rios, ...) in the cgroup's io.stat on MAJ:MIN; 0 without a line."""
         return self._moved(f"{ROOT}/{self.cgroup}/io.stat", device, counter)
 
     def whole_io(self, device: str, counter: str) -> int:
-        """The same of the root, whose io.stat counts everything that the kernel sent to the disk."""
+        """Growth of a counter in the root's io.stat, which counts everything that the kernel sent to the disk."""
         return self._moved(f"{ROOT}/io.stat", device, counter)
 
     def _both(self, file: str, counter: str) -> tuple[int, int, str]:
@@ -107,19 +108,22 @@ class Charge:
         return before, after, f"{self.after.where(path)}, {counter}"
 
     def memory(self, counter: str) -> int:
-        """Growth of the cgroup's memory.stat `counter`: bytes, which may have become fewer, or events, which cannot."""
+        """Growth of a `counter` in the cgroup's memory.stat: bytes, which can be negative, or events, which cannot."""
         before, after, where = self._both("memory.stat", counter)
         return cgroupfs.growth(before, after, where) if counter.startswith(_EVENTS) else after - before
 
     def events(self, counter: str) -> int:
-        """Growth of the cgroup's memory.events `counter`."""
+        """Growth of a `counter` in the cgroup's memory.events."""
         return cgroupfs.growth(*self._both("memory.events", counter))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Harness:
-    """A stack that is there. `disk`: the topology's name of the disk below, empty on tmpfs; `device`: its MAJ:MIN in the guest. `loops`:
-    from the one on the disk to the topmost."""
+    """A stack of loops in a guest.
+
+    `disk`: name of the disk below in the topology, empty on tmpfs; `device`: its MAJ:MIN in the guest. `loops`: from
+    the one on the disk to the topmost.
+    """
 
     guest: Guest
     point: Point
@@ -129,30 +133,31 @@ class Harness:
 
     @property
     def loop(self) -> str:
-        """/dev path of the topmost loop."""
+        """Path of the topmost loop in /dev."""
         return self.loops[-1].path
 
     @property
     def file(self) -> str:
-        """Its backing file."""
+        """Path of the backing file of the topmost loop."""
         return self.loops[-1].backing_file
 
-    async def attach(self, *options: str) -> None:
-        """Detach the topmost loop and attach it again to its file, with these options of losetup."""
+    async def reattach(self, *options: str) -> None:
+        """Detach the topmost loop, and attach it to its file again with these options of losetup."""
         await self.guest.script('losetup -d "$1" && shift && losetup "$@"', self.loop, *options, self.loop, self.file)
 
-    async def forget(self, *options: str) -> None:
-        """Attach the topmost loop again with these options, its file's pages and inode gone from memory.
+    async def reattach_uncached(self, *options: str) -> None:
+        """Attach the topmost loop again with these options, after dropping its file's pages and inode from memory.
 
-        Whoever dirties the inode next owns its writeback.
+        The cgroup that dirties the inode next owns its writeback.
         """
         script = f'{FRESH}\nlosetup -d "$1" && echo 2 >/proc/sys/vm/drop_caches && shift && losetup "$@"'
         await self.guest.script(script, self.loop, *options, self.loop, self.file)
 
     async def meter(self, cgroup: str, command: str, *, warm: str = FRESH, check: bool = True) -> Charge:
-        """Run a shell command inside a cgroup and read who was charged; `warm` runs before, outside.
+        """Run a shell command in a cgroup, and measure what the cgroup is charged. `warm` runs before it, outside.
 
-        :raise CommandFailed: the command failed, while `check`. :raise ReadingError: it did not run inside, or its counters were not read.
+        :raise CommandFailed: the command failed, and `check` is set. :raise ReadingError: the command could not enter
+            the cgroup, or the counters could not be read.
         """
         mark = shell_functions.new_separator()
         script = shell_functions.function_definitions(mark) + _METERED.replace("WARM", warm).replace("COMMAND", command)
@@ -177,41 +182,41 @@ class Harness:
         )
 
     async def disk_bytes(self) -> tuple[int, int]:
-        """Bytes that the emulated disk below has read and written until now.
+        """Read how many bytes the emulated disk below has read and written since it was plugged.
 
-        :raise ReadingError: it is not there.
+        :raise ReadingError: QEMU has no such disk.
         """
-        found = await readings.read_disk_bytes(self.guest)
-        if self.disk not in found:
+        counted = await readings.read_disk_bytes(self.guest)
+        if self.disk not in counted:
             raise ReadingError(
                 f"guest {self.guest.name}: disk {self.disk}",
                 "to be there",
-                f"QEMU's counters of {', '.join(found) or 'none'}",
+                f"QEMU's counters of {', '.join(counted) or 'none'}",
             )
-        return found[self.disk]
+        return counted[self.disk]
 
-    def moved(self, reading: Charge, counter: str) -> int:
-        """Bytes that the emulated disk counted, `rbytes` or `wbytes`.
+    def disk_moved(self, charge: Charge, counter: str) -> int:
+        """Return the bytes that the emulated disk counted; `counter`: `rbytes` or `wbytes`.
 
-        :raise ReadingError: it was not there before and after.
+        :raise ReadingError: QEMU did not have the disk both before and after.
         """
-        if self.disk not in reading.disks:
+        if self.disk not in charge.disks:
             raise ReadingError(
-                f"disk {self.disk}, {reading.cgroup}", "to be there before and after", "an answer of QEMU without it"
+                f"disk {self.disk}, {charge.cgroup}", "to be there before and after", "an answer of QEMU without it"
             )
-        return reading.disks[self.disk][0 if counter == "rbytes" else 1]
+        return charge.disks[self.disk][0 if counter == "rbytes" else 1]
 
-    def balance(self, reading: Charge, counter: str) -> Balance:
-        """The disk's bytes as the kernel accounted for them in all cgroups, against what the device counted."""
-        accounted = reading.whole_io(self.device, counter)
+    def balance(self, charge: Charge, counter: str) -> Balance:
+        """Compare the bytes that the kernel accounted for in all cgroups with those that the device counted."""
+        accounted = charge.whole_io(self.device, counter)
         return Balance(
-            what=f"{counter} of disk {self.disk}, {reading.cgroup}",
+            what=f"{counter} of disk {self.disk}, {charge.cgroup}",
             accounted=accounted,
-            real=self.moved(reading, counter),
+            real=self.disk_moved(charge, counter),
         )
 
-    async def resident(self) -> int:
-        """Bytes of the backing files that are in the page cache now."""
+    async def resident_bytes(self) -> int:
+        """Measure how many bytes of the backing files are in the page cache."""
         files = tuple(loop.backing_file for loop in self.loops)
         printed = (await self.guest.run("fincore", "-b", "-n", "-o", "RES", *files)).stdout
         where = f"guest {self.guest.name}: fincore of {', '.join(files)}"
@@ -220,52 +225,55 @@ class Harness:
             raise ReadingError(where, f"{len(files)} numbers", printed)
         return sum(found)
 
-    def share(self, reading: Charge, counter: str) -> float:
-        """The cgroup's part of what the device moved, to be shown; `part` judges it."""
-        moved = self.moved(reading, counter)
-        return reading.io(self.device, counter) / moved if moved else 0.0
+    def share(self, charge: Charge, counter: str) -> float:
+        """Return the cgroup's share of the bytes that the device moved, for display; `part` judges it."""
+        moved = self.disk_moved(charge, counter)
+        return charge.io(self.device, counter) / moved if moved else 0.0
 
-    def part(self, reading: Charge, counter: str, *, asked: int) -> Part:
-        """The part of a claim that the disk's bytes are the cgroup's. `asked`: bytes, of which the disk must have moved 9 in 10, or nothing
-        is known (where holes were punched, 94 % are left)."""
+    def part(self, charge: Charge, counter: str, *, asked: int) -> Part:
+        """Judge whether the disk's bytes are charged to the cgroup, as a part of a claim.
+
+        `asked`: the bytes that were requested. If the disk moved less than 90 % of them, the part is unclear (where
+        holes were punched, 94 % are left).
+        """
         return share_of(
-            "the disk's bytes", reading.io(self.device, counter), self.moved(reading, counter), least=asked * 0.9
+            "the disk's bytes", charge.io(self.device, counter), self.disk_moved(charge, counter), least=asked * 0.9
         )
 
-    def charged(self, name: str, reading: Charge, counter: str, *, asked: int) -> Control:
-        """The control that all of a reading's bytes are the cgroup's, as they are on every kernel where no buffered loop is in between.
+    def charged_control(self, name: str, charge: Charge, counter: str, *, asked: int) -> Control:
+        """Make the control that all bytes are charged to the cgroup, as on every kernel without a buffered loop.
 
         `asked`: as in `part`.
         """
-        gap = self.part(reading, counter, asked=asked).gap
+        gap = self.part(charge, counter, asked=asked).gap
         return Control(
             name=name,
             expected=f"95 to 105 % of the disk's bytes charged, of about {asked} or more",
-            got=f"{self.share(reading, counter):.1%} of {self.moved(reading, counter)} bytes",
+            got=f"{self.share(charge, counter):.1%} of {self.disk_moved(charge, counter)} bytes",
             holds=gap is Gap.CLOSED,
             excess=gap is Gap.EXCESS,
         )
 
 
 def _grown_disk(name: str, before: tuple[int, int], after: tuple[int, int]) -> tuple[int, int]:
-    """Bytes that a disk has read and written. Its counters begin anew where it is plugged in again."""
+    """Return the growth of the bytes that a disk has read and written; its counters restart when it is plugged again."""
     where = f"disk {name}: QEMU's counters"
     return cgroupfs.growth(before[0], after[0], where), cgroupfs.growth(before[1], after[1], where)
 
 
-# Kernels differ in how far they read ahead (7.2: megabytes on virtio-blk), which would charge one reader for another's pages.
+# Kernels read ahead differently (7.2: megabytes on virtio-blk), which would charge one reader for pages of another.
 _READ_AHEAD = "128K"
 
 
 def loops_at(point: Point, disk: str) -> GuestModel:
-    """The point's stack as a topology says it: `loop0` on the disk (or on tmpfs), `loop1` on a file on `loop0`, and so on."""
+    """Return the stack of a point as a topology: `loop0` on the disk (or on tmpfs), `loop1` on `loop0`, and so on."""
     loops: dict[str, Loop] = {}
     holder, filesystem, size = disk or "ram", point.filesystem, point.size_bytes
     for level in range(point.depth):
-        # Each level leaves room for the filesystem of the next.
-        bytes_here = size * (2 ** (point.depth - 1 - level))
-        said = {"backing": f"{holder}/file", "filesystem": filesystem, "size": bytes_here, "read-ahead": _READ_AHEAD}
-        loops[f"loop{level}"] = Loop.model_validate(said)
+        # Each loop has space for the filesystem of the next.
+        size_bytes = size * (2 ** (point.depth - 1 - level))
+        keys = {"backing": f"{holder}/file", "filesystem": filesystem, "size": size_bytes, "read-ahead": _READ_AHEAD}
+        loops[f"loop{level}"] = Loop.model_validate(keys)
         holder, filesystem = f"loop{level}", "ext4" if point.filesystem == "tmpfs" else point.filesystem
     disks = (
         {disk: make_disk(type=point.disk, size=point.least_bytes, read_ahead=_READ_AHEAD)}
@@ -277,7 +285,7 @@ def loops_at(point: Point, disk: str) -> GuestModel:
 
 @contextlib.asynccontextmanager
 async def open_harness(guest: Guest, point: Point) -> AsyncIterator[Harness]:
-    """The point's stack on a guest, undone at the end."""
+    """Build the stack of a point in a guest, and remove it at the end."""
     disk = point.disk_in(guest.model) or ""
     async with apply.stack_applied(guest, loops_at(point, disk)) as made:
         yield Harness(

@@ -1,4 +1,4 @@
-"""Shell functions that measure a cgroup's rates in a guest, and what they print, read back."""
+"""Shell functions that measure rates of a cgroup in a guest, and parsers of their output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from testbed.guest import shell_functions
 from testbed.guest.shell_functions import ENTER
 from testbed.units import MIB, parse_decimal, parse_whole
 
-# rate CGROUP TARGET MIB AT_MIB NAME: reads from inside the cgroup, and prints `rate NAME MIB START END`. For bash.
+# rate CGROUP TARGET MIB AT_MIB NAME: reads TARGET in the cgroup, and prints `rate NAME MIB START END`. For bash.
 RATE = f"""\
 {ENTER}
 cd /sys/fs/cgroup || exit 1
@@ -22,7 +22,8 @@ rate() {{
 }}
 """
 
-# job NAME CGROUP TARGET SECONDS OPTION...: random reads by fio inside a cgroup. iops NAME: its rate, field 8 of fio's terse output.
+# job NAME CGROUP TARGET SECONDS OPTION...: random reads by fio in a cgroup. iops NAME: prints the rate of a job, field 8
+# of fio's terse output.
 JOBS = f"""\
 {ENTER}
 job() {{
@@ -37,9 +38,9 @@ iops() {{ cut -d';' -f8 "/tmp/$1" | sed "s/^/iops $1 /"; }}
 
 
 def parse_rates(output: str, names: tuple[str, ...], where: str) -> dict[str, float]:
-    """Bytes a second by name, from lines `rate NAME MIB START END`.
+    """Parse lines `rate NAME MIB START END` into bytes per second, by name.
 
-    :raise ReadingError: a name has none, or its clock stood still or went back.
+    :raise ReadingError: a name has no line, or its clock stood still or went back.
     """
     found = {}
     for name, (mib, start, end) in shell_functions.named_values(output, "rate", names, where, values=3).items():
@@ -51,9 +52,11 @@ def parse_rates(output: str, names: tuple[str, ...], where: str) -> dict[str, fl
 
 
 def parse_stalls(output: str, where: str) -> tuple[int, int, int]:
-    """Microseconds that the cgroup stalled through the loop, through the direct-I/O loop and on the file, from four lines `stalled TOTAL`.
+    """Parse four lines `stalled TOTAL` into three differences, in microseconds.
 
-    :raise ReadingError: there are not four totals, or one is less than the one before.
+    These are how long the cgroup stalled on the buffered loop, on the direct-I/O loop, and on the file.
+
+    :raise ReadingError: there are not four totals, or one is smaller than the one before.
     """
     found = shell_functions.lines(output, "stalled")
     if [len(words) for words in found] != [1] * 4:
@@ -64,9 +67,9 @@ def parse_stalls(output: str, where: str) -> tuple[int, int, int]:
 
 
 def parse_iops(output: str, names: tuple[str, ...], where: str) -> dict[str, float]:
-    """Requests a second by job, from lines `iops NAME NUMBER`.
+    """Parse lines `iops NAME NUMBER` into requests per second, by name of the job.
 
-    :raise ReadingError: a job has none.
+    :raise ReadingError: a job has no line.
     """
     found = shell_functions.named_values(output, "iops", names, where)
     return {name: parse_decimal(number, f"{where}, {name}") for name, (number,) in found.items()}

@@ -1,4 +1,4 @@
-"""Runs scenarios on guests and brings back outcomes: side by side as far as the host has cores and memory."""
+"""Runs scenarios on guests, as many at once as the host has cores and memory for, and judges their outcomes."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ _NOT_READ = SurveyError(why="the steps of its scenario did not run")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One case on one kernel. `findings` are the console's; `evidence` the folder of its logs; times in seconds; `missed`: acts of its
-    timeline that never began. `stack`: what stood in the guest while the claim was measured, or why that is not known.
+    """The result of one case on one kernel.
+
+    `findings`: notable lines of the console; `logs`: folder of the guest's logs; `missed`: entries of the timeline that
+    never started; `stack`: the block stack in the guest while the claim was measured, or why that is not known.
     """
 
     outcome: Outcome
@@ -48,9 +50,10 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One case, judged. `sides` by what `Job.kernels` calls them; `attempt` counts repetitions from 1.
+    """The result of one case, with its judgement.
 
-    `by_kernel`: each kernel's own judgement, where it is not a pair that is judged.
+    `sides`: by the names in `Job.kernels`; `attempt`: number of the repetition, from 1; `by_kernel`: the judgement of
+    each kernel, unless a pair of kernels is judged.
     """
 
     case: Case
@@ -60,7 +63,7 @@ class Result:
     by_kernel: dict[str, Judgement] = field(default_factory=dict)
 
 
-# Hears of every step: case, side, and what is happening to it.
+# Called at every step with the name of the case, the side, and what is happening.
 OnStep = Callable[[str, str, str], None]
 OnResult = Callable[[Result], None]
 Judge = Callable[[dict[str, Outcome]], tuple[Judgement, dict[str, Judgement]]]
@@ -68,9 +71,9 @@ Judge = Callable[[dict[str, Outcome]], tuple[Judgement, dict[str, Judgement]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is to be run, on what, and whom it tells. Every case runs on every kernel, `repeat` times.
+    """The parameters of a run. Every case runs on every kernel, `repeat` times.
 
-    `sample_s`: how often to write down what disks and control groups have counted; None: as the topology says, and only of the disks.
+    `sample_s`: interval at which counters of disks and cgroups are recorded; None: only disks, if the topology says so.
     """
 
     factory: GuestFactory
@@ -85,35 +88,36 @@ class Job:
 
 
 def judge_as_pair(outcomes: dict[str, Outcome]) -> tuple[Judgement, dict[str, Judgement]]:
-    """The judge of `compare`: `base` against `patched`."""
+    """Judge the sides `base` and `patched` against each other, as `testbed compare` does."""
     return judge_pair(outcomes["base"], outcomes["patched"]), {}
 
 
 def judge_each(expected: dict[str, Gap]) -> Judge:
-    """The judge of single kernels: each against what is expected of it, by side; the gravest is the case's."""
+    """Return a judge of single kernels: each against its expectation, by side; the worst is the case's judgement."""
 
     def judge(outcomes: dict[str, Outcome]) -> tuple[Judgement, dict[str, Judgement]]:
-        found = {side: judge_single(outcome, expected[side]) for side, outcome in outcomes.items()}
-        return worst(tuple(found.values())), found
+        by_side = {side: judge_single(outcome, expected[side]) for side, outcome in outcomes.items()}
+        return worst(tuple(by_side.values())), by_side
 
     return judge
 
 
 def expected_of(kernel: KernelFiles) -> Gap:
-    """What a kernel should show: the gap closed, unless the table says that it is older than the series."""
+    """Return what a kernel should show: a closed gap, unless the table says that it is older than the series."""
     return Gap.OPEN if kernel.series is Series.BEFORE else Gap.CLOSED
 
 
 async def run(job: Job, judge: Judge) -> tuple[Result, ...]:
-    """Every case on every kernel, judged; in the cases' order, and each case's attempts together.
+    """Run every case on every kernel, and judge it. Results are in the order of the cases, attempts together.
 
-    First those that share the host's cores, beside them those that mostly wait; then, one guest after the other, those that measure time.
+    Cases that share the host's cores and cases that mostly wait run first, side by side; then cases that measure time,
+    one guest at a time.
     """
     gates = {
         cores: asyncio.Semaphore(admission.most_at_once(cores, job.factory.host, job.model.memory)) for cores in Cores
     }
 
-    async def one(case: Case, attempt: int, side: str) -> Side:
+    async def run_side(case: Case, attempt: int, side: str) -> Side:
         async with gates[case.scenario.cores]:
             name = f"{case.name.replace('/', '-')}-{side}" + (f"-{attempt}" if job.repeat > 1 else "")
             return await _run_side(
@@ -124,42 +128,42 @@ async def run(job: Job, judge: Judge) -> tuple[Result, ...]:
                 lambda step: job.on_step(case.name, side, step),
             )
 
-    def judged(case: Case, attempt: int, sides: dict[str, Side]) -> Result:
+    def record(case: Case, attempt: int, sides: dict[str, Side]) -> Result:
         judgement, by_kernel = judge({side: done.outcome for side, done in sides.items()})
         result = Result(case=case, attempt=attempt, sides=sides, judgement=judgement, by_kernel=by_kernel)
         eventlog.log_event(f"{case.name}: {judgement.verdict.value}: {judgement.reason}")
         job.on_result(result)
         return result
 
-    async def together(case: Case, attempt: int) -> Result:
+    async def run_case(case: Case, attempt: int) -> Result:
         async with asyncio.TaskGroup() as group:
-            tasks = {side: group.create_task(one(case, attempt, side)) for side in job.kernels}
-        return judged(case, attempt, {side: task.result() for side, task in tasks.items()})
+            tasks = {side: group.create_task(run_side(case, attempt, side)) for side in job.kernels}
+        return record(case, attempt, {side: task.result() for side, task in tasks.items()})
 
-    # The semaphore is fair: cases start in their order, all kernels of one beside each other.
+    # The semaphore is fair: cases start in their order, and all kernels of a case run side by side.
     async with asyncio.TaskGroup() as group:
         tasks = [
-            group.create_task(together(*turn)) for turn in _turns(job) if turn[0].scenario.cores is not Cores.ALONE
+            group.create_task(run_case(*turn)) for turn in _turns(job) if turn[0].scenario.cores is not Cores.ALONE
         ]
     results = [task.result() for task in tasks]
     for case, attempt in _turns(job):
         if case.scenario.cores is Cores.ALONE:
-            results.append(judged(case, attempt, {side: await one(case, attempt, side) for side in job.kernels}))
+            results.append(record(case, attempt, {side: await run_side(case, attempt, side) for side in job.kernels}))
     return sort_results(results, job.cases)
 
 
 def sort_results(results: Iterable[Result], cases: tuple[Case, ...]) -> tuple[Result, ...]:
-    """Results in the cases' order, and each case's attempts together."""
-    spec = {case.name: number for number, case in enumerate(cases)}
-    return tuple(sorted(results, key=lambda result: (spec[result.case.name], result.attempt)))
+    """Sort results in the order of the cases, with the attempts of each case together."""
+    order = {case.name: number for number, case in enumerate(cases)}
+    return tuple(sorted(results, key=lambda result: (order[result.case.name], result.attempt)))
 
 
 def _turns(job: Job) -> Iterator[tuple[Case, int]]:
     return ((case, attempt) for case in job.cases for attempt in range(1, job.repeat + 1))
 
 
-# On several CPUs QEMU's emulation now and then runs into an instruction that the kernel is just replacing (smp_text_poke_bp): seen once in
-# 348 guests, on 7.2 while a tracepoint was switched on. It is no verdict on the kernel.
+# With several CPUs QEMU's emulation rarely executes an instruction that the kernel is just replacing (smp_text_poke_bp):
+# seen once in 348 guests, on 7.2 while a tracepoint was switched on. This is an emulation fault, not a kernel bug.
 _EMULATED = "Oops: int3"
 
 
@@ -245,14 +249,16 @@ class _SideRun:
 
 
 def _disk_sample_interval_s(job: Job) -> float | None:
-    """Return None where the topology has an interval of its own, which comes first."""
+    """Return the interval for disks, or None if the topology has its own, which takes precedence."""
     return None if job.model.sample is not None else job.sample_s
 
 
 async def missing_needs(guest: Guest, needs: tuple[Need, ...]) -> tuple[str, ...]:
-    """What of the needs the guest does not have; asked in one command, which also gives it the script that surveys its stack.
+    """Test the needs in the guest, and return those that it lacks.
 
-    :raise ReadingError: it answers something else.
+    One command tests them all. It also copies the script into the guest that surveys its stack.
+
+    :raise ReadingError: the guest printed something unexpected.
     """
     where = f"guest {guest.name}: what it lacks"
     conditions = "\n".join(f"{need.test} || echo lacks {number}" for number, need in enumerate(needs))
@@ -268,12 +274,12 @@ async def missing_needs(guest: Guest, needs: tuple[Need, ...]) -> tuple[str, ...
 
 
 async def survey_stack(guest: Guest) -> Survey | SurveyError:
-    """What stood in the guest while the steps of its scenario measured their claim."""
+    """Read the block stack that the guest had when the steps of its scenario measured their claim."""
     try:
-        said = (await guest.script(survey.SHOW)).stdout
+        printed = (await guest.script(survey.SHOW)).stdout
         disks = guest.model.disks
         return survey.parse(
-            said,
+            printed,
             {
                 device.path: Hardware(
                     name=name, type=device.kind, profile=(disks[name].profile or "") if name in disks else ""

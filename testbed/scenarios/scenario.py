@@ -1,4 +1,4 @@
-"""What a scenario is: a claim, what it needs, what it predicts for both kinds of kernel, where it is tried, and its steps."""
+"""Defines a scenario: its claim, its needs, its predictions for both kinds of kernel, its points, and its steps."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from testbed.units import MIB, format_size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """Something that the guest must have. `test`: a shell condition that is true where it has; see `NEEDS_PRELUDE`."""
+    """Something that the guest must have. `test`: a shell command that succeeds if it has it; see `NEEDS_PRELUDE`."""
 
     what: str
     test: str
 
 
-# What the conditions may use besides the shell's builtins. An exec of grep costs 0.1 s under emulation, this costs nothing.
+# A function for these commands. Running grep costs 0.1 s under emulation, the shell's builtins cost nothing.
 NEEDS_PRELUDE = """\
 has_word() { read -r words <"$2" && case " $words " in *" $1 "*) ;; *) false ;; esac; }
 """
@@ -29,10 +29,10 @@ has_word() { read -r words <"$2" && case " $words " in *" $1 "*) ;; *) false ;; 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """Where a scenario is tried: the kind of disk, the filesystem that holds the backing file, and what else its steps look at.
+    """Where a scenario runs: the kind of disk, the filesystem with the backing file, and parameters of its steps.
 
-    `disk` None: memory only. `size_bytes`: of the backing file. `depth`: loops on files on loops. `profile`: the disk behaves like that
-    device. `variant`: the scenario's own, and the last part of the name.
+    `disk`: None for memory only. `size_bytes`: size of the backing file. `depth`: number of loops on top of each other.
+    `profile`: device that the disk behaves like. `variant`: a parameter of the scenario, and the last part of the name.
     """
 
     disk: str | None = None
@@ -48,7 +48,7 @@ class Point:
         return "/".join(word for word in (*where, self.variant) if word)
 
     def disk_in(self, model: GuestModel) -> str | None:
-        """The first disk of this kind that is large enough, by its name in the topology."""
+        """Return the name of the topology's first disk of this kind that is large enough."""
         return next(
             (name for name, disk in model.disks.items() if disk.type == self.disk and disk.size >= self.least_bytes),
             None,
@@ -56,11 +56,11 @@ class Point:
 
     @property
     def least_bytes(self) -> int:
-        """How large the disk must be: the filesystem's own needs come on top, and an xfs or btrfs of less than 300M is none."""
+        """How large the disk must be, with space for metadata; mkfs of xfs and btrfs refuses less than 300M."""
         return max(self.size_bytes * 2, 512 * MIB)
 
     def lacks(self, model: GuestModel) -> str | None:
-        """Why a topology's guest has no room for it, or None."""
+        """Return why a guest of a topology cannot run the scenario here, or None if it can."""
         if self.disk is None or self.disk_in(model) is not None:
             return None
         return f"the topology has no {self.disk} disk of at least {format_size(self.least_bytes)}"
@@ -69,7 +69,7 @@ class Point:
 ANYWHERE = (Point(),)
 
 
-# The kinds of disk that the scenarios are tried on.
+# The kinds of disk that the scenarios run on.
 _DISKS = ("virtio-blk", "nvme")
 
 
@@ -80,7 +80,7 @@ def on_each_disk(
     depth: int = 1,
     profile: str | None = None,
 ) -> tuple[Point, ...]:
-    """A point for each kind of disk, on each filesystem, in each variant; the first variant first."""
+    """Return a point for each variant, filesystem and kind of disk, sorted in this order."""
     return tuple(
         Point(disk=disk, filesystem=filesystem, variant=variant, size_bytes=size_bytes, depth=depth, profile=profile)
         for variant in variants
@@ -91,13 +91,13 @@ def on_each_disk(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One claim about the series. A kernel without it must show the gap, one with it must have closed it.
+    """One claim about the series: a kernel without the series must show the gap, one with it must have closed it.
 
-    `patches`: which of the series' four patches it sees. `source`: where the claim comes from. `points`: where it is tried, the most
-    telling first. `what`: the steps in words; `steps`: does them on a fresh guest, and returns what was seen, or why this kernel has
-    nothing to show; what it raises is no verdict on the kernel. `cpus`: the fewest that its guest has, for what shows only where things
-    happen at once. `expected_log`: kinds of console lines that belong to it. `found`: what
-    repeating it taught.
+    `patches`: the patches of the series (1 to 4) that the scenario tests. `source`: where the claim comes from.
+    `points`: where it runs, the most telling first. `what`: a description of the steps. `steps`: runs them on a fresh
+    guest, and returns the evidence, or the reason why this kernel has none; an exception is no verdict on the kernel.
+    `cpus`: the least number of CPUs of its guest. `expected_log`: kinds of console lines that the steps cause. `found`:
+    what many runs have shown.
     """
 
     name: str
@@ -118,7 +118,7 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One scenario at one of its points: what is run, judged and reported."""
+    """One scenario at one of its points: the unit that is run, judged and reported."""
 
     scenario: Scenario
     point: Point
@@ -128,7 +128,7 @@ class Case:
         return "/".join(word for word in (self.scenario.name, self.point.name) if word)
 
     def model(self, model: GuestModel) -> GuestModel:
-        """The topology's guest with CPUs enough, its disk with this point's profile."""
+        """Return the topology's guest with enough CPUs, and its disk with the profile of this point."""
         model = model.model_copy(update={"cpus": max(model.cpus, self.scenario.cpus)})
         name = self.point.disk_in(model)
         if name is None or self.point.profile is None:
@@ -146,7 +146,7 @@ COMMON_NEEDS = (MEMORY_CONTROLLER, IO_CONTROLLER, LOOP_DEVICES)
 
 
 def debugfs_need(what: str, path: str) -> Need:
-    """A kernel option that shows as a path in debugfs, which is mounted first if it is not."""
+    """Make the need of a kernel option that shows as a path in debugfs; the command mounts debugfs if necessary."""
     mounted = "{ test -e /sys/kernel/debug/block || mount -t debugfs none /sys/kernel/debug; } 2>/dev/null"
     return Need(what=what, test=f"{mounted}; test -e {path}")
 

@@ -1,4 +1,4 @@
-"""Evidence to a verdict. Pure: numbers in, words out."""
+"""Judges evidence: turns measurements into a verdict and its reason. Pure."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 
 class Verdict(enum.Enum):
-    """PASS: the base shows the gap and the patched kernel closes it. FAIL: the patched kernel does not, or in part, or charges too much.
-    INVALID: the comparison says nothing (the base shows no gap, a control misbehaved, a measure is inconclusive). SKIP: a need is missing.
-    INFRA: no evidence; of a run, that it ended early, too."""
+    """The verdict on a case or a run.
+
+    PASS: the base shows the gap, and the patched kernel closes it. FAIL: the patched kernel does not close it, or only
+    in part, or charges too much. INVALID: the comparison is inconclusive (the base shows no gap, a control failed, or a
+    measurement is unclear). SKIP: a need is missing. INFRA: there is no evidence; or the run ended early.
+    """
 
     PASS = "PASS"  # noqa: S105 - a word, no password
     FAIL = "FAIL"
@@ -20,9 +23,9 @@ class Verdict(enum.Enum):
 
 
 class Gap(enum.Enum):
-    """What a measurement showed of the gap that the series closes: I/O of a loop device that nobody's cgroup pays for, and what follows.
+    """What a measurement shows about the gap that the series closes: I/O of a loop that is charged to no cgroup.
 
-    PARTIAL: sound measures of one claim, of which some show the gap and some do not. EXCESS: more was charged than there was.
+    PARTIAL: some parts of the claim show the gap, and some do not. EXCESS: more was charged than there was.
     """
 
     CLOSED = "as with the series"
@@ -32,14 +35,17 @@ class Gap(enum.Enum):
     UNCLEAR = "neither clearly as with the series nor clearly as before it"
 
 
-# Measured shares are 0.99 to 1.01 where the kernel charges, and 0 where it does not (docs/results/four-kernels.md). What the device moved
-# and what is in memory are measured with their readahead, so that a share has a bound above as well.
+# Measured shares are 0.99 to 1.01 if the kernel charges, and 0 if it does not (docs/results/four-kernels.md). The bytes
+# that the device moved and the resident pages include readahead, so that a share has an upper bound as well.
 _CHARGED_FROM, _CHARGED_TO, _BYPASSED_TO = 0.95, 1.05, 0.02
 
 
 def share_gap(charged: float, total: float, *, least: float, ahead: float = 0) -> Gap:
-    """Judge what a cgroup was charged as a share of what there was to charge, both in one unit; `least`: the total from which a share tells
-    anything; `ahead`: what was measured to be read ahead beyond the total, and may be charged as well."""
+    """Judge what a cgroup was charged as a share of the total, both in the same unit.
+
+    `least`: with a smaller total the share is unclear. `ahead`: measured readahead beyond the total, which may be
+    charged as well.
+    """
     if not (math.isfinite(charged) and math.isfinite(total)) or charged < 0 or total < max(least, 1):
         return Gap.UNCLEAR
     if charged > total * _CHARGED_TO + ahead:
@@ -50,8 +56,10 @@ def share_gap(charged: float, total: float, *, least: float, ahead: float = 0) -
 
 
 def pages_gap(owned: int, resident: int, asked: int) -> Gap:
-    """Judge the page cache that a cgroup pays for against the backing file's pages in memory, bytes. Readahead may add to what was
-    asked."""
+    """Judge the page cache charged to a cgroup against the resident pages of the backing file, in bytes.
+
+    `asked`: the bytes that were requested; readahead can add to them.
+    """
     if resident < asked * _CHARGED_FROM:
         return Gap.UNCLEAR
     return Gap.OPEN if 0 <= owned <= asked * _BYPASSED_TO else share_gap(owned, resident, least=asked * _CHARGED_FROM)
@@ -59,7 +67,7 @@ def pages_gap(owned: int, resident: int, asked: int) -> Gap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One measure of a claim; `times`: what was charged over what there was, where both are known."""
+    """One part of a claim. `times`: what was charged divided by what there was, if both are known."""
 
     what: str
     gap: Gap
@@ -67,30 +75,32 @@ class Part:
 
 
 def share_of(what: str, charged: int, total: int, *, least: float) -> Part:
-    """A part of a claim that is a share; see `of_share`."""
+    """Make a part of a claim from a share; see `share_gap`."""
     return Part(what=what, gap=share_gap(charged, total, least=least), times=charged / total if total > 0 else None)
 
 
 def pages_of(what: str, owned: int, resident: int, asked: int) -> Part:
-    """A part of a claim that is page cache; see `of_pages`."""
+    """Make a part of a claim from page cache; see `pages_gap`."""
     return Part(what=what, gap=pages_gap(owned, resident, asked), times=owned / resident if resident > 0 else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What the parts of a claim show together; `note` names those that differ, to be put behind a reason, or is empty."""
+    """What the parts of a claim show together. `note`: names parts that differ, for appending to a reason; or empty."""
 
     gap: Gap
     note: str
 
 
 def join_parts(*parts: Part) -> Claim:
-    """Judge the parts of one claim: an excess in any is one; what is unclear in any is unclear; parts that differ are PARTIAL."""
+    """Judge the parts of one claim: EXCESS if any is, otherwise UNCLEAR if any is, otherwise PARTIAL if they differ."""
     if not parts:
         return Claim(gap=Gap.UNCLEAR, note="; nothing was measured")
     if excess := [part for part in parts if part.gap is Gap.EXCESS]:
-        said = ", ".join(part.what + ("" if part.times is None else f" {part.times:.1f} times") for part in excess)
-        return Claim(gap=Gap.EXCESS, note=f"; charged more than there was: {said}")
+        parts_text = ", ".join(
+            part.what + ("" if part.times is None else f" {part.times:.1f} times") for part in excess
+        )
+        return Claim(gap=Gap.EXCESS, note=f"; charged more than there was: {parts_text}")
     if unclear := _names(parts, Gap.UNCLEAR, Gap.PARTIAL):
         return Claim(gap=Gap.UNCLEAR, note=f"; unclear: {unclear}" if len(parts) > 1 else "")
     closed, missing = _names(parts, Gap.CLOSED), _names(parts, Gap.OPEN)
@@ -105,7 +115,7 @@ def _names(parts: tuple[Part, ...], *gaps: Gap) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """One number: `unit` is its unit, `source` the file or command where it was read."""
+    """One measured number. `source`: the file or command that it was read from."""
 
     name: str
     value: float
@@ -115,10 +125,10 @@ class Measure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
-    """A measurement whose outcome is known; one that comes out otherwise makes the evidence void.
+    """A measurement whose outcome is known in advance; with another outcome the evidence is invalid.
 
-    `excess`: it does not hold because more was charged than there was. A kernel that charges twice does so here, too: where the claim is an
-    excess as well, such a control confirms it.
+    `excess`: it does not hold because more was charged than there was. A kernel that charges twice does that in
+    controls, too: if the claim is an excess as well, such a control confirms it.
     """
 
     name: str
@@ -128,13 +138,16 @@ class Control:
     excess: bool = False
 
 
-# Counters that count the same bytes agree within this; more is worth a look.
+# Counters of the same bytes agree within this share; a larger difference is a finding.
 _BALANCED = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """The same bytes counted in two places: what the guest's kernel accounted for, and what really moved (or is resident)."""
+    """The same bytes counted in two places: by the accounting of the guest's kernel, and as they really moved.
+
+    `real`: bytes that the device moved, or that are resident.
+    """
 
     what: str
     accounted: int
@@ -152,7 +165,7 @@ class Balance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What a scenario brought back from one kernel."""
+    """What a scenario measured on one kernel."""
 
     claim: Gap
     reason: str
@@ -170,7 +183,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """The guest or the host failed before there was evidence."""
+    """The guest or the host failed, so that there is no evidence."""
 
     why: str
 
@@ -185,12 +198,12 @@ class Judgement:
 
 
 def judge_pair(base: Outcome, patched: Outcome) -> Judgement:
-    """A base kernel, which must show the gap, against a patched one, which must have closed it."""
+    """Judge a base kernel, which must show the gap, and a patched kernel, which must have closed it."""
     return _without_evidence(("base", base), ("patched", patched)) or _claims(base, patched)
 
 
 def judge_single(outcome: Outcome, expected: Gap) -> Judgement:
-    """One kernel against what is expected of it."""
+    """Judge one kernel against its expectation."""
     early = _without_evidence(("kernel", outcome))
     if early is not None:
         return early
@@ -205,7 +218,7 @@ def judge_single(outcome: Outcome, expected: Gap) -> Judgement:
 
 
 def _without_evidence(*sides: tuple[str, Outcome]) -> Judgement | None:
-    """The judgement where some side has no usable evidence; the gravest reason first."""
+    """Return the judgement if a side has no usable evidence; the most serious reason wins."""
     for side, outcome in sides:
         if isinstance(outcome, Lost):
             return Judgement(verdict=Verdict.INFRA, reason=f"{side}: {outcome.why}")
@@ -221,7 +234,7 @@ def _without_evidence(*sides: tuple[str, Outcome]) -> Judgement | None:
     return None
 
 
-# How a patched kernel fails.
+# How a patched kernel fails, as the reason says it.
 _FAILS = {
     Gap.OPEN: "does not close the gap",
     Gap.PARTIAL: "closes the gap only in part",
@@ -246,7 +259,7 @@ _GRAVITY = (Verdict.FAIL, Verdict.INFRA, Verdict.INVALID, Verdict.PASS, Verdict.
 
 
 def worst(judgements: tuple[Judgement, ...]) -> Judgement:
-    """The gravest of some judgements, the first of its kind."""
+    """Return the most serious judgement, the first of several equal ones."""
     return min(judgements, key=lambda judgement: _GRAVITY.index(judgement.verdict))
 
 
@@ -254,8 +267,9 @@ EXIT_CODES = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INFRA: 2, Verdict.INVALI
 
 
 def overall_verdict(verdicts: tuple[Verdict, ...], *, partial: bool = False) -> Verdict:
-    """The verdict of a run: the gravest of its scenarios', and SKIP only where everything was skipped. `partial`: others were to come, so
-    that nothing but FAIL is known of the run.
+    """Return the verdict of a run: the most serious of its cases, and SKIP only if everything was skipped.
+
+    `partial`: the run ended early, so that only FAIL is certain.
     """
     if partial:
         return Verdict.FAIL if Verdict.FAIL in verdicts else Verdict.INFRA

@@ -57,14 +57,14 @@ def _guest(guest: GuestModel) -> Iterator[Mistake]:
             yield ("disks", name, *path), message
     for name, limits in guest.throttle_groups.items():
         yield from ((("throttle-groups", name), message) for message in limits.throttle().mistakes())
-    made = build_graph(guest)
-    for where, other in made.clashes:
+    graph = build_graph(guest)
+    for where, other in graph.clashes:
         yield (
             where,
             f"{where[-1]!r} is the name of something else already ({'.'.join(str(part) for part in other.where)})",
         )
-    yield from _stack(made)
-    yield from _cgroups(guest, made)
+    yield from _stack(graph)
+    yield from _cgroups(guest, graph)
     parts = {
         part: DISK_KINDS[disk.type]
         for name, disk in guest.disks.items()
@@ -150,33 +150,33 @@ def _disk_speed(disk: Disk, guest: GuestModel) -> Iterator[Mistake]:
         yield ("throttle-group",), f"expected one of the guest's throttle-groups, got {disk.throttle_group!r}{hint}"
 
 
-def _stack(made: Graph) -> Iterator[Mistake]:
-    order = made.ordered()
-    known, standing, above, blocks = sizes(made, order), set(order), made.users(), block_sizes(made, order)
-    for key, node in made.nodes.items():
-        dangling = [(needed, where) for needed, where in node.needs if needed not in made.nodes]
+def _stack(graph: Graph) -> Iterator[Mistake]:
+    order = graph.ordered()
+    known, standing, users, blocks = sizes(graph, order), set(order), graph.users(), block_sizes(graph, order)
+    for key, node in graph.nodes.items():
+        dangling = [(needed, where) for needed, where in node.needs if needed not in graph.nodes]
         for needed, where in dangling:
-            yield where, _missing(needed, node, made)
-        if not dangling and key not in standing and made.in_cycle(key):
+            yield where, _missing(needed, node, graph)
+        if not dangling and key not in standing and graph.in_cycle(key):
             if key.kind == "device":  # every cycle contains a device
                 yield node.needs[0][1], f"{key.name!r} stands on itself"
         else:
-            yield from _fits(node, made, known, above)
+            yield from _fits(node, graph, known, users)
             yield from _direct(node, blocks)
-    yield from _shared(known, above)
-    yield from _one_filesystem(made)
-    yield from _one_size(made)
-    yield from _no_file(made)
+    yield from _shared(known, users)
+    yield from _one_filesystem(graph)
+    yield from _one_size(graph)
+    yield from _no_file(graph)
 
 
-def _missing(needed: Key, node: Node, made: Graph) -> str:
+def _missing(needed: Key, node: Node, graph: Graph) -> str:
     if needed.kind == "file":
         return f"expected a size, or a file {needed.name!r} among `files`"
-    names = [key.name for key in made.nodes if key.kind == needed.kind and key != node.key]
+    names = [key.name for key in graph.nodes if key.kind == needed.kind and key != node.key]
     return f"expected the name of a {needed.kind}, got {needed.name!r}{did_you_mean(needed.name, names)}"
 
 
-def _fits(node: Node, made: Graph, known: dict[Key, int], above: dict[Key, list[Node]]) -> Iterator[Mistake]:
+def _fits(node: Node, graph: Graph, known: dict[Key, int], users: dict[Key, list[Node]]) -> Iterator[Mistake]:
     room = known.get(node.needs[0][0]) if node.needs else None
     size = known.get(node.key)
     match node.model:
@@ -191,7 +191,7 @@ def _fits(node: Node, made: Graph, known: dict[Key, int], above: dict[Key, list[
             if file.size % 4096:
                 yield (*node.where, "size"), f"expected a multiple of 4096 bytes, got {file.size}"
             holder = Key("filesystem", path.partition("/")[0])
-            yield from _files_fit(node, holder, made, known, above)
+            yield from _files_fit(node, holder, graph, known, users)
         case Loop() as loop if size == 0:
             yield (*node.where, "offset"), f"expected less than the backing {node.needs[0][0]}, got {loop.offset}"
         case Loop(offset=offset) if offset % 512:
@@ -222,13 +222,13 @@ def _direct(node: Node, blocks: Mapping[Key, int]) -> Iterator[Mistake]:
 
 
 def _files_fit(
-    node: Node, holder: Key, made: Graph, known: dict[Key, int], above: dict[Key, list[Node]]
+    node: Node, holder: Key, graph: Graph, known: dict[Key, int], users: dict[Key, list[Node]]
 ) -> Iterator[Mistake]:
-    below = made.nodes.get(holder)
+    below = graph.nodes.get(holder)
     room = known.get(below.needs[0][0]) if below is not None and below.needs else None
     if room is None:
         return
-    asked = sum(user.model.size for user in above[holder] if isinstance(user.model, File))
+    asked = sum(user.model.size for user in users[holder] if isinstance(user.model, File))
     if asked > room * 9 // 10:
         yield (
             (*node.where, "size"),
@@ -236,9 +236,9 @@ def _files_fit(
         )
 
 
-def _shared(known: dict[Key, int], above: dict[Key, list[Node]]) -> Iterator[Mistake]:
+def _shared(known: dict[Key, int], users_of: dict[Key, list[Node]]) -> Iterator[Mistake]:
     """Report devices with two users, and partitions that need more space than their device has."""
-    for key, users in above.items():
+    for key, users in users_of.items():
         if key.kind != "device":
             continue
         parts = [user for user in users if "partitions" in user.where]
@@ -256,11 +256,11 @@ def _shared(known: dict[Key, int], above: dict[Key, list[Node]]) -> Iterator[Mis
             yield alone[-1].where, f"{key.name!r} can be used by one thing alone, got {said}"
 
 
-def _one_filesystem(made: Graph) -> Iterator[Mistake]:
+def _one_filesystem(graph: Graph) -> Iterator[Mistake]:
     """Report loops in the short form that name another filesystem than the device has."""
-    for node in made.nodes.values():
+    for node in graph.nodes.values():
         if isinstance(node.model, Loop) and node.model.file and "filesystem" in node.model.model_fields_set:
-            there = made.nodes[Key("filesystem", node.model.holder)].model
+            there = graph.nodes[Key("filesystem", node.model.holder)].model
             if isinstance(there, Filesystem) and there.type != node.model.filesystem:
                 yield (
                     (*node.where, "filesystem"),
@@ -268,9 +268,9 @@ def _one_filesystem(made: Graph) -> Iterator[Mistake]:
                 )
 
 
-def _no_file(made: Graph) -> Iterator[Mistake]:
+def _no_file(graph: Graph) -> Iterator[Mistake]:
     """Report keys of a backing file on loops and swaps whose backing is a whole device."""
-    for node in made.nodes.values():
+    for node in graph.nodes.values():
         if isinstance(node.model, Loop | Swap) and node.needs and node.needs[0][0].kind == "device":
             for key in ("size", "allocate", "filesystem"):
                 if getattr(node.model, key, None) is not None and key in node.model.model_fields_set:
@@ -282,10 +282,10 @@ def _no_file(made: Graph) -> Iterator[Mistake]:
                     )
 
 
-def _one_size(made: Graph) -> Iterator[Mistake]:
+def _one_size(graph: Graph) -> Iterator[Mistake]:
     """Report loops and swaps that state another size or allocation than their file has, and that would be ignored."""
-    for node in made.nodes.values():
-        below = made.nodes.get(node.needs[0][0]) if isinstance(node.model, Loop | Swap) and node.needs else None
+    for node in graph.nodes.values():
+        below = graph.nodes.get(node.needs[0][0]) if isinstance(node.model, Loop | Swap) and node.needs else None
         if below is None or not isinstance(node.model, Loop | Swap) or not isinstance(below.model, File):
             continue
         there, same = f"already ({'.'.join(map(str, below.where))})", "give both the same, or leave this one out"
@@ -299,8 +299,8 @@ def _one_size(made: Graph) -> Iterator[Mistake]:
             )
 
 
-def _cgroups(guest: GuestModel, made: Graph) -> Iterator[Mistake]:
-    devices = [key.name for key in made.nodes if key.kind == "device"]
+def _cgroups(guest: GuestModel, graph: Graph) -> Iterator[Mistake]:
+    devices = [key.name for key in graph.nodes if key.kind == "device"]
     for path, group in guest.cgroups.items():
         where: KeyPath = ("cgroups", path)
         costs: dict[str, Mapping[str, object]] = {
@@ -313,7 +313,7 @@ def _cgroups(guest: GuestModel, made: Graph) -> Iterator[Mistake]:
             named["io.weight"] = [name for name in group.io_weight if name != "default"]
         for key, names in named.items():
             for name in names:
-                if device_key(name) not in made.nodes:
+                if device_key(name) not in graph.nodes:
                     yield (
                         (*where, key, name),
                         f"expected the name of a device, got {name!r}{did_you_mean(name, devices)}",

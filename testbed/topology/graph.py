@@ -124,71 +124,73 @@ def device_key(name: str) -> Key:
 
 def build_graph(guest: GuestModel) -> Graph:
     """Build the graph of a guest's stack; parts whose name is taken go into `clashes`."""
-    made = Graph()
+    graph = Graph()
     for name, disk in guest.disks.items():
-        made.add(Node(key=device_key(name), where=("disks", name), model=disk))
-        _partitions(made, name, ("disks", name), disk.partitions)
+        graph.add(Node(key=device_key(name), where=("disks", name), model=disk))
+        _partitions(graph, name, ("disks", name), disk.partitions)
         for number, (other, namespace) in enumerate(disk.namespaces.items() if isinstance(disk, Nvme) else (), start=2):
             model = NamespaceOf(disk=name, number=number, namespace=namespace)
-            made.add(Node(key=device_key(other), where=("disks", name, "namespaces", other), model=model))
+            graph.add(Node(key=device_key(other), where=("disks", name, "namespaces", other), model=model))
     for name, filesystem in guest.filesystems.items():
         _filesystem(
-            made,
+            graph,
             name,
             filesystem,
             ("filesystems", name),
             ("filesystems", name, "device") if filesystem.device else None,
         )
     for name, file in guest.files.items():
-        _file(made, file, ("files", name), ("files", name, "path"))
+        _file(graph, file, ("files", name), ("files", name, "path"))
     for name, loop in guest.loops.items():
-        _loop(made, name, loop)
+        _loop(graph, name, loop)
     joined: dict[str, Mapping[str, Dm | Md]] = {"dm": guest.dm, "md": guest.md}
     for section, things in joined.items():
         for name, joining in things.items():
             needs = tuple((device_key(other), (section, name, "on", number)) for number, other in enumerate(joining.on))
-            made.add(Node(key=device_key(name), where=(section, name), model=joining, needs=needs))
+            graph.add(Node(key=device_key(name), where=(section, name), model=joining, needs=needs))
     for name, swap in guest.swaps.items():
         where: KeyPath = ("swaps", name)
         if "/" in swap.on and swap.size is not None:
-            _file(made, File(path=swap.on, size=swap.size), where, (*where, "on"), implied=True)
+            _file(graph, File(path=swap.on, size=swap.size), where, (*where, "on"), implied=True)
         below = Key("file", swap.on) if "/" in swap.on else device_key(swap.on)
-        made.add(Node(key=Key("swap", name), where=where, model=swap, needs=((below, (*where, "on")),)))
-    return made
+        graph.add(Node(key=Key("swap", name), where=where, model=swap, needs=((below, (*where, "on")),)))
+    return graph
 
 
-def _filesystem(made: Graph, name: str, filesystem: Filesystem, where: KeyPath, device_at: KeyPath | None) -> None:
+def _filesystem(graph: Graph, name: str, filesystem: Filesystem, where: KeyPath, device_at: KeyPath | None) -> None:
     needs = () if filesystem.type == "tmpfs" else ((device_key(filesystem.device or name), device_at or where),)
-    made.add(Node(key=Key("filesystem", name), where=where, model=filesystem, needs=needs))
+    graph.add(Node(key=Key("filesystem", name), where=where, model=filesystem, needs=needs))
 
 
-def _file(made: Graph, file: File, where: KeyPath, path_at: KeyPath, *, implied: bool = False) -> None:
+def _file(graph: Graph, file: File, where: KeyPath, path_at: KeyPath, *, implied: bool = False) -> None:
     key = Key("file", file.path)
-    if implied and key in made.nodes:
+    if implied and key in graph.nodes:
         return
-    made.add(Node(key=key, where=where, model=file, needs=((Key("filesystem", file.path.partition("/")[0]), path_at),)))
+    graph.add(
+        Node(key=key, where=where, model=file, needs=((Key("filesystem", file.path.partition("/")[0]), path_at),))
+    )
 
 
-def _loop(made: Graph, name: str, loop: Loop) -> None:
+def _loop(graph: Graph, name: str, loop: Loop) -> None:
     where, backing_at = ("loops", name), ("loops", name, "backing")
     below = device_key(loop.holder)
     if loop.file:
         # The short form implies a filesystem on the device of that name and a file, unless they are declared.
         holder = Key("filesystem", loop.holder)
-        if holder not in made.nodes:
-            _filesystem(made, loop.holder, Filesystem(type=loop.filesystem), where, backing_at)
+        if holder not in graph.nodes:
+            _filesystem(graph, loop.holder, Filesystem(type=loop.filesystem), where, backing_at)
         below = Key("file", loop.backing)
         if loop.size is not None:
-            on_tmpfs = isinstance(found := made.nodes[holder].model, Filesystem) and found.type == "tmpfs"
+            on_tmpfs = isinstance(found := graph.nodes[holder].model, Filesystem) and found.type == "tmpfs"
             allocate = loop.allocate or ("sparse" if on_tmpfs else "written")
-            _file(made, File(path=loop.backing, size=loop.size, allocate=allocate), where, backing_at, implied=True)
-    made.add(Node(key=device_key(name), where=where, model=loop, needs=((below, backing_at),)))
-    _partitions(made, name, where, loop.partitions)
+            _file(graph, File(path=loop.backing, size=loop.size, allocate=allocate), where, backing_at, implied=True)
+    graph.add(Node(key=device_key(name), where=where, model=loop, needs=((below, backing_at),)))
+    _partitions(graph, name, where, loop.partitions)
 
 
-def _partitions(made: Graph, holder: str, where: KeyPath, partitions: tuple[Partition, ...]) -> None:
+def _partitions(graph: Graph, holder: str, where: KeyPath, partitions: tuple[Partition, ...]) -> None:
     for number, partition in enumerate(partitions, start=1):
-        made.add(
+        graph.add(
             Node(
                 key=device_key(f"{holder}-p{number}"),
                 where=(*where, "partitions", number - 1),
@@ -198,14 +200,14 @@ def _partitions(made: Graph, holder: str, where: KeyPath, partitions: tuple[Part
         )
 
 
-def sizes(made: Graph, order: tuple[Key, ...]) -> dict[Key, int]:
+def sizes(graph: Graph, order: tuple[Key, ...]) -> dict[Key, int]:
     """Compute the bytes of each device and file; an md array may lose up to a chunk of each member.
 
     `order`: the keys as `Graph.ordered` sorts them.
     """
     found: dict[Key, int] = {}
     for key in order:
-        node = made.nodes[key]
+        node = graph.nodes[key]
         below = [found.get(needed, 0) for needed, _ in node.needs]
         match node.model:
             case Disk(size=size) | File(size=size):
@@ -226,7 +228,7 @@ def sizes(made: Graph, order: tuple[Key, ...]) -> dict[Key, int]:
     return found
 
 
-def block_sizes(made: Graph, order: tuple[Key, ...]) -> dict[Key, int]:
+def block_sizes(graph: Graph, order: tuple[Key, ...]) -> dict[Key, int]:
     """Compute the logical block size of each device, and of the device below each filesystem and file.
 
     A loop without its own has that of its backing if it does direct I/O, otherwise 512 (seen on Linux 5.10, 6.1 and
@@ -234,7 +236,7 @@ def block_sizes(made: Graph, order: tuple[Key, ...]) -> dict[Key, int]:
     """
     found: dict[Key, int] = {}
     for key in order:
-        node = made.nodes[key]
+        node = graph.nodes[key]
         below = max((found.get(needed, 512) for needed, _ in node.needs), default=512)
         match node.model:
             case Disk(logical_block_size=size) | NamespaceOf(namespace=Namespace(logical_block_size=size)):

@@ -105,7 +105,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "survey": lambda text: survey.parse(
         f"cpus {text}\nmount {text} / a b\nmount /dev/a {text} ext4 rw\nblock vda\nend", {}
     ),
-    "trace": workers.traced,
+    "trace": workers.parse_trace,
     "kallsyms": lambda text: kallsyms.make_elf(kallsyms.parse(text)),
     "configuration": lambda text: requirements.config_lacks("CONFIG_A=y", text),
     "terminal": printable,

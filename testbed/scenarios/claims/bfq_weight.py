@@ -1,4 +1,7 @@
-"""BFQ's weights: of two cgroups that read through one buffered loop the heavier gets more, where before the series both were the root's."""
+"""BFQ's weights: of two cgroups that read through one buffered loop, the heavier gets more.
+
+Before the series, both reads were charged to the root.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ echo 1 >/sys/fs/cgroup/low/io.bfq.weight && echo 1000 >/sys/fs/cgroup/high/io.bf
 {survey.TAKE}
 for target in "$1" "$2"; do
     name=${{target##*/}}
-    # Each cgroup in its own half, and no page is read twice: else the page cache answers.
+    # Each cgroup reads its own half, and no page twice: otherwise the page cache would answer.
     job "$name-low" low "$target" 3s --bs=64k --numjobs=4 --size=24M &
     low=$!
     job "$name-high" high "$target" 3s --bs=64k --numjobs=4 --size=24M --offset=32M || exit 1
@@ -36,12 +39,12 @@ done
 """
 
 
-# The weights' own ratio is the most that there can be. fio shows whole requests a second, so that 0 may be nearly 1.
+# The ratio cannot exceed that of the weights. fio shows whole requests per second, so that 0 may be nearly 1.
 _MOST_RATIO, _LEAST_SHOWN = 1000, 1.0
 
 
 def judge_weight(heavy: float, light: float) -> Gap:
-    """Judge the heavy cgroup's rate over the light one's, in IOPS."""
+    """Judge the ratio of the rates of the heavy and the light cgroup, in IOPS."""
     if not (math.isfinite(heavy) and heavy + light >= LEAST_IOPS and light >= 0) or heavy > _MOST_RATIO * max(
         light, _LEAST_SHOWN
     ):
@@ -57,24 +60,24 @@ def _ratio(heavy: float, light: float) -> float:
 
 
 async def _weight(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
+    async with open_harness(guest, point) as harness:
         limit = guest.deadlines.command_s * 2
-        disk = guest.disks[at.disk].path
-        done = await guest.script(_WEIGHT, at.loop, at.file, disk, interpreter="bash", timeout_s=limit)
+        disk = guest.disks[harness.disk].path
+        done = await guest.script(_WEIGHT, harness.loop, harness.file, disk, interpreter="bash", timeout_s=limit)
     names = tuple(f"{target}-{weight}" for target in ("loop0", "file") for weight in ("low", "high"))
-    seen = parse_iops(done.stdout, names, f"guest {guest.name}: fio under BFQ")
-    loop, file = ((seen[f"{name}-high"], seen[f"{name}-low"]) for name in ("loop0", "file"))
+    rates = parse_iops(done.stdout, names, f"guest {guest.name}: fio under BFQ")
+    loop, file = ((rates[f"{name}-high"], rates[f"{name}-low"]) for name in ("loop0", "file"))
     return Evidence(
         claim=judge_weight(*loop),
         reason=f"a weight of 1000 gets {_ratio(*loop):.1f} times as many requests as a weight of 1",
         measures=(
             Measure(
                 name="weight 1",
-                value=round(seen["loop0-low"], 1),
+                value=round(rates["loop0-low"], 1),
                 unit="IOPS",
                 source="fio, 64K random reads through the loop",
             ),
-            Measure(name="weight 1000", value=round(seen["loop0-high"], 1), unit="IOPS", source="the same, at once"),
+            Measure(name="weight 1000", value=round(rates["loop0-high"], 1), unit="IOPS", source="the same, at once"),
         ),
         controls=(
             Control(
@@ -94,7 +97,8 @@ WEIGHT = Scenario(
     predicted_base="weights of 1 and 1000 get the same: both are the root's",
     predicted_patched="the heavier cgroup gets more",
     source="loop: charge i/o to mem and blk cg (patch 4); BFQ (Documentation/block/bfq-iosched.rst)",
-    what="A disk that behaves like a 7200 rpm HDD, BFQ with strict guarantees: four jobs of 64K random reads with each weight, at once",
+    what="A disk that behaves like a 7200 rpm HDD, BFQ with strict guarantees: four jobs of 64K random reads with each "
+    "weight, at once",
     needs=(
         *COMMON_NEEDS,
         Need(what="CONFIG_BFQ_GROUP_IOSCHED", test="modprobe -q bfq"),

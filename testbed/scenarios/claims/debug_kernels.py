@@ -1,7 +1,7 @@
-"""What only a kernel made for debugging can show: lock order, use after free, leaks, a worker that cannot be allocated, io.latency.
+"""Bugs that only debug kernels report: wrong lock order, use after free, and memory leaks.
 
-Distribution kernels skip these. Each is a claim about charging as well, so that a kernel without the series shows the gap here, too; a
-splat while the cgroup is charged is as bad as no charge.
+On kernels of distributions these scenarios are skipped. Each also checks that the reader is charged, so that a kernel
+without the series shows the gap here, too. A report of the kernel counts as much as a missing charge.
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ from testbed.scenarios.harness import FRESH, Harness, open_harness
 from testbed.scenarios.scenario import COMMON_NEEDS, Need, Point, Scenario, debugfs_need, on_each_disk
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure, join_parts
 
-# Lockups and stalls are left out: a debug kernel under emulation, on a host that is busy, has them of its own.
+# Without lockups and stalls, which a debug kernel under emulation on a busy host reports anyway.
 _SPLATS = frozenset(kind for kind in Kind if kind.splat) - {Kind.LOCKUP, Kind.RCU_STALL}
 
 
-async def _charged_and_silent(at: Harness, script: str, timeout_s: float) -> Evidence:
-    """Reads that are the reader's, then `script` ($1: loop, $2: its file), and what the kernel said meanwhile."""
-    before = len(at.guest.console.findings)
-    claim = await at.meter("reader", read_command(at.loop))
-    done = await at.guest.script(script, at.loop, at.file, interpreter="bash", timeout_s=timeout_s)
-    rounds = printed_number(done.stdout, "rounds", f"guest {at.guest.name}: what its script has done")
-    known = await usual_read_controls(at)
-    charged = join_parts(at.part(claim, "rbytes", asked=READ_BYTES))
-    splats = [finding for finding in at.guest.console.findings[before:] if finding.kind in _SPLATS]
-    said = f"the kernel said: {splats[0].text}" if splats else "the kernel said nothing"
+async def _charged_and_silent(harness: Harness, script: str, timeout_s: float) -> Evidence:
+    """Measure the charge of a read, run a script ($1: loop, $2: its file), and look for reports of the kernel."""
+    before = len(harness.guest.console.findings)
+    charge = await harness.meter("reader", read_command(harness.loop))
+    done = await harness.guest.script(script, harness.loop, harness.file, interpreter="bash", timeout_s=timeout_s)
+    rounds = printed_number(done.stdout, "rounds", f"guest {harness.guest.name}: what its script has done")
+    usual = await usual_read_controls(harness)
+    charged = join_parts(harness.part(charge, "rbytes", asked=READ_BYTES))
+    splats = [finding for finding in harness.guest.console.findings[before:] if finding.kind in _SPLATS]
+    report = f"the kernel said: {splats[0].text}" if splats else "the kernel said nothing"
     return Evidence(
         claim=Gap.OPEN if splats and charged.gap is Gap.CLOSED else Gap.UNCLEAR if splats else charged.gap,
-        reason=f"the reader has {at.share(claim, 'rbytes'):.1%} of the disk's bytes{charged.note}; {said} in {rounds} rounds",
+        reason=f"the reader has {harness.share(charge, 'rbytes'):.1%} of the disk's bytes{charged.note}; "
+        f"{report} in {rounds} rounds",
         measures=(
             Measure(
                 name="charged reads",
-                value=claim.io(at.device, "rbytes"),
+                value=charge.io(harness.device, "rbytes"),
                 unit="bytes",
                 source="io.stat rbytes of reader",
             ),
@@ -44,13 +45,13 @@ async def _charged_and_silent(at: Harness, script: str, timeout_s: float) -> Evi
         ),
         controls=(
             Control(name="all rounds were run", expected="1 or more", got=f"{rounds}", holds=rounds > 0),
-            *known.controls,
+            *usual.controls,
         ),
-        balances=(at.balance(claim, "rbytes"), *known.balances),
+        balances=(harness.balance(charge, "rbytes"), *usual.balances),
     )
 
 
-# The backing file's name is shown under the loop's lock, which completions once took with interrupts off.
+# Reading backing_file in sysfs takes the loop's lock, which completions once took with interrupts off.
 _LOCK_ORDER = f"""\
 {ENTER}
 cd /sys/fs/cgroup && mkdir order-a order-b || exit 1
@@ -70,11 +71,14 @@ done
 echo "rounds $rounds"
 """
 
-# Of a loop that is to go: LOOP_CTL_REMOVE (include/uapi/linux/loop.h), for which losetup has no option.
+# Removes a loop with LOOP_CTL_REMOVE (include/uapi/linux/loop.h), for which losetup has no option.
 _REMOVE = r"""
-remove() { perl -e 'open my $ctl, "+<", "/dev/loop-control" or die "$!"; ioctl $ctl, 0x4C81, 0 + shift or die "$!"' "${1#/dev/loop}"; }
+remove() {
+    perl -e 'open my $ctl, "+<", "/dev/loop-control" or die "$!"; ioctl $ctl, 0x4C81, 0 + shift or die "$!"' "${1#/dev/loop}"
+}
 """
-# $2-N: files. One request of a cgroup that goes at once, through each of the loops: their workers are idle then, and their timers set.
+# Makes nine loops on the files $2-N. For each, a cgroup sends one request through it and is removed at once: the workers
+# are idle then, and their timers are armed.
 _IDLE_WORKERS = (
     ENTER
     + """\
@@ -89,8 +93,9 @@ done
 """
 )
 
-# Eight loops are detached and removed from 55 to 65 s after their last request: the timer that frees idle workers fires at 60 s, and as
-# timers of a minute may, up to 2 s later. The ninth stays, and is used by another cgroup once its worker is gone.
+# Eight loops are detached and removed from 55 to 65 s after their last request: the timer that frees idle workers fires
+# after 60 s, or up to 2 s later, as timers of a minute may. The ninth remains, and another cgroup uses it once its worker
+# is freed.
 _RACE = f"""\
 {_REMOVE}
 SECONDS=0
@@ -107,8 +112,8 @@ losetup -d "${{loops[8]}}" && rm "$2-8" || exit 1
 echo "rounds 8"
 """
 
-# The loops are removed at once, with idle workers. kmemleak tells of what is older than 5 s, where the console shows KERN_INFO (7); what it
-# suspected before is cleared.
+# The loops are removed at once, with idle workers. kmemleak reports leaks that are older than 5 s, with KERN_INFO, which
+# the console shows at level 7; what it suspected before is cleared.
 _LEAK = f"""\
 {_REMOVE}
 leaks=/sys/kernel/debug/kmemleak
@@ -124,18 +129,18 @@ echo "rounds 9"
 
 
 async def _lock_order(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
-        return await _charged_and_silent(at, _LOCK_ORDER, guest.deadlines.command_s * 4)
+    async with open_harness(guest, point) as harness:
+        return await _charged_and_silent(harness, _LOCK_ORDER, guest.deadlines.command_s * 4)
 
 
 async def _race(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
-        return await _charged_and_silent(at, _RACE, guest.deadlines.command_s * 4 + 70)
+    async with open_harness(guest, point) as harness:
+        return await _charged_and_silent(harness, _RACE, guest.deadlines.command_s * 4 + 70)
 
 
 async def _leak(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
-        return await _charged_and_silent(at, _LEAK, guest.deadlines.command_s * 8)
+    async with open_harness(guest, point) as harness:
+        return await _charged_and_silent(harness, _LEAK, guest.deadlines.command_s * 8)
 
 
 _BASE = "nothing is the reader's"
@@ -152,8 +157,8 @@ LOCK_ORDER = Scenario(
     points=on_each_disk("ext4"),
     steps=_lock_order,
     cpus=2,
-    found="6.1 with every flavour but `leaks`: silent; with the ablation destroyed-under-lock `BUG: sleeping function called from invalid "
-    "context` and `[ BUG: Invalid wait context ]` (docs/results/sensitivity.md)",
+    found="6.1 with every flavour but `leaks`: silent; with the ablation destroyed-under-lock `BUG: sleeping function "
+    "called from invalid context` and `[ BUG: Invalid wait context ]` (docs/results/sensitivity.md)",
 )
 
 DESTROY_RACE = Scenario(
@@ -163,8 +168,8 @@ DESTROY_RACE = Scenario(
     predicted_base=_BASE,
     predicted_patched="the disk's bytes are the reader's, and KASAN is silent",
     source='changelog of the cover letter: "fix race condition between loop destruction and deferred cleanup"',
-    what="16M read; eight loops whose users are gone are detached and removed from 55 to 65 s after their last request, a ninth is used "
-    "again after that",
+    what="16M read; eight loops whose users are gone are detached and removed from 55 to 65 s after their last request, a "
+    "ninth is used again after that",
     needs=(*COMMON_NEEDS, Need(what="CONFIG_KASAN", test="dmesg | grep -q KernelAddressSanitizer")),
     points=on_each_disk("ext4"),
     steps=_race,

@@ -1,4 +1,4 @@
-"""A removed cgroup stays until its idle worker goes, 60 s after its last request (patch 1: deferred destruction), and no longer."""
+"""A removed cgroup remains until its idle worker is freed, 60 s after its last request (patch 1: deferred destruction)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from testbed.scenarios.scenario import COMMON_NEEDS, Point, Scenario, on_each_di
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
 from testbed.units import parse_whole
 
-# The device's timer is armed by the first request after which the worker was idle, and frees only workers that are idle for 60 s when it
-# fires; one that ran again a moment later waits for the next time (drivers/block/loop.c: loop_set_timer, loop_free_idle_workers). On 6.1
-# a cgroup whose last eight requests came at once was gone 61 s after its removal, one whose came over 5 s after 117 s. A timer of a minute
-# may be 2 s late: two periods, and some more for a guest that is slow.
+# The device's timer is armed when a worker first becomes idle. It frees only workers that have been idle for 60 s when it
+# fires; one that ran again a moment later waits for the next time (drivers/block/loop.c: loop_set_timer,
+# loop_free_idle_workers). On 6.1 a cgroup whose last eight requests came at once was gone 61 s after its removal, one
+# whose requests came over 5 s after 117 s. A timer of a minute may be 2 s late: so wait for two periods, and some more
+# for a slow guest.
 _WATCHED_S = 2 * (60 + 2) + 16
-# dying: how many removed cgroups below the current one are still there; fails where the kernel does not say. still: waits until none is,
-# for of several nobody could tell which has gone.
+# dying: prints how many removed cgroups below the current one still exist; fails if the kernel does not say. still: waits
+# until there are none, because one could not tell several apart.
 DYING = """\
 dying() {
     local count
@@ -38,9 +39,9 @@ still() {
     return 1
 }
 """
-# $1: loop. $2: its file. $3: `attached` or `detached`: the loop goes after the cgroup. The loop does direct I/O: on kernels before the
-# series buffered I/O pins a cgroup, too, through its writeback. Prints `read BYTES` of each device that the cgroup has read from, then
-# `dying SECONDS COUNT` until it is 0, or the time is over.
+# $1: loop. $2: its file. $3: `attached`, or `detached`: the loop is detached after the cgroup is removed. The loop does
+# direct I/O, because buffered I/O pins a cgroup on kernels before the series, too, by its writeback. Prints `read BYTES`
+# for each device that the cgroup has read from, then `dying SECONDS COUNT` until the count is 0 or the time is over.
 _STEPS = f"""\
 {ENTER}
 {DYING}
@@ -64,14 +65,14 @@ while [ $SECONDS -lt {_WATCHED_S} ]; do
 done
 [ "$3" = attached ] || losetup "$1" "$2"
 """
-# The worker goes 60 s after its last request at the earliest (LOOP_IDLE_WORKER_TIMEOUT).
+# The worker is freed 60 s after its last request at the earliest (LOOP_IDLE_WORKER_TIMEOUT).
 _SOON_S, _LEAST_S = 10, 30
 
 
 def parse_dying(output: str, where: str) -> float | None:
-    """Seconds until nothing was dying, or None where that did not happen.
+    """Parse the seconds until no removed cgroup was left, or None if some were left at the end.
 
-    :raise ReadingError: nobody counted what was dying.
+    :raise ReadingError: the output has no valid line `dying SECONDS COUNT`.
     """
     found = shell_functions.lines(output, "dying")
     if not found or len(found[-1]) != 2:
@@ -81,7 +82,7 @@ def parse_dying(output: str, where: str) -> float | None:
 
 
 def judge(seconds: float | None) -> Gap:
-    """CLOSED: it outlived its removal by the worker's idle time, and then went. OPEN: it went at once."""
+    """Judge how long a removed cgroup remained. CLOSED: for the idle time of its worker. OPEN: it was gone at once."""
     if seconds is None:
         return Gap.UNCLEAR
     if seconds <= _SOON_S:
@@ -90,9 +91,11 @@ def judge(seconds: float | None) -> Gap:
 
 
 async def _steps(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
+    async with open_harness(guest, point) as harness:
         limit = _WATCHED_S + 30 + guest.deadlines.command_s
-        done = await guest.script(_STEPS, at.loop, at.file, point.variant, interpreter="bash", timeout_s=limit)
+        done = await guest.script(
+            _STEPS, harness.loop, harness.file, point.variant, interpreter="bash", timeout_s=limit
+        )
     where = f"guest {guest.name}: counters of the removed cgroup"
     seconds = parse_dying(done.stdout, where)
     bytes_read = sum(
@@ -112,8 +115,8 @@ DEFERRED_DESTROY = Scenario(
     claim="A removed cgroup that used a loop goes when its idle worker does, a minute after its last request, attached or detached",
     patches=(1,),
     predicted_base="it is gone at once: there is no worker of its own",
-    predicted_patched="it stays for about 60 s, or 120 s where the timer fires just before those are over, and then goes; detaching the"
-    " loop does not hasten it",
+    predicted_patched="it stays for about 60 s, or 120 s where the timer fires just before those are over, and then goes; "
+    "detaching the loop does not hasten it",
     source="loop: use worker per cgroup instead of kworker (patch 1): workers are destroyed when idle for 60 s",
     what="8M read by a cgroup through a direct-I/O loop, the cgroup removed, its count of dying descendants watched",
     needs=COMMON_NEEDS,

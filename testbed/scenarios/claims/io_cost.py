@@ -1,6 +1,6 @@
-"""io.cost: cgroups that read through a loop share the budget of its disk, and an important one keeps its part of it.
+"""io.cost: cgroups that read through a loop stay within the budget of its disk, and an important one keeps its share.
 
-Like io_limits, these scenarios measure time, so that nothing runs beside them.
+These scenarios measure time, so that no other guest runs beside them (see `io_limits`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Need, Point, Scenario,
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
 from testbed.units import MIB
 
-# The budget is a model and not the disk's: a linear cost of so many bytes and requests a second, at a fixed rate of 100 %.
+# The budget comes from a cost model, not from the disk: bytes and requests per second, at a fixed rate of 100 %.
 _COST_BYTES, _BUDGET_IOPS = 2_000_000, 100
-# 167 to 172 IOPS on a budget of 100 were seen, out of what was saved. From the least on a rate tells something.
+# Up to 172 IOPS on a budget of 100 were measured, from saved budget. A rate below the least is unclear.
 _MOST_KEPT, LEAST_IOPS = 3, 10
 _COST = """\
 cost() {
@@ -46,16 +46,22 @@ cost "$3" 0 {_COST_BYTES}
 
 
 async def _iocost(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
+    async with open_harness(guest, point) as harness:
         done = await guest.script(
-            _IO_COST, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.deadlines.command_s * 2
+            _IO_COST,
+            harness.loop,
+            harness.file,
+            harness.device,
+            interpreter="bash",
+            timeout_s=guest.deadlines.command_s * 2,
         )
     loops = ("loop-0", "loop-1", "loop-2")
-    seen = parse_rates(done.stdout, (*loops, "dio", "file"), f"guest {guest.name}: reads under io.cost")
-    loop = sum(seen[name] for name in loops)
+    rates = parse_rates(done.stdout, (*loops, "dio", "file"), f"guest {guest.name}: reads under io.cost")
+    loop = sum(rates[name] for name in loops)
     return Evidence(
         claim=judge_limit(loop / _COST_BYTES),
-        reason=f"three readers get {loop / MIB:.2f} MiB/s through the loop on a budget of {_COST_BYTES / MIB:.2f} MiB/s",
+        reason=f"three readers get {loop / MIB:.2f} MiB/s through the loop "
+        f"on a budget of {_COST_BYTES / MIB:.2f} MiB/s",
         measures=(
             Measure(
                 name="rate of three readers",
@@ -65,8 +71,8 @@ async def _iocost(guest: Guest, point: Point) -> Evidence:
             ),
         ),
         controls=(
-            limit_control("direct-I/O loop", seen["dio"], _COST_BYTES),
-            limit_control("file itself, O_DIRECT", seen["file"], _COST_BYTES),
+            limit_control("direct-I/O loop", rates["dio"], _COST_BYTES),
+            limit_control("file itself, O_DIRECT", rates["file"], _COST_BYTES),
         ),
     )
 
@@ -94,7 +100,7 @@ losetup -d "$4" && losetup "$1" "$2"
 
 
 def judge_kept(kept: float) -> Gap:
-    """Judge the part of its rate that the important cgroup keeps beside the other one; a rate beyond all budget is none."""
+    """Judge the part of its rate that the important cgroup keeps beside the other; far beyond the budget is unclear."""
     if not 0 <= kept <= _MOST_KEPT:
         return Gap.UNCLEAR
     if kept >= 0.7:
@@ -102,26 +108,30 @@ def judge_kept(kept: float) -> Gap:
     return Gap.OPEN if kept <= 0.2 else Gap.UNCLEAR
 
 
-def _kept(seen: Mapping[str, float], name: str) -> float:
-    """Beside the other over alone, where alone counts no more than the budget: what it saved while it was idle it may spend at first. NaN
-    where it did next to nothing alone, which tells nothing."""
-    alone = seen[f"{name}-alone"]
-    return seen[f"{name}-beside"] / min(alone, _BUDGET_IOPS) if alone >= LEAST_IOPS else math.nan
+def _kept(rates: Mapping[str, float], name: str) -> float:
+    """Divide the rate beside the other cgroup by the rate alone, which counts only up to the budget.
+
+    A cgroup may first spend the budget that it saved while it was idle. NaN if it did almost nothing alone.
+    """
+    alone = rates[f"{name}-alone"]
+    return rates[f"{name}-beside"] / min(alone, _BUDGET_IOPS) if alone >= LEAST_IOPS else math.nan
 
 
 async def _inversion(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
+    async with open_harness(guest, point) as harness:
         device = f"/dev/{point.variant}"
         limit = guest.deadlines.command_s * 2
-        done = await guest.script(_INVERSION, at.loop, at.file, at.device, device, interpreter="bash", timeout_s=limit)
+        done = await guest.script(
+            _INVERSION, harness.loop, harness.file, harness.device, device, interpreter="bash", timeout_s=limit
+        )
     names = tuple(f"{target}-{when}" for target in (point.variant, "file") for when in ("alone", "beside"))
-    seen = parse_iops(done.stdout, names, f"guest {guest.name}: fio under io.cost")
-    loop, file = _kept(seen, point.variant), _kept(seen, "file")
-    alone, beside = seen[f"{point.variant}-alone"], seen[f"{point.variant}-beside"]
+    rates = parse_iops(done.stdout, names, f"guest {guest.name}: fio under io.cost")
+    loop, file = _kept(rates, point.variant), _kept(rates, "file")
+    alone, beside = rates[f"{point.variant}-alone"], rates[f"{point.variant}-beside"]
     return Evidence(
         claim=judge_kept(loop),
-        reason=f"the important cgroup reads {beside:.1f} times a second beside the other, {alone:.1f} alone; of its budget of "
-        f"{_BUDGET_IOPS} it keeps {loop:.0%}",
+        reason=f"the important cgroup reads {beside:.1f} times a second beside the other, {alone:.1f} alone; "
+        f"of its budget of {_BUDGET_IOPS} it keeps {loop:.0%}",
         measures=(
             Measure(name="alone", value=round(alone, 1), unit="IOPS", source="fio, 4K random reads, weight 10000"),
             Measure(
@@ -165,7 +175,8 @@ INVERSION = Scenario(
     patches=(1,),
     predicted_base="it keeps hardly any: its requests wait behind the other's in the one thread",
     predicted_patched="it keeps its rate",
-    source='cover letter: "priority inversion"; max_active of v5 as posted was the number of the device: loop0 and loop1 differ',
+    source='cover letter: "priority inversion"; max_active of v5 as posted was the number of the device: '
+    "loop0 and loop1 differ",
     what="io.cost on a direct-I/O loop: weight 10000 reads 4K at random, alone and beside three jobs of 256K with weight 1",
     needs=(*COMMON_NEEDS, _IOCOST_NEED, FIO),
     points=on_each_disk("ext4", variants=("loop0", "loop1")),

@@ -1,6 +1,6 @@
-"""io.latency: a cgroup with a latency target holds back another one that floods the disk through buffered loops (patch 4).
+"""io.latency: a cgroup with a latency target slows another one that floods the disk through buffered loops (patch 4).
 
-Distribution kernels are built without it.
+Kernels of distributions are built without io.latency.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from testbed.scenarios.rate_measurement import JOBS, parse_iops
 from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
 
-# $1: a file. $2: MAJ:MIN of its disk. A cgroup with a target that no disk meets reads the file, another one floods loops on other parts of
-# it; first without the target. io.latency makes the other's queue shorter by and by, and a loop has one read at a time under way: it takes
-# many of them, and some seconds.
+# $1: a file. $2: MAJ:MIN of its disk. The cgroup `quiet` reads the file, and `noisy` floods loops on other parts of it;
+# first without a target, then with a latency target of `quiet` that no disk meets. io.latency shortens the queue of
+# `noisy` step by step, and a loop has only one read in flight: so it takes eight loops and some seconds.
 _LATENCY = f"""\
 {JOBS}
 mkdir /sys/fs/cgroup/noisy /sys/fs/cgroup/quiet || exit 1
@@ -37,12 +37,12 @@ for name in free held; do iops noisy-$name; done
 """
 
 
-# 38 IOPS without a target were measured; the disk's profile allows 80. From the least on a rate tells something.
+# Measured without a target: 38 IOPS; the profile of the disk allows 80. A rate below the least is unclear.
 _LEAST_IOPS = 8
 
 
 def judge_held(held: float, free: float) -> Gap:
-    """Judge the rate of the cgroup that floods the disk beside one with a target, over its rate beside one without; IOPS."""
+    """Judge the rate of the flooding cgroup in IOPS: `held` beside a cgroup with a target, `free` without one."""
     if free < _LEAST_IOPS or not 0 <= held <= 2 * free:
         return Gap.UNCLEAR
     kept = held / free
@@ -50,12 +50,12 @@ def judge_held(held: float, free: float) -> Gap:
 
 
 async def _latency(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
+    async with open_harness(guest, point) as harness:
         done = await guest.script(
-            _LATENCY, at.file, at.device, interpreter="bash", timeout_s=guest.deadlines.command_s * 3
+            _LATENCY, harness.file, harness.device, interpreter="bash", timeout_s=guest.deadlines.command_s * 3
         )
-    seen = parse_iops(done.stdout, ("noisy-free", "noisy-held"), f"guest {guest.name}: fio under io.latency")
-    free, held = seen["noisy-free"], seen["noisy-held"]
+    rates = parse_iops(done.stdout, ("noisy-free", "noisy-held"), f"guest {guest.name}: fio under io.latency")
+    free, held = rates["noisy-free"], rates["noisy-held"]
     kept = held / free if free else 0.0
     return Evidence(
         claim=judge_held(held, free),

@@ -1,7 +1,7 @@
-"""Limits and weights on the disk: a cgroup's I/O through a buffered loop is held to them, where before the series it ran past them.
+"""io.max: a cgroup's I/O through a buffered loop obeys the limit, which it exceeded before the series.
 
-These measure time, so nothing runs beside them. What they judge are ratios that do not depend on how fast the machine is: a rate over a
-limit far below what any host reaches, or one cgroup's rate over another's.
+These scenarios measure time, so that no other guest runs beside them. They judge ratios that do not depend on the speed
+of the machine: a rate divided by a limit far below what any host reaches, or the rate of one cgroup by that of another.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ losetup --direct-io=off "$1"
 
 
 def judge_limit(ratio: float) -> Gap:
-    """Judge a rate over its limit: held to it, or far above. dd and the limit's own window are the rest.
+    """Judge a rate divided by its limit: near 1, or far above. dd and the time window of the limit explain the rest.
 
-    Who pays twice is held to half of the limit, and so is a machine that stood still for as long: neither is the limit's rate (0.80 to 0.97
-    were measured).
+    0.80 to 0.97 were measured. A cgroup that is charged twice gets half of the limit, and so does a machine that stood
+    still for half of the time; both are unclear.
     """
     if _HELD_FROM <= ratio <= 1.3:
         return Gap.CLOSED
@@ -67,10 +67,15 @@ def free_control(rate: float, limit: float) -> Control:
 
 
 async def _io_max_output(guest: Guest, point: Point) -> tuple[str, dict[str, float]]:
-    """What the script printed, and the rates in it."""
-    async with open_harness(guest, point) as at:
+    """Run the script, and return its output and the rates in it."""
+    async with open_harness(guest, point) as harness:
         done = await guest.script(
-            _IO_MAX, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.deadlines.command_s * 2
+            _IO_MAX,
+            harness.loop,
+            harness.file,
+            harness.device,
+            interpreter="bash",
+            timeout_s=guest.deadlines.command_s * 2,
         )
     return done.stdout, parse_rates(
         done.stdout, ("loop", "free", "dio", "file"), f"guest {guest.name}: reads under io.max"
@@ -78,31 +83,31 @@ async def _io_max_output(guest: Guest, point: Point) -> tuple[str, dict[str, flo
 
 
 async def _io_max(guest: Guest, point: Point) -> Evidence:
-    _, seen = await _io_max_output(guest, point)
+    _, rates = await _io_max_output(guest, point)
     return Evidence(
-        claim=judge_limit(seen["loop"] / _LIMIT_BYTES),
-        reason=f"{seen['loop'] / MIB:.2f} MiB/s through the loop under a limit of {_LIMIT_BYTES / MIB:.0f} MiB/s",
+        claim=judge_limit(rates["loop"] / _LIMIT_BYTES),
+        reason=f"{rates['loop'] / MIB:.2f} MiB/s through the loop under a limit of {_LIMIT_BYTES / MIB:.0f} MiB/s",
         measures=(
             Measure(
                 name="rate",
-                value=round(seen["loop"]),
+                value=round(rates["loop"]),
                 unit="bytes/s",
                 source="3M by dd through the loop, the guest's clock",
             ),
         ),
         controls=(
-            limit_control("direct-I/O loop", seen["dio"], _LIMIT_BYTES),
-            limit_control("file itself, O_DIRECT", seen["file"], _LIMIT_BYTES),
-            free_control(seen["free"], _LIMIT_BYTES),
+            limit_control("direct-I/O loop", rates["dio"], _LIMIT_BYTES),
+            limit_control("file itself, O_DIRECT", rates["file"], _LIMIT_BYTES),
+            free_control(rates["free"], _LIMIT_BYTES),
         ),
     )
 
 
 def judge_stall(loop_s: float, file_s: float) -> Gap:
-    """Judge how long a cgroup stalled for each MiB through the loop, over how long it stalls for one of the file itself, which its limit
-    holds on every kernel. Kernels account differently for one stall; so the file is the measure.
+    """Judge the stall time per MiB through the loop, divided by that on the file itself, which every kernel limits.
 
-    The limit makes a second of a MiB. A stall of much more than that is another's.
+    Kernels account differently for the same stall; therefore the file is the reference. With the limit, one MiB takes
+    one second; a much longer stall has another cause.
     """
     if file_s <= 0 or loop_s < 0 or loop_s > _MOST_STALL_S:
         return Gap.UNCLEAR
@@ -116,7 +121,7 @@ _MOST_STALL_S = 1.5
 
 
 async def _pressure(guest: Guest, point: Point) -> Evidence:
-    output, seen = await _io_max_output(guest, point)
+    output, rates = await _io_max_output(guest, point)
     loop_us, _, file_us = parse_stalls(output, f"guest {guest.name}: io.pressure of the limited cgroup")
     loop_s, file_s = loop_us / 3e6, file_us / 1e6
     return Evidence(
@@ -138,8 +143,8 @@ async def _pressure(guest: Guest, point: Point) -> Evidence:
                 got=f"{file_s:.2f} s",
                 holds=file_s >= 0.2,
             ),
-            limit_control("file itself, O_DIRECT", seen["file"], _LIMIT_BYTES),
-            free_control(seen["free"], _LIMIT_BYTES),
+            limit_control("file itself, O_DIRECT", rates["file"], _LIMIT_BYTES),
+            free_control(rates["free"], _LIMIT_BYTES),
         ),
     )
 
@@ -156,7 +161,8 @@ IO_MAX = Scenario(
     predicted_base="the loop runs past the limit, at several times its rate",
     predicted_patched="the limit's rate",
     source='cover letter: "a loop device allows a cgroup to bypass its limits"',
-    what="rbps of 1M on the disk: 3M read with O_DIRECT from the loop, 1M through a direct-I/O loop and from the file; 8M by a free cgroup",
+    what="rbps of 1M on the disk: 3M read with O_DIRECT from the loop, 1M through a direct-I/O loop and from the file; "
+    "8M by a free cgroup",
     needs=(*COMMON_NEEDS, _THROTTLE_NEED),
     points=_BUFFERED,
     steps=_io_max,
@@ -171,7 +177,8 @@ PRESSURE = Scenario(
     predicted_base="hardly any pressure: nothing holds it",
     predicted_patched="it stalls for most of the time that the limit makes of what it reads",
     source="loop: charge i/o to mem and blk cg (patch 4); PSI (Documentation/accounting/psi.rst)",
-    what="io-max's steps; the growth of io.pressure for each MiB through the loop, against that of the file itself under the same limit",
+    what="io-max's steps; the growth of io.pressure for each MiB through the loop, against that of the file itself under "
+    "the same limit",
     needs=(*COMMON_NEEDS, _THROTTLE_NEED, Need(what="CONFIG_PSI", test="test -e /proc/pressure/io")),
     points=_BUFFERED,
     steps=_pressure,

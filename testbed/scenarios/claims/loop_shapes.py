@@ -1,4 +1,4 @@
-"""Reads through loops of other shapes (partition, sector size) and by other ways in (io_uring, libaio, mmap) are the reader's, too."""
+"""Reads of partitions, with other sector sizes, or by io_uring, libaio and mmap are charged to the reader, too."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from testbed.scenarios.verdict import Control, Evidence, Measure, join_parts, pa
 from testbed.units import MIB, parse_whole
 
 _BYTES = 16 * MIB
-# A sector at a time: each request takes half a millisecond or more.
+# Read one sector at a time; each request takes half a millisecond or more.
 _SECTORS_BYTES = 2 * MIB
-# Readahead may double what so short a read asks for; what is judged is the share of what the disk delivered.
+# Readahead can double such a short read; therefore the share of the bytes that the disk delivered is judged.
 _FIO = f"fio --name=reader --rw=read --bs=64k --size={_BYTES} --iodepth=8 --thread --output=/dev/null"
 _WARM_FIO = f"{FRESH}\nfio --name=warm --ioengine=null --size=64k --thread --output=/dev/null"
 
@@ -22,43 +22,47 @@ def _dd(target: str, block_bytes: int, size_bytes: int = _BYTES) -> str:
 
 
 def _evidence(
-    at: Harness,
-    claim: Charge,
+    harness: Harness,
+    charge: Charge,
     resident: int,
-    known: UsualControls,
+    usual: UsualControls,
     *,
     asked: int = _BYTES,
     own_pages: int = 0,
     more: tuple[Measure, ...] = (),
     controls: tuple[Control, ...] = (),
 ) -> Evidence:
-    """All of a claim's bytes and page cache are the reader's, or none.
+    """Judge the bytes of the disk and the page cache that the reader is charged for.
 
-    `resident`: bytes of the backing file in memory after it. `asked`: bytes. `own_pages`: bytes of page cache that are the reader's on
-    every kernel, those of a file on the loop.
+    `resident`: bytes of the backing file in memory after the read; `asked`: bytes that were requested; `own_pages`:
+    bytes of page cache that every kernel charges to the reader, those of a file on the loop.
     """
-    share, moved = at.share(claim, "rbytes"), at.moved(claim, "rbytes")
+    share, moved = harness.share(charge, "rbytes"), harness.disk_moved(charge, "rbytes")
     # fio keeps its statistics in shared memory, which `file` counts as well.
-    page_cache = claim.memory("file") - claim.memory("shmem") - own_pages
-    judged = join_parts(at.part(claim, "rbytes", asked=asked), pages_of("the page cache", page_cache, resident, asked))
+    page_cache = charge.memory("file") - charge.memory("shmem") - own_pages
+    judged = join_parts(
+        harness.part(charge, "rbytes", asked=asked), pages_of("the page cache", page_cache, resident, asked)
+    )
     return Evidence(
         claim=judged.gap,
-        reason=f"the reader has {share:.1%} of the disk's bytes and {page_cache / MIB:.1f} MiB of the backing file's page cache"
-        f"{judged.note}",
+        reason=f"the reader has {share:.1%} of the disk's bytes "
+        f"and {page_cache / MIB:.1f} MiB of the backing file's page cache{judged.note}",
         measures=(
             Measure(
                 name="charged reads",
-                value=claim.io(at.device, "rbytes"),
+                value=charge.io(harness.device, "rbytes"),
                 unit="bytes",
                 source="io.stat rbytes of reader",
             ),
-            Measure(name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
+            Measure(
+                name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {harness.disk}"
+            ),
             *more,
         ),
-        controls=(*known.controls, *controls),
+        controls=(*usual.controls, *controls),
         balances=(
-            at.balance(claim, "rbytes"),
-            *known.balances,
+            harness.balance(charge, "rbytes"),
+            *usual.balances,
             *owned_pages(judged.gap, "reader", page_cache, resident),
         ),
     )
@@ -66,24 +70,24 @@ def _evidence(
 
 async def _sector_size(guest: Guest, point: Point) -> Evidence:
     size = int(point.variant)
-    async with open_harness(guest, point) as at:
-        await at.attach("--sector-size", str(size))
-        claim = await at.meter("reader", _dd(at.loop, size, _SECTORS_BYTES))
+    async with open_harness(guest, point) as harness:
+        await harness.reattach("--sector-size", str(size))
+        charge = await harness.meter("reader", _dd(harness.loop, size, _SECTORS_BYTES))
         logical = parse_whole(
-            (await guest.run("blockdev", "--getss", at.loop)).stdout.strip(),
-            f"guest {guest.name}: blockdev of {at.loop}",
+            (await guest.run("blockdev", "--getss", harness.loop)).stdout.strip(),
+            f"guest {guest.name}: blockdev of {harness.loop}",
         )
-        requests = claim.io("7:0", "rios")
-        resident = await at.resident()
-        # A loop does direct I/O only where its sectors are the disk's filesystem's blocks, or smaller.
-        await at.attach("--sector-size", "4096")
-        known = await usual_read_controls(at)
+        requests = charge.io("7:0", "rios")
+        resident = await harness.resident_bytes()
+        # A loop can do direct I/O only if its sectors are multiples of the block size of its backing device.
+        await harness.reattach("--sector-size", "4096")
+        usual = await usual_read_controls(harness)
         wanted = _SECTORS_BYTES // size
         return _evidence(
-            at,
-            claim,
+            harness,
+            charge,
             resident,
-            known,
+            usual,
             asked=_SECTORS_BYTES,
             more=(
                 Measure(name="requests on the loop", value=requests, unit="requests", source="io.stat rios of reader"),
@@ -101,21 +105,21 @@ async def _sector_size(guest: Guest, point: Point) -> Evidence:
 
 
 async def _partition(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
-        await guest.script('printf "label: dos\\nstart=2048\\n" | sfdisk -q "$1"', at.file)
-        await at.attach("--partscan")
-        claim = await at.meter("reader", _dd(f"{at.loop}p1", MIB))
-        resident = await at.resident()
+    async with open_harness(guest, point) as harness:
+        await guest.script('printf "label: dos\\nstart=2048\\n" | sfdisk -q "$1"', harness.file)
+        await harness.reattach("--partscan")
+        charge = await harness.meter("reader", _dd(f"{harness.loop}p1", MIB))
+        resident = await harness.resident_bytes()
         number = (
-            await guest.script('cat "/sys/class/block/$1/dev"', f"{at.loop.removeprefix('/dev/')}p1")
+            await guest.script('cat "/sys/class/block/$1/dev"', f"{harness.loop.removeprefix('/dev/')}p1")
         ).stdout.strip()
-        known = await usual_read_controls(at)
-        whole, part = claim.io("7:0", "rbytes"), claim.io(number, "rbytes")
+        usual = await usual_read_controls(harness)
+        whole, part = charge.io("7:0", "rbytes"), charge.io(number, "rbytes")
         return _evidence(
-            at,
-            claim,
+            harness,
+            charge,
             resident,
-            known,
+            usual,
             more=(
                 Measure(
                     name="charged reads on the loop", value=whole, unit="bytes", source="io.stat rbytes of reader, 7:0"
@@ -133,35 +137,35 @@ async def _partition(guest: Guest, point: Point) -> Evidence:
 
 
 async def _engine(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
-        target = f"--filename={at.loop} --direct=1"
+    async with open_harness(guest, point) as harness:
+        target = f"--filename={harness.loop} --direct=1"
         if point.variant == "mmap":
             await guest.script(
-                # Not discarded: the controls read what is below, and holes would not reach the disk.
+                # Do not discard: the controls read the backing file, and reads of holes do not reach the disk.
                 'mkfs.ext4 -q -F -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 "$1" && '
                 'mkdir -p /mnt/upper && mount "$1" /mnt/upper && '
                 'dd if=/dev/zero of=/mnt/upper/file bs=1M count="$2" conv=fsync status=none',
-                at.loop,
+                harness.loop,
                 str(_BYTES // MIB),
             )
             target = "--filename=/mnt/upper/file"
         command = f"{_FIO} --ioengine={point.variant} {target}"
         try:
-            claim = await at.meter("reader", command, warm=_WARM_FIO)
-            resident = await at.resident()
+            charge = await harness.meter("reader", command, warm=_WARM_FIO)
+            resident = await harness.resident_bytes()
         finally:
             if point.variant == "mmap":
                 await guest.run("umount", "/mnt/upper", check=False)
-        known = await usual_read_controls(at)
+        usual = await usual_read_controls(harness)
         if point.variant != "mmap":
-            return _evidence(at, claim, resident, known)
+            return _evidence(harness, charge, resident, usual)
         upper = Control(
             name="the file's own pages",
             expected=f"{_BYTES} bytes of page cache or more",
-            got=f"{claim.memory('file')}",
-            holds=claim.memory("file") >= _BYTES * 0.95,
+            got=f"{charge.memory('file')}",
+            holds=charge.memory("file") >= _BYTES * 0.95,
         )
-        return _evidence(at, claim, resident, known, own_pages=_BYTES, controls=(upper,))
+        return _evidence(harness, charge, resident, usual, own_pages=_BYTES, controls=(upper,))
 
 
 _SOURCE = "loop: charge i/o to mem and blk cg (patch 4)"

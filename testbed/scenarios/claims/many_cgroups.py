@@ -1,4 +1,4 @@
-"""Many cgroups on one loop: each cgroup's bytes are its own (patch 4), for each has a worker of its own (patch 1)."""
+"""Many cgroups on one loop: each is charged its own bytes (patch 4), because each has its own worker (patch 1)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ from testbed.scenarios.verdict import (
 )
 from testbed.units import MIB
 
-# Each reads a piece of its own size, with as much untouched after it, so that nobody's readahead reaches into the next one's: they
-# stand 2M apart.
+# Each cgroup reads a piece of another size. The pieces start 2M apart, so that no readahead reaches into the next piece.
 _PIECE_BYTES, _STEP_BYTES = MIB, 64 << 10
 
-# $1: loop. $2: how many cgroups. They read at once; then the counters of each, and the root's.
+# $1: loop. $2: number of cgroups, which read at the same time. Then the counters of each and of the root are read.
 _READERS = """\
 {
 :
@@ -60,9 +59,9 @@ def _asked(number: int) -> int:
 
 
 def judge(charged: list[int], moved: int) -> Claim:
-    """Whether each cgroup has its own bytes, and all together have what the disk `moved`. Bytes.
+    """Judge whether each cgroup is charged its own bytes, and all together what the disk `moved`; in bytes.
 
-    What the disk moved beyond what was asked for is readahead, and may be any cgroup's.
+    Bytes that the disk moved beyond those that were requested are readahead, and may be charged to any cgroup.
     """
     asked = [_asked(number) for number in range(len(charged))]
     ahead = moved - sum(asked)
@@ -75,14 +74,14 @@ def judge(charged: list[int], moved: int) -> Claim:
 
 
 def _own(what: str, charged: int, asked: int, ahead: int) -> Part:
-    """One cgroup's bytes: its own at least, and at most all readahead as well."""
+    """Judge one cgroup, which must be charged at least its own bytes, and at most all readahead in addition."""
     return Part(what=what, gap=share_gap(charged, asked, least=asked, ahead=ahead), times=charged / asked)
 
 
 def counted(after: FileTexts, count: int, device: str) -> tuple[list[int], int]:
-    """Bytes that each of the cgroups has read from a device, and the page cache of all; they are new, and began with nothing.
+    """Return the bytes that each cgroup has read from a device, and the page cache of all. The cgroups are new.
 
-    :raise ReadingError: a cgroup's counters were not read.
+    :raise ReadingError: the counters of a cgroup were not read.
     """
     charged, page_cache = [], 0
     for number in range(count):
@@ -94,17 +93,17 @@ def counted(after: FileTexts, count: int, device: str) -> tuple[list[int], int]:
 
 async def _many(guest: Guest, point: Point) -> Evidence:
     count = int(point.variant)
-    async with open_harness(guest, point) as at:
-        before = (await at.disk_bytes())[0]
-        taken = await readings.take_files(guest, _READERS, at.loop, str(count))
-        moved = cgroupfs.growth(before, (await at.disk_bytes())[0], f"disk {at.disk}: QEMU's rd_bytes")
-        charged, page_cache = counted(taken["after"], count, at.device)
+    async with open_harness(guest, point) as harness:
+        before = (await harness.disk_bytes())[0]
+        taken = await readings.take_files(guest, _READERS, harness.loop, str(count))
+        moved = cgroupfs.growth(before, (await harness.disk_bytes())[0], f"disk {harness.disk}: QEMU's rd_bytes")
+        charged, page_cache = counted(taken["after"], count, harness.device)
         root = f"{ROOT}/io.stat"
         whole = cgroupfs.bytes_moved(
-            taken["before"].text(root), taken["after"].text(root), at.device, "rbytes", taken["after"].where(root)
+            taken["before"].text(root), taken["after"].text(root), harness.device, "rbytes", taken["after"].where(root)
         )
-        resident = await at.resident()
-        known = await usual_read_controls(at)
+        resident = await harness.resident_bytes()
+        usual = await usual_read_controls(harness)
         asked = sum(_asked(number) for number in range(count))
         judged = judge(charged, moved)
         return Evidence(
@@ -116,7 +115,9 @@ async def _many(guest: Guest, point: Point) -> Evidence:
                 Measure(
                     name="charged reads, all", value=sum(charged), unit="bytes", source="io.stat rbytes of all readers"
                 ),
-                Measure(name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
+                Measure(
+                    name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {harness.disk}"
+                ),
             ),
             controls=(
                 Control(
@@ -125,11 +126,11 @@ async def _many(guest: Guest, point: Point) -> Evidence:
                     got=f"{moved}",
                     holds=moved >= asked * 0.95,
                 ),
-                *known.controls,
+                *usual.controls,
             ),
             balances=(
-                Balance(what=f"rbytes of disk {at.disk}", accounted=whole, real=moved),
-                *known.balances,
+                Balance(what=f"rbytes of disk {harness.disk}", accounted=whole, real=moved),
+                *usual.balances,
                 *owned_pages(judged.gap, "readers", page_cache, resident),
             ),
         )

@@ -1,5 +1,7 @@
-"""A small memory.max on a disk filesystem: the page cache of the backing file counts, so the writer is held back; it is not killed, for
-clean pages can go, as long as there is room for those that cannot go yet."""
+"""A small memory.max on a disk filesystem: the page cache of the backing file counts, so that the writer is throttled.
+
+The writer is not killed, because clean pages can be reclaimed, unless the limit is too small for the other pages.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +15,20 @@ from testbed.scenarios.verdict import Control, Evidence, Gap, Measure, Part, joi
 from testbed.units import MIB
 
 _WRITTEN_BYTES, _CONTROL_BYTES = 64 * MIB, 4 * MIB
-# From here on there is room for all pages that the loop's worker may hold at a time.
-_ROOM_BYTES = 16 * MIB
-# Of 64M at most 58M were reclaimed (docs/results/four-kernels.md): each page is written once, and some stay.
+# A limit from here on has space for all pages that the loop's worker can hold at a time.
+_ENOUGH_BYTES = 16 * MIB
+# Of 64M at most 58M were reclaimed (docs/results/four-kernels.md): each page is written once, and some remain.
 _MOST_RECLAIMED = 1.05
 
 
 def judge(*, reclaimed: int, written: int, limit: int, kills: int) -> Gap:
-    """Judge the bytes that were taken back from the writer, over what it wrote beyond its limit: all, none, or more than it wrote at all.
+    """Judge the bytes that were reclaimed from the writer, compared with what it wrote beyond its limit.
 
-    A kill below `_ROOM_BYTES` shows as well whose the pages are: the program alone has room enough, which is a control.
+    With a limit below `_ENOUGH_BYTES`, a kill shows as well that the pages are charged to the writer; a control shows
+    that the program alone fits into the limit.
     """
     if kills:
-        return Gap.CLOSED if limit < _ROOM_BYTES else Gap.UNCLEAR
+        return Gap.CLOSED if limit < _ENOUGH_BYTES else Gap.UNCLEAR
     beyond = written - limit
     if beyond < _WRITTEN_BYTES // 4 or reclaimed < 0:
         return Gap.UNCLEAR
@@ -45,26 +48,29 @@ done
 
 async def _steps(guest: Guest, point: Point) -> Evidence:
     limit = int(point.variant.removesuffix("M")) * MIB
-    async with open_harness(guest, point) as at:
+    async with open_harness(guest, point) as harness:
         await guest.script(_LIMITED, point.variant)
-        claim = await at.meter("writer", write_command(at.loop, _WRITTEN_BYTES), check=False)
-        resident = await at.resident()
-        alone = await at.meter("alone", write_command(f"{at.file}-alone", _CONTROL_BYTES), check=False)
-        known = await write_controls(at, _CONTROL_BYTES)
-    written, kills = at.moved(claim, "wbytes"), claim.events("oom_kill")
-    reclaimed = claim.memory("pgsteal") * 4096
+        charge = await harness.meter("writer", write_command(harness.loop, _WRITTEN_BYTES), check=False)
+        resident = await harness.resident_bytes()
+        alone = await harness.meter("alone", write_command(f"{harness.file}-alone", _CONTROL_BYTES), check=False)
+        usual = await write_controls(harness, _CONTROL_BYTES)
+    written, kills = harness.disk_moved(charge, "wbytes"), charge.events("oom_kill")
+    reclaimed = charge.memory("pgsteal") * 4096
     judged = join_parts(
         Part(what="reclaimed", gap=judge(reclaimed=reclaimed, written=written, limit=limit, kills=kills))
     )
-    pages = () if kills else owned_pages(judged.gap, "writer", claim.memory("file"), resident)
+    pages = () if kills else owned_pages(judged.gap, "writer", charge.memory("file"), resident)
     return Evidence(
         claim=judged.gap,
         reason=f"of {written / MIB:.0f}M written under a limit of {limit / MIB:.0f}M {reclaimed / MIB:.0f}M were taken back from the "
-        f"writer, {claim.events('max')} times at memory.max, {kills} kills{judged.note}",
+        f"writer, {charge.events('max')} times at memory.max, {kills} kills{judged.note}",
         measures=(
             Measure(name="reclaimed", value=reclaimed, unit="bytes", source="memory.stat pgsteal of writer"),
             Measure(
-                name="reached memory.max", value=claim.events("max"), unit="times", source="memory.events max of writer"
+                name="reached memory.max",
+                value=charge.events("max"),
+                unit="times",
+                source="memory.events max of writer",
             ),
             Measure(name="killed", value=kills, unit="kills", source="memory.events oom_kill of writer"),
         ),
@@ -72,8 +78,8 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
             Control(
                 name="written in full, or killed",
                 expected=f"{_WRITTEN_BYTES} bytes on the disk, or a kill",
-                got=f"{written} bytes, {kills} kills, status {claim.status}",
-                holds=kills > 0 or (claim.status == 0 and written >= _WRITTEN_BYTES * 0.95),
+                got=f"{written} bytes, {kills} kills, status {charge.status}",
+                holds=kills > 0 or (charge.status == 0 and written >= _WRITTEN_BYTES * 0.95),
             ),
             Control(
                 name="the program alone has room",
@@ -81,9 +87,9 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
                 got=f"status {alone.status}, {alone.events('oom_kill')} kills",
                 holds=alone.status == 0 and alone.events("oom_kill") == 0,
             ),
-            *known.controls,
+            *usual.controls,
         ),
-        balances=(at.balance(claim, "wbytes"), *known.balances, *pages),
+        balances=(harness.balance(charge, "wbytes"), *usual.balances, *pages),
     )
 
 

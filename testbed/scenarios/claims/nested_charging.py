@@ -1,5 +1,8 @@
-"""Charges inside charged sections (patch 2): what a filesystem or a listener allocates while a loop's worker stands in for a cgroup goes
-where it belongs, and the worker goes on charging the cgroup afterwards."""
+"""Nested charging (patch 2): allocations for another cgroup while a loop's worker charges the issuer's cgroup.
+
+What a filesystem or a listener allocates then is charged to the right cgroup, and the worker continues to charge the
+issuer afterwards.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,13 @@ from testbed.scenarios.verdict import (
 )
 from testbed.units import MIB
 
-# In every 64 KiB of the loop's second half a hole from the middle of a block to the middle of the next but one: the filesystem reads both
-# blocks and needs buffer heads to zero parts of them. The loop's worker charges the second after it has allocated for the first.
+# Each 64 KiB of the loop's second half gets a hole from the middle of a block to the middle of the next but one: the
+# filesystem reads both blocks, and needs buffer heads to zero parts of them. The loop's worker charges the second block
+# after it has allocated for the first.
 _HOLES, _BLOCK = 256, 4096
 _HEAD = 104  # bytes of a struct buffer_head on x86-64
-# Arguments: a loop, offset and length of the first hole, bytes from one to the next, number of holes. 0x1277 is BLKDISCARD
-# (include/uapi/linux/fs.h).
+# Arguments: a loop, offset and length of the first hole, distance of the holes in bytes, number of holes. 0x1277 is
+# BLKDISCARD (include/uapi/linux/fs.h).
 _PUNCH = """\
 perl -e 'my ($path, $offset, $length, $step, $count) = @ARGV; open my $loop, "+<", $path or die "$!";
     for (0 .. $count - 1) { ioctl $loop, 0x1277, pack "QQ", $offset + $_ * $step, $length or die "$!" }'"""
@@ -48,10 +52,11 @@ _PUNCHED_BYTES = 2 * _HOLES * _BLOCK
 
 
 def judge_punched(*, pages: int, moved: int, slab: int, later: Part) -> Claim:
-    """Judge the blocks at both ends of each hole, and what is read after them.
+    """Judge the charge for the blocks at both ends of each hole, and for a read after them.
 
-    `pages`: the owner's page cache, of which there is no more than the disk `moved` and no less than both blocks of each hole; `slab`:
-    the owner's, of which buffer heads are a part, so that it has no bound above. Bytes. `later`: the disk's bytes that are read afterwards.
+    `pages`: the page cache charged to the owner, at least both blocks of each hole and at most what the disk `moved`;
+    `slab`: the slab charged to the owner, which includes the buffer heads, so that it has no upper bound. In bytes.
+    `later`: the part of the claim for the disk's bytes that are read afterwards.
     """
     ahead = moved - _PUNCHED_BYTES
     gap = share_gap(pages, _PUNCHED_BYTES, least=1, ahead=ahead) if ahead >= 0 else Gap.UNCLEAR
@@ -65,28 +70,30 @@ def judge_punched(*, pages: int, moved: int, slab: int, later: Part) -> Claim:
 
 
 async def _punch(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
+    async with open_harness(guest, point) as harness:
         before = len(guest.console.findings)
-        punched = await at.meter("owner", _punched(at.loop), warm=_WARM)
-        after = await at.meter("owner", read_command(at.loop))
-        known = await usual_read_controls(at)
+        punched = await harness.meter("owner", _punched(harness.loop), warm=_WARM)
+        after = await harness.meter("owner", read_command(harness.loop))
+        usual = await usual_read_controls(harness)
         warnings = [finding.text for finding in guest.console.findings[before:]]
-        slab, pages, share = punched.memory("slab"), punched.memory("file"), at.share(after, "rbytes")
-        moved = at.moved(punched, "rbytes")
-        judged = judge_punched(pages=pages, moved=moved, slab=slab, later=at.part(after, "rbytes", asked=READ_BYTES))
+        slab, pages, share = punched.memory("slab"), punched.memory("file"), harness.share(after, "rbytes")
+        moved = harness.disk_moved(punched, "rbytes")
+        judged = judge_punched(
+            pages=pages, moved=moved, slab=slab, later=harness.part(after, "rbytes", asked=READ_BYTES)
+        )
         if warnings:
             judged = Claim(gap=Gap.UNCLEAR, note="")
         return Evidence(
             claim=judged.gap,
-            reason=f"of the punched blocks the owner has {pages / _PUNCHED_BYTES:.1%} of the pages and {slab} bytes of slab; of the disk's "
-            f"bytes read after them {share:.1%}{judged.note}"
+            reason=f"of the punched blocks the owner has {pages / _PUNCHED_BYTES:.1%} of the pages and {slab} bytes of "
+            f"slab; of the disk's bytes read after them {share:.1%}{judged.note}"
             + (f"; the kernel said: {warnings[0]}" if warnings else ""),
             measures=(
                 Measure(name="pages of punched blocks", value=pages, unit="bytes", source="memory.stat file of owner"),
                 Measure(name="buffer heads and the like", value=slab, unit="bytes", source="memory.stat slab of owner"),
                 Measure(
                     name="charged reads after",
-                    value=after.io(at.device, "rbytes"),
+                    value=after.io(harness.device, "rbytes"),
                     unit="bytes",
                     source="io.stat rbytes of owner",
                 ),
@@ -98,15 +105,16 @@ async def _punch(guest: Guest, point: Point) -> Evidence:
                     got=f"{moved}",
                     holds=moved >= _PUNCHED_BYTES,
                 ),
-                *known.controls,
+                *usual.controls,
             ),
-            balances=(at.balance(after, "rbytes"), *known.balances),
+            balances=(harness.balance(after, "rbytes"), *usual.balances),
         )
 
 
-# $1: loop. $2: backing file. $3: inotify or fanotify. A listener that never reads its queue watches the backing file from now on; a cgroup
-# uses the loop. Equal events in a row are merged, so reads and writes are mixed. By one program: hundreds of short ones leave so much
-# translated code in their pages that QEMU 7.2 takes a minute over it once the pages are used again (seen as a soft lockup on 5.10 and 6.1).
+# $1: loop. $2: backing file. $3: inotify or fanotify. A listener that never reads its queue watches the backing file,
+# while a cgroup uses the loop. Equal events in a row are merged, so that reads and writes are mixed. One program does all
+# of them: hundreds of short programs would leave so much translated code in their pages that QEMU 7.2 takes a minute when
+# the pages are used again (seen as a soft lockup on 5.10 and 6.1).
 _LISTEN = (
     ENTER
     + """\
@@ -143,11 +151,12 @@ grep -q listening /tmp/listened || exit 1
 SURVEY
 echo "before $(slab)"
 (enter owner || exit 1
- exec fio --name=owner --filename="$1" --direct=1 --rw=randrw --bs=4k --size=8M --number_ios=800 --thread --output=/dev/null) || exit 1
+ exec fio --name=owner --filename="$1" --direct=1 --rw=randrw --bs=4k --size=8M --number_ios=800 --thread \\
+     --output=/dev/null) || exit 1
 echo "after $(slab)"
 """.replace("WARM", FRESH).replace("SURVEY", survey.TAKE)
 )
-_HEARD = """\
+_STOP_LISTENER = """\
 kill "$(cat /tmp/listener)" || exit 1
 for wait in $(seq 100); do grep -q queued /tmp/listened && break; sleep 0.1; done
 cat /tmp/listened
@@ -155,36 +164,45 @@ cat /tmp/listened
 
 
 async def _listen(guest: Guest, point: Point) -> Evidence | Skipped:
-    async with open_harness(guest, point) as at:
-        done = await guest.script(_LISTEN, at.loop, at.file, point.variant, timeout_s=guest.deadlines.command_s * 3)
-        # The owner goes on: what it reads now is charged to it, with an event after each page of a request.
-        claim = await at.meter("owner", f"dd if={at.loop} of=/dev/null bs=1M skip=12 count=16 iflag=direct status=none")
-        resident = await at.resident()
-        printed, where = done.stdout + (await guest.script(_HEARD)).stdout, f"guest {guest.name}: the listener"
+    async with open_harness(guest, point) as harness:
+        done = await guest.script(
+            _LISTEN, harness.loop, harness.file, point.variant, timeout_s=guest.deadlines.command_s * 3
+        )
+        # The owner continues: this read is charged to it, with an event after each page of a request.
+        charge = await harness.meter(
+            "owner", f"dd if={harness.loop} of=/dev/null bs=1M skip=12 count=16 iflag=direct status=none"
+        )
+        resident = await harness.resident_bytes()
+        printed = done.stdout + (await guest.script(_STOP_LISTENER)).stdout
+        where = f"guest {guest.name}: the listener"
         before, after, queued = (printed_number(printed, name, where) for name in ("before", "after", "queued"))
         if queued == 0:
             return Skipped(why="here a loop's I/O sends no events for its backing file")
-        known = await usual_read_controls(at)
-    share, pages = at.share(claim, "rbytes"), claim.memory("file")
+        usual = await usual_read_controls(harness)
+    share, pages = harness.share(charge, "rbytes"), charge.memory("file")
     judged = join_parts(
-        at.part(claim, "rbytes", asked=READ_BYTES), pages_of("the page cache", pages, resident, READ_BYTES)
+        harness.part(charge, "rbytes", asked=READ_BYTES), pages_of("the page cache", pages, resident, READ_BYTES)
     )
-    grown = after - before  # fewer where the kernel has freed some
+    grown = after - before  # negative if the kernel has freed some
     return Evidence(
         claim=judged.gap,
-        reason=f"{queued} bytes of events, {grown} of the listener's slab; then the owner has {share:.1%} of the disk's bytes, "
-        f"{pages / MIB:.1f} MiB of pages{judged.note}",
+        reason=f"{queued} bytes of events, {grown} of the listener's slab; then the owner has {share:.1%} of the disk's "
+        f"bytes, {pages / MIB:.1f} MiB of pages{judged.note}",
         measures=(
             Measure(name="listener's slab", value=grown, unit="bytes", source="memory.stat slab of listener"),
             Measure(
                 name="charged reads after",
-                value=claim.io(at.device, "rbytes"),
+                value=charge.io(harness.device, "rbytes"),
                 unit="bytes",
                 source="io.stat rbytes of owner",
             ),
         ),
-        controls=(*known.controls,),
-        balances=(at.balance(claim, "rbytes"), *known.balances, *owned_pages(judged.gap, "owner", pages, resident)),
+        controls=(*usual.controls,),
+        balances=(
+            harness.balance(charge, "rbytes"),
+            *usual.balances,
+            *owned_pages(judged.gap, "owner", pages, resident),
+        ),
     )
 
 
@@ -208,15 +226,15 @@ LISTENERS = Scenario(
     predicted_base="events come, and nobody pays for the reads among them",
     predicted_patched="events come, the listener pays for them, and the owner for the reads among them",
     source="mm: support nesting memalloc_use_memcg() (patch 2), in fs/notify",
-    what="A listener that never reads its queue watches the backing file; 800 reads and writes of 4K through the loop, then 16M read while "
-    "it still watches",
+    what="A listener that never reads its queue watches the backing file; 800 reads and writes of 4K through the loop, "
+    "then 16M read while it still watches",
     needs=(
         *COMMON_NEEDS,
         FIO,
         Need(what="CONFIG_FANOTIFY, CONFIG_INOTIFY_USER", test="test -d /proc/sys/fs/inotify"),
     ),
-    found="6.12 and 7.2 send no events for what a loop does to its file; 5.10 shows the listener's slab in steps of 128K, and since 5.13 "
-    "fanotify merges all events of one file, so that slab is reported and not judged",
+    found="6.12 and 7.2 send no events for what a loop does to its file; 5.10 shows the listener's slab in steps of 128K, "
+    "and since 5.13 fanotify merges all events of one file, so that slab is reported and not judged",
     points=on_each_disk("ext4", variants=("inotify", "fanotify")),
     steps=_listen,
 )

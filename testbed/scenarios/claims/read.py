@@ -1,6 +1,6 @@
-"""Reads through a buffered loop device on a disk: the disk's bytes and the page cache of the backing file belong to the reader.
+"""Reads through a buffered loop on a disk: the reader is charged the disk's bytes and the backing file's page cache.
 
-The loop is read with O_DIRECT, so that it has no page cache of its own and no flusher; the backing file was written by the root cgroup.
+The loop is read with O_DIRECT, so that it has no page cache of its own; the root cgroup has written the backing file.
 """
 
 from __future__ import annotations
@@ -17,49 +17,55 @@ _FILESYSTEMS = ("ext4", "xfs", "btrfs")
 
 
 def judge(*, charged: int, moved: int, owned: int, resident: int) -> Claim:
-    """The claim of one reading: disk bytes and page cache.
+    """Judge the bytes of the disk and the page cache of one measurement.
 
-    `charged`: what the reader has of the disk's bytes, `moved`: what the disk delivered. `owned`: the reader's page cache, `resident`: the
-    backing file's in memory. All in bytes. Readahead adds to all of them (0.75 % on ext4 and xfs, half as much again on btrfs, which reads
-    ahead in steps of its own).
+    `charged`: the disk's bytes that the reader is charged for; `moved`: the bytes that the disk delivered; `owned`: the
+    page cache charged to the reader; `resident`: the pages of the backing file in memory. All in bytes. Readahead adds
+    to all of them (0.75 % on ext4 and xfs; 50 % on btrfs, which reads ahead in steps of its own).
     """
-    # Where the disk delivered less, what was read came from somewhere else.
+    # If the disk delivered less, the data came from somewhere else.
     disk = share_of("the disk's bytes", charged, moved, least=READ_BYTES * 0.95)
     return join_parts(disk, pages_of("the page cache", owned, resident, READ_BYTES))
 
 
 def read_command(target: str) -> str:
-    """Reads `READ_BYTES` past the target's page cache."""
+    """Return a command that reads `READ_BYTES` from a file or device, bypassing its page cache."""
     return f"dd if={target} of=/dev/null bs=1M count={READ_BYTES // MIB} iflag=direct status=none"
 
 
 async def _steps(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
-        claim = await at.meter("reader", read_command(at.loop))
-        resident = await at.resident()
-        known = await usual_controls(at, read_command, "rbytes", READ_BYTES)
-        return _evidence(at, claim, resident, known)
+    async with open_harness(guest, point) as harness:
+        charge = await harness.meter("reader", read_command(harness.loop))
+        resident = await harness.resident_bytes()
+        usual = await usual_controls(harness, read_command, "rbytes", READ_BYTES)
+        return _evidence(harness, charge, resident, usual)
 
 
-def _evidence(at: Harness, claim: Charge, resident: int, known: UsualControls) -> Evidence:
-    charged, moved, page_cache = claim.io(at.device, "rbytes"), at.moved(claim, "rbytes"), claim.memory("file")
+def _evidence(harness: Harness, charge: Charge, resident: int, usual: UsualControls) -> Evidence:
+    charged, moved, page_cache = (
+        charge.io(harness.device, "rbytes"),
+        harness.disk_moved(charge, "rbytes"),
+        charge.memory("file"),
+    )
     judged = judge(charged=charged, moved=moved, owned=page_cache, resident=resident)
     return Evidence(
         claim=judged.gap,
-        reason=f"the reader has {at.share(claim, 'rbytes'):.1%} of the disk's bytes and {page_cache / MIB:.1f} MiB of page cache"
-        f"{judged.note}",
+        reason=f"the reader has {harness.share(charge, 'rbytes'):.1%} of the disk's bytes "
+        f"and {page_cache / MIB:.1f} MiB of page cache{judged.note}",
         measures=(
-            Measure(name="charged reads", value=charged, unit="bytes", source=f"io.stat rbytes of {claim.cgroup}"),
-            Measure(name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
+            Measure(name="charged reads", value=charged, unit="bytes", source=f"io.stat rbytes of {charge.cgroup}"),
             Measure(
-                name="charged page cache", value=page_cache, unit="bytes", source=f"memory.stat file of {claim.cgroup}"
+                name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {harness.disk}"
+            ),
+            Measure(
+                name="charged page cache", value=page_cache, unit="bytes", source=f"memory.stat file of {charge.cgroup}"
             ),
             Measure(name="resident pages", value=resident, unit="bytes", source="fincore of the backing file"),
         ),
-        controls=known.controls,
+        controls=usual.controls,
         balances=(
-            at.balance(claim, "rbytes"),
-            *known.balances,
+            harness.balance(charge, "rbytes"),
+            *usual.balances,
             *owned_pages(judged.gap, "reader", page_cache, resident),
         ),
     )
@@ -76,6 +82,7 @@ READ = Scenario(
     points=on_each_disk(*_FILESYSTEMS),
     what="16M read with O_DIRECT from a loop on a file that the root cgroup wrote",
     steps=_steps,
-    found="7.2 reads megabytes ahead on virtio-blk, so that every disk's read_ahead_kb is set to the 128 of the other kernels; btrfs reads "
-    "ahead in steps of its own, so that pages are judged against those in memory and not against what was asked for",
+    found="7.2 reads megabytes ahead on virtio-blk, so that every disk's read_ahead_kb is set to the 128 of the other "
+    "kernels; btrfs reads ahead in steps of its own, so that pages are judged against those in memory and not against "
+    "what was asked for",
 )

@@ -1,4 +1,4 @@
-"""Loops on files on loops: the issuer pays on every level, for the worker of each is the issuer's."""
+"""Loops on files on loops: the issuer is charged on every level, because it has a worker of its own on each."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from testbed.scenarios.verdict import Evidence, Measure, join_parts, pages_of, s
 
 
 async def _steps(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
-        claim = await at.meter("reader", read_command(at.loop))
-        resident = await at.resident()
-        known = await usual_controls(at, read_command, "rbytes", READ_BYTES)
-        # The topmost loop is charged on every kernel: its bio comes from the reader itself. The others, and the disk, are the claim.
+    async with open_harness(guest, point) as harness:
+        charge = await harness.meter("reader", read_command(harness.loop))
+        resident = await harness.resident_bytes()
+        usual = await usual_controls(harness, read_command, "rbytes", READ_BYTES)
+        # Every kernel charges the topmost loop, whose bio comes from the reader itself. The claim is about the rest.
         top, *lower = (f"7:{number}" for number in reversed(range(point.depth)))
-        read = {device: claim.io(device, "rbytes") for device in (top, *lower)}
-        read[at.disk] = claim.io(at.device, "rbytes")
-        page_cache = claim.memory("file")
-        whole = {device: claim.whole_io(device, "rbytes") for device in lower}
-        said = ", ".join(f"{device} {bytes_read / READ_BYTES:.2f}" for device, bytes_read in read.items())
+        read = {device: charge.io(device, "rbytes") for device in (top, *lower)}
+        read[harness.disk] = charge.io(harness.device, "rbytes")
+        page_cache = charge.memory("file")
+        whole = {device: charge.whole_io(device, "rbytes") for device in lower}
+        shares = ", ".join(f"{device} {bytes_read / READ_BYTES:.2f}" for device, bytes_read in read.items())
         judged = join_parts(
-            at.part(claim, "rbytes", asked=READ_BYTES),
+            harness.part(charge, "rbytes", asked=READ_BYTES),
             *(
                 share_of(f"the bytes of {device}", read[device], whole[device], least=READ_BYTES * 0.95)
                 for device in lower
@@ -32,7 +32,8 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
         )
         return Evidence(
             claim=judged.gap,
-            reason=f"of what it read the reader is charged on {said}, and {page_cache / READ_BYTES:.2f} times as page cache{judged.note}",
+            reason=f"of what it read the reader is charged on {shares}, "
+            f"and {page_cache / READ_BYTES:.2f} times as page cache{judged.note}",
             measures=(
                 *(
                     Measure(
@@ -42,8 +43,8 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
                 ),
                 Measure(name="charged page cache", value=page_cache, unit="bytes", source="memory.stat file of reader"),
             ),
-            controls=known.controls[-1:],
-            balances=(at.balance(claim, "rbytes"), *owned_pages(judged.gap, "reader", page_cache, resident)),
+            controls=usual.controls[-1:],
+            balances=(harness.balance(charge, "rbytes"), *owned_pages(judged.gap, "reader", page_cache, resident)),
         )
 
 

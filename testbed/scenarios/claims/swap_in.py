@@ -1,4 +1,4 @@
-"""Swapped-out pages of a file on tmpfs below a loop: who owned them owns them again when somebody else reads them back (patch 3)."""
+"""Swap-in of a loop's backing file on tmpfs: pages are charged to their old owner, whoever reads them (patch 3)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from testbed.units import MIB, parse_whole
 
 _WRITTEN = 96 * MIB
 
-# $1: loop. $2: its file. $3: disk for swap. $4: `alive`, or `removed` for a cgroup that is gone when its pages are read.
+# $1: loop. $2: its file. $3: disk for swap. $4: `alive`, or `removed` if the owner is removed before its pages are read.
 # Prints `stage NAME SHMEM SWAP` of a cgroup at each stage, in bytes.
 _STEPS = f"""\
 {ENTER}
@@ -46,7 +46,7 @@ swapoff "$3"
 
 
 def parse_stages(output: str, variant: str, where: str) -> dict[str, tuple[int, int]]:
-    """(shmem, swap) in bytes by stage.
+    """Parse the output into (shmem, swap) in bytes, by stage.
 
     :raise ReadingError: a stage is missing.
     """
@@ -58,31 +58,34 @@ def parse_stages(output: str, variant: str, where: str) -> dict[str, tuple[int, 
     }
 
 
-def judge(seen: dict[str, tuple[int, int]]) -> Claim:
-    """CLOSED where the writer's pages are the writer's, or, once it is gone, the reader's; OPEN where they never were anybody's; PARTIAL
-    where they were the writer's and did not come back to it, or to the reader."""
-    written, (left, swapped), reader = seen["written"][0], seen["squeezed"], seen["reader"][0]
+def judge(stages: dict[str, tuple[int, int]]) -> Claim:
+    """Judge to whom the pages are charged when they are read back.
+
+    CLOSED: to the writer, or to the reader if the writer was removed. OPEN: they were never charged to anybody.
+    PARTIAL: they were charged to the writer first, but not to the right cgroup when they were read back.
+    """
+    written, (left, swapped), reader = stages["written"][0], stages["squeezed"], stages["reader"][0]
     first = share_of("the pages when written", written, _WRITTEN, least=1)
     others = share_gap(reader, _WRITTEN, least=1)
     if first.gap is Gap.OPEN:
         return join_parts(first, Part(what="the pages read back", gap=Gap.OPEN if others is Gap.OPEN else Gap.UNCLEAR))
     if first.gap is Gap.CLOSED and not _WRITTEN * 0.7 <= swapped <= _WRITTEN * 1.05 - left:
-        # What did not go to swap cannot come back, and of a page that is in memory still none is in swap.
+        # Only swapped pages can come back, and a page in memory cannot be in swap as well.
         return join_parts(first, Part(what="what went to swap", gap=Gap.UNCLEAR))
     if first.gap is not Gap.CLOSED:
         return join_parts(first)
-    if "back" not in seen:
+    if "back" not in stages:
         return join_parts(
             first, Part(what="the pages read back", gap=_of_reader(reader, swapped), times=reader / _WRITTEN)
         )
-    # What the writer kept all the time did not come back.
-    back = share_of("the pages read back", max(seen["back"][0] - left, 0), _WRITTEN - left, least=1)
+    # Pages that the writer kept in memory did not come back.
+    back = share_of("the pages read back", max(stages["back"][0] - left, 0), _WRITTEN - left, least=1)
     nobody_else = {Gap.OPEN: Gap.CLOSED, Gap.CLOSED: Gap.OPEN}.get(others, Gap.UNCLEAR)
     return join_parts(first, back, Part(what="nobody else's", gap=nobody_else))
 
 
 def _of_reader(reader: int, swapped: int) -> Gap:
-    """Whether the reader has what its dead owner had swapped out: less than all of it, as some is in memory still when it goes."""
+    """Judge whether the reader is charged for the removed owner's swapped pages; some were still in memory."""
     if reader > _WRITTEN * 1.05:
         return Gap.EXCESS
     if reader >= swapped * 0.8:
@@ -92,19 +95,19 @@ def _of_reader(reader: int, swapped: int) -> Gap:
 
 async def _steps(guest: Guest, point: Point) -> Evidence:
     disk = point.disk_in(guest.model)
-    assert disk is not None  # `Point.lacks` has seen to it
+    assert disk is not None  # `Point.lacks` has checked it
     async with apply.stack_applied(guest, loops_at(Point(size_bytes=128 * MIB), "")) as made:
         loop = made.loops["loop0"]
         done = await guest.script(_STEPS, loop.path, loop.backing_file, guest.disks[disk].path, point.variant)
-    seen = parse_stages(done.stdout, point.variant, f"guest {guest.name}: memory.stat and memory.swap.current")
-    owner = "back" if "back" in seen else "reader"
-    claim, direct = judge(seen), share_gap(seen["direct"][0], 32 * MIB, least=1)
+    stages = parse_stages(done.stdout, point.variant, f"guest {guest.name}: memory.stat and memory.swap.current")
+    owner = "back" if "back" in stages else "reader"
+    claim, direct = judge(stages), share_gap(stages["direct"][0], 32 * MIB, least=1)
     return Evidence(
         claim=claim.gap,
-        reason=f"of 96M the writer had {seen['written'][0] / MIB:.0f}M, {seen['squeezed'][1] / MIB:.0f}M went to swap; read back, "
-        f"{seen[owner][0] / MIB:.0f}M are {'the writer' if owner == 'back' else 'the reader'}'s{claim.note}",
+        reason=f"of 96M the writer had {stages['written'][0] / MIB:.0f}M, {stages['squeezed'][1] / MIB:.0f}M went to swap; "
+        f"read back, {stages[owner][0] / MIB:.0f}M are {'the writer' if owner == 'back' else 'the reader'}'s{claim.note}",
         measures=tuple(
-            Measure(name=name, value=seen[stage][index], unit="bytes", source=source)
+            Measure(name=name, value=stages[stage][index], unit="bytes", source=source)
             for name, stage, index, source in (
                 ("written", "written", 0, "memory.stat shmem of writer"),
                 ("swapped", "squeezed", 1, "memory.swap.current of writer"),
@@ -115,7 +118,7 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
             Control(
                 name="tmpfs itself",
                 expected="32M of shmem in the cgroup that wrote it",
-                got=f"{seen['direct'][0]} bytes",
+                got=f"{stages['direct'][0]} bytes",
                 holds=direct is Gap.CLOSED,
                 excess=direct is Gap.EXCESS,
             ),

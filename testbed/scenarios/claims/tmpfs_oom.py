@@ -1,6 +1,6 @@
-"""Scenarios on tmpfs: memory that a loop device allocates for a cgroup counts against the cgroup's limit, if the series is there.
+"""Loops on tmpfs: with the series, memory that a loop allocates for a cgroup counts against the cgroup's limit.
 
-Only `oom_kill` is judged: `oom` in memory.events counts attempts and varies from run to run (3 to 25 were seen).
+Only `oom_kill` is judged: `oom` in memory.events counts attempts, and varies from run to run (3 to 25 were seen).
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from testbed.scenarios.scenario import COMMON_NEEDS, COVER_LETTER, Point, Scenar
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
 from testbed.units import parse_decimal, parse_whole
 
-# Steps, sizes and names of the cover letter's script; its `sudo` is left out (the guest's shell is root's). The two clocks and the survey
-# are ours, and so are the lines `inside CGROUP`: a shell that cannot enter the cgroup goes on outside of it, and nothing is killed there.
+# Steps, sizes and names are those of the cover letter's script, without `sudo` (the guest's shell runs as root). We have
+# added the two clocks, the survey, and the lines `inside CGROUP`: a shell that cannot enter the cgroup would continue
+# outside of it, where nothing is killed.
 _LETTER = """\
 set -e
 CGROUP=/sys/fs/cgroup/test.slice
@@ -52,9 +53,10 @@ grep '^oom_kill ' $CGROUP/memory.events
 echo "ended $EPOCHREALTIME"
 """.replace("SURVEY", survey.TAKE)
 
-# $1: name of a new cgroup. $2: `direct`, or a loop device. Prints the cgroup's oom_kill after 128M were written under a limit of 64M.
-# The loop is written with O_DIRECT, and each time another one: through its page cache the writeback of whichever cgroup first dirtied the
-# block device's inode pays, so that a loop first used with -io was seen to charge nothing with +io (6.1, one run of five).
+# $1: name of a new cgroup. $2: `direct`, or a loop device. Prints the cgroup's oom_kill after writing 128M under a limit of
+# 64M. Each call writes to another loop, with O_DIRECT: through the loop's page cache, the cgroup that first dirtied the
+# block device's inode would pay for writeback, so that a loop first used with -io was seen to charge nothing with +io
+# (6.1, one run of five).
 _WRITE = (
     ENTER
     + """\
@@ -80,9 +82,9 @@ exit 0
 
 
 def parse_oom_kills(output: str, count: int, where: str) -> tuple[int, ...]:
-    """The `oom_kill` numbers in an output, in their order, none of which is less than the one before.
+    """Parse the `oom_kill` lines of an output, in order.
 
-    :raise ReadingError: there are not so many.
+    :raise ReadingError: there are not `count` of them, or one is smaller than the one before.
     """
     found = shell_functions.lines(output, "oom_kill")
     if [len(words) for words in found] != [1] * count:
@@ -101,16 +103,16 @@ async def _oom_tmpfs(guest: Guest, point: Point) -> Evidence:
     del point
     done = await guest.script(_LETTER, interpreter="bash", timeout_s=guest.deadlines.command_s * 3)
     where = f"guest {guest.name}: the cover letter's script"
-    seen = parse_oom_kills(done.stdout, 3, where)
+    counts = parse_oom_kills(done.stdout, 3, where)
     inside = shell_functions.lines(done.stdout, "inside")
     if inside != [["0::/test.slice"]] * 2:
         raise ReadingError(where, "both of its shells in 0::/test.slice", f"{inside}: {done.stderr[-200:]}")
     began_s, ended_s = (
         parse_decimal(shell_functions.printed_word(done.stdout, word, where), where) for word in ("started", "ended")
     )
-    # dd says this of the second write where nothing has ended it.
+    # dd prints this for the second write if it was not killed.
     written = "256+0 records out" in done.stderr
-    start, direct, loop = seen
+    start, direct, loop = counts
     source = "/sys/fs/cgroup/test.slice/memory.events"
     return Evidence(
         claim=_kills(loop - direct),

@@ -1,6 +1,7 @@
-"""Who does which request of a loop: a worker for each cgroup, and the root's own for what belongs to nobody (patch 1).
+"""Which worker handles a request of a loop: each cgroup has one, and the root's handles the other requests (patch 1).
 
-The guest's trace says it: `workqueue_queue_work` with the work's function and address, and `block_rq_issue` for what reached the loop.
+The guest's trace shows it: `workqueue_queue_work` with the function and address of the work, and `block_rq_issue` for
+requests that reached the loop.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from testbed.scenarios.scenario import COMMON_NEEDS, Need, Point, Scenario, on_e
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
 from testbed.units import MIB
 
-# $1: loop. Two cgroups and the root do COMMAND one after the other, each at its own megabyte `$at`.
+# $1: loop. Two cgroups and the root run COMMAND one after the other, each at its own offset `$at`.
 _TRACED = (
     ENTER
     + """\
@@ -47,47 +48,53 @@ _REQUEST = compile_linear(r"block_rq_issue: 7,0 (\w+) ")
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """What one issuer's requests became: (function, work struct) of the loop's work, and the number of each kind that reached the loop."""
+    """What became of one issuer's requests.
+
+    `works`: (function, work struct) of the loop's work. `requests`: the number of each kind that reached the loop.
+    """
 
     works: frozenset[tuple[str, str]]
     requests: dict[str, int]
 
 
-def traced(trace: str) -> dict[str, Traced]:
-    """By issuer (`root` for the root), from the trace of `_TRACED`."""
-    found: dict[str, Traced] = {}
+def parse_trace(trace: str) -> dict[str, Traced]:
+    """Parse the trace of `_TRACED`; the results are by issuer (`root` for the root)."""
+    by_issuer: dict[str, Traced] = {}
     issuer = ""
     for line in trace.splitlines():
         if marked := _MARKED.search(line):
             issuer = marked[1] or "root"
-            found[issuer] = Traced(frozenset(), {})
+            by_issuer[issuer] = Traced(frozenset(), {})
         elif (work := _WORK.search(line)) and issuer:
-            found[issuer] = Traced(found[issuer].works | {(work[2], work[1])}, found[issuer].requests)
+            by_issuer[issuer] = Traced(by_issuer[issuer].works | {(work[2], work[1])}, by_issuer[issuer].requests)
         elif (request := _REQUEST.search(line)) and issuer:
-            found[issuer].requests[request[1]] = found[issuer].requests.get(request[1], 0) + 1
-    return found
+            by_issuer[issuer].requests[request[1]] = by_issuer[issuer].requests.get(request[1], 0) + 1
+    return by_issuer
 
 
-async def _trace(at: Harness, command: str) -> str:
-    return (await at.guest.script(_TRACED.replace("COMMAND", command), at.loop)).stdout
+async def _trace(harness: Harness, command: str) -> str:
+    return (await harness.guest.script(_TRACED.replace("COMMAND", command), harness.loop)).stdout
 
 
-def judge(found: dict[str, Traced], *, threads: int, root_only: bool = False) -> Gap:
-    """CLOSED: a worker for each cgroup, the root's for the root (for all, if `root_only`). OPEN: one thread, and no work of the loop.
+def judge(by_issuer: dict[str, Traced], *, threads: int, root_only: bool = False) -> Gap:
+    """Judge which workers handled the requests.
 
-    Flushes are the root's work whoever waits for them, so that work is no cgroup's own.
+    CLOSED: a worker for each cgroup, the root's for the root (or for all, if `root_only`). OPEN: one thread, and no work
+    of the loop. The root's worker handles all flushes, so that their work does not count as a cgroup's own.
     """
-    if not any(seen.works for seen in found.values()):
+    if not any(issued.works for issued in by_issuer.values()):
         return Gap.OPEN if threads == 1 else Gap.UNCLEAR
-    if found.keys() != {"request-a", "request-b", "root"}:
+    if by_issuer.keys() != {"request-a", "request-b", "root"}:
         return Gap.UNCLEAR
-    functions = {issuer: {function for function, _ in seen.works} for issuer, seen in found.items()}
+    functions = {issuer: {function for function, _ in issued.works} for issuer, issued in by_issuer.items()}
     if root_only:
         return Gap.CLOSED if set().union(*functions.values()) == {"loop_rootcg_workfn"} else Gap.UNCLEAR
     flushed = (
-        found["root"].works if any("F" in kind for seen in found.values() for kind in seen.requests) else frozenset()
+        by_issuer["root"].works
+        if any("F" in kind for issued in by_issuer.values() for kind in issued.requests)
+        else frozenset()
     )
-    own = [found[issuer].works - flushed for issuer in ("request-a", "request-b")]
+    own = [by_issuer[issuer].works - flushed for issuer in ("request-a", "request-b")]
     alone = (
         all({function for function, _ in works} == {"loop_workfn"} and len(works) == 1 for works in own)
         and own[0] != own[1]
@@ -95,20 +102,23 @@ def judge(found: dict[str, Traced], *, threads: int, root_only: bool = False) ->
     return Gap.CLOSED if alone and functions["root"] == {"loop_rootcg_workfn"} else Gap.UNCLEAR
 
 
-async def _evidence(at: Harness, command: str, kind: str, *, root_only: bool = False) -> Evidence:
-    """`kind`: how the trace spells the requests that the command makes (blk_fill_rwbs), as a regular expression."""
-    said = await _trace(at, command)
-    known = await usual_read_controls(at)
-    found, where = traced(said), f"guest {at.guest.name}: its trace"
-    threads, events = printed_number(said, "threads", where), printed_number(said, "events", where)
-    works = set().union(*(seen.works for seen in found.values()))
+async def _evidence(harness: Harness, command: str, kind: str, *, root_only: bool = False) -> Evidence:
+    """Trace a command, and judge its workers.
+
+    `kind`: how the trace shows the requests of the command (blk_fill_rwbs), as a regular expression.
+    """
+    output = await _trace(harness, command)
+    usual = await usual_read_controls(harness)
+    by_issuer, where = parse_trace(output), f"guest {harness.guest.name}: its trace"
+    threads, events = printed_number(output, "threads", where), printed_number(output, "events", where)
+    works = set().union(*(issued.works for issued in by_issuer.values()))
     names = sorted({function for function, _ in works})
     reached = {
-        issuer: sum(n for name, n in seen.requests.items() if compile_linear(kind).fullmatch(name))
-        for issuer, seen in found.items()
+        issuer: sum(n for name, n in issued.requests.items() if compile_linear(kind).fullmatch(name))
+        for issuer, issued in by_issuer.items()
     }
     return Evidence(
-        claim=judge(found, threads=threads, root_only=root_only),
+        claim=judge(by_issuer, threads=threads, root_only=root_only),
         reason=f"{len(works)} work structs for two cgroups and the root ({', '.join(names) or 'no work of the loop'}), "
         f"{threads} thread named as the loop",
         measures=(
@@ -126,20 +136,21 @@ async def _evidence(at: Harness, command: str, kind: str, *, root_only: bool = F
                 got=", ".join(f"{issuer} {number}" for issuer, number in reached.items()),
                 holds=len(reached) == 3 and all(reached.values()),
             ),
-            *known.controls,
+            *usual.controls,
         ),
-        balances=known.balances,
+        balances=usual.balances,
     )
 
 
 async def _workers(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
+    async with open_harness(guest, point) as harness:
         return await _evidence(
-            at, 'dd "if=$1" of=/dev/null bs=64k "skip=$((at / 65536))" count=16 iflag=direct status=none', "R[AS]*"
+            harness, 'dd "if=$1" of=/dev/null bs=64k "skip=$((at / 65536))" count=16 iflag=direct status=none', "R[AS]*"
         )
 
 
-# What makes each kind of request, and how the trace spells it. fallocate(2) on a block device is a write of zeroes without unmapping.
+# The command for each kind of request, and how the trace shows it. fallocate(2) on a block device writes zeroes without
+# unmapping.
 _KINDS = {
     "discard": (f'blkdiscard --offset "$at" --length {MIB} "$1"', "DS?"),
     "write-zeroes": (f'blkdiscard --zeroout --offset "$at" --length {MIB} "$1"', "[NW]Z?S?"),
@@ -150,8 +161,8 @@ _KINDS = {
 
 async def _requests(guest: Guest, point: Point) -> Evidence:
     command, kind = _KINDS[point.variant]
-    async with open_harness(guest, point) as at:
-        return await _evidence(at, command, kind, root_only=point.variant == "flush")
+    async with open_harness(guest, point) as harness:
+        return await _evidence(harness, command, kind, root_only=point.variant == "flush")
 
 
 _SOURCE = "loop: use worker per cgroup instead of kworker (patch 1)"
@@ -173,15 +184,18 @@ WORKERS = Scenario(
 
 REQUESTS = Scenario(
     name="requests",
-    claim="Discards, writes of zeroes and fallocate are done by the issuer's own worker; flushes, which nobody issues, by the root's",
+    claim="Discards, writes of zeroes and fallocate are done by the issuer's own worker; flushes, which nobody issues, "
+    "by the root's",
     patches=(1,),
     predicted_base=_BASE,
-    predicted_patched="loop_workfn with one work struct for each cgroup, loop_rootcg_workfn for the root; for flushes the latter alone",
+    predicted_patched="loop_workfn with one work struct for each cgroup, loop_rootcg_workfn for the root; for flushes the "
+    "latter alone",
     source=f"{_SOURCE}: a request without a bio, such as a flush, has no css and goes to the root's worker",
-    what="Two cgroups and the root discard, zero, fallocate or sync through the loop one after the other under the same tracepoint",
+    what="Two cgroups and the root discard, zero, fallocate or sync through the loop one after the other under the same "
+    "tracepoint",
     needs=_NEEDS,
     points=on_each_disk("ext4", variants=tuple(_KINDS)),
     steps=_requests,
-    found="fallocate(1) ends with an fsync, whose flush is the root's work; one of 348 guests was lost to an int3 while a tracepoint was "
-    "switched on (7.2, QEMU 7.2's emulation): such a guest is tried once more",
+    found="fallocate(1) ends with an fsync, whose flush is the root's work; one of 348 guests was lost to an int3 while a "
+    "tracepoint was switched on (7.2, QEMU 7.2's emulation): such a guest is tried once more",
 )

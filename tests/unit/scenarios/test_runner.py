@@ -54,9 +54,8 @@ class Recorder:
 
         self.running.append(evidence.name)
         try:
-            spec = SimpleNamespace(model=GuestModel())
             yield SimpleNamespace(
-                console=SimpleNamespace(findings=[]), script=script, name=evidence.name, spec=spec, disks={}
+                console=SimpleNamespace(findings=[]), script=script, name=evidence.name, model=GuestModel(), disks={}
             )
         finally:
             self.running.remove(evidence.name)

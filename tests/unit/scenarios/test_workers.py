@@ -41,7 +41,7 @@ TWO = TRACE.replace(ISSUED, ISSUED + queued("loop_workfn", "00000000dd"))
 
 
 def test_the_trace_shows_the_work_of_each_issuers_requests() -> None:
-    found = workers.traced(TRACE)
+    found = workers.parse_trace(TRACE)
     assert {issuer: sorted(seen.works) for issuer, seen in found.items()} == {
         "request-a": [("loop_workfn", "00000000aa")],
         "request-b": [("loop_workfn", "00000000cc")],
@@ -49,7 +49,7 @@ def test_the_trace_shows_the_work_of_each_issuers_requests() -> None:
     }
     assert found["request-a"].requests == {"RS": 1}
     again = TRACE.replace(ISSUED, ISSUED + ISSUED + ISSUED.replace(" RS ", " WS "))
-    assert workers.traced(again)["request-a"].requests == {"RS": 2, "WS": 1}
+    assert workers.parse_trace(again)["request-a"].requests == {"RS": 2, "WS": 1}
     assert workers.judge(found, threads=0) is workers.judge(found, threads=0, root_only=False) is G.CLOSED
 
 
@@ -72,12 +72,12 @@ def test_the_trace_shows_the_work_of_each_issuers_requests() -> None:
     ],
 )
 def test_each_cgroup_needs_a_worker_and_the_root_its_own(trace: str, threads: int, root_only: bool, gap: Gap) -> None:
-    assert workers.judge(workers.traced(trace), threads=threads, root_only=root_only) is gap
+    assert workers.judge(workers.parse_trace(trace), threads=threads, root_only=root_only) is gap
 
 
 @pytest.mark.parametrize("issuer", ["request-a", "request-b", "root"])
 def test_a_trace_without_one_of_the_issuers_is_inconclusive(issuer: str) -> None:
-    found = workers.traced(TRACE)
+    found = workers.parse_trace(TRACE)
     del found[issuer]
     assert workers.judge(found, threads=0) is G.UNCLEAR
     assert workers.judge(found, threads=0, root_only=True) is G.UNCLEAR
