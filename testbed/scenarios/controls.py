@@ -29,7 +29,8 @@ async def usual_controls(
     every kernel charges its `counter` bytes; through a buffered loop without the io controller, no kernel charges the
     page cache of its `size_bytes`.
     """
-    # If O_DIRECT falls back to the page cache (btrfs with checksums, since 6.12 at least), the writer must own the inode.
+    # If O_DIRECT falls back to the page cache (btrfs with checksums, since 6.12 at least), the writer must own the
+    # inode.
     await harness.reattach_uncached("--direct-io=on")
     dio = await harness.meter("dio", command(harness.loop))
     direct = await harness.meter("direct", command(file or harness.file))
@@ -58,7 +59,7 @@ async def usual_read_controls(harness: Harness) -> UsualControls:
 
 
 def owned_pages(gap: Gap, who: str, charged: int, resident: int) -> tuple[Balance, ...]:
-    """Compare the page cache charged to a cgroup with the backing files' resident pages, if the gap is closed; bytes."""
+    """Compare the page cache charged to a cgroup with the backing files' resident pages, if the gap is closed."""
     return (Balance(what=f"page cache of the {who}", accounted=charged, real=resident),) if gap is Gap.CLOSED else ()
 
 

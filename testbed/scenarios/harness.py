@@ -29,7 +29,8 @@ from testbed.topology.storage import Loop
 from testbed.units import parse_whole
 
 ROOT = "/sys/fs/cgroup"
-# Counters of memory.stat that count events (mm/memcontrol.c: memory_stats, memcg_vm_event_stat); the others are amounts.
+# Counters of memory.stat that count events (mm/memcontrol.c: memory_stats, memcg_vm_event_stat); the others are
+# amounts.
 _EVENTS = (
     "pgscan",
     "pgsteal",
@@ -256,7 +257,7 @@ class Harness:
 
 
 def _grown_disk(name: str, before: tuple[int, int], after: tuple[int, int]) -> tuple[int, int]:
-    """Return the growth of the bytes that a disk has read and written; its counters restart when it is plugged again."""
+    """Return the growth of a disk's bytes read and written. Its counters restart when it is plugged again."""
     where = f"disk {name}: QEMU's counters"
     return cgroupfs.growth(before[0], after[0], where), cgroupfs.growth(before[1], after[1], where)
 

@@ -22,16 +22,16 @@ rate() {{
 }}
 """
 
-# job NAME CGROUP TARGET SECONDS OPTION...: random reads by fio in a cgroup. iops NAME: prints the rate of a job, field 8
-# of fio's terse output.
+# job NAME CGROUP TARGET SECONDS OPTION...: random reads by fio in a cgroup. iops NAME: prints the rate of a job, field
+# 8 of fio's terse output.
 JOBS = f"""\
 {ENTER}
 job() {{
     local name=$1 cgroup=$2 target=$3 time=$4
     shift 4
     (enter "$cgroup" || exit 1
-     exec fio "--name=$name" "--filename=$target" --direct=1 --rw=randread "--runtime=$time" --time_based --thread --group_reporting \\
-         --output-format=terse "--output=/tmp/$name" "$@") || exit 1
+     exec fio "--name=$name" "--filename=$target" --direct=1 --rw=randread "--runtime=$time" --time_based --thread \\
+         --group_reporting --output-format=terse "--output=/tmp/$name" "$@") || exit 1
 }}
 iops() {{ cut -d';' -f8 "/tmp/$1" | sed "s/^/iops $1 /"; }}
 """

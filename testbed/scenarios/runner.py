@@ -162,8 +162,9 @@ def _turns(job: Job) -> Iterator[tuple[Case, int]]:
     return ((case, attempt) for case in job.cases for attempt in range(1, job.repeat + 1))
 
 
-# With several CPUs QEMU's emulation rarely executes an instruction that the kernel is just replacing (smp_text_poke_bp):
-# seen once in 348 guests, on 7.2 while a tracepoint was switched on. This is an emulation fault, not a kernel bug.
+# With several CPUs QEMU's emulation rarely executes an instruction that the kernel is just replacing
+# (smp_text_poke_bp): seen once in 348 guests, on 7.2 while a tracepoint was switched on. This is an emulation fault,
+# not a kernel bug.
 _EMULATED = "Oops: int3"
 
 

@@ -21,7 +21,8 @@ _WEIGHT = f"""\
 {JOBS}
 modprobe bfq || exit 1
 queue=/sys/block/${{3##*/}}/queue
-echo bfq >"$queue/scheduler" && echo 0 >"$queue/iosched/low_latency" && echo 1 >"$queue/iosched/strict_guarantees" || exit 1
+echo bfq >"$queue/scheduler" || exit 1
+echo 0 >"$queue/iosched/low_latency" && echo 1 >"$queue/iosched/strict_guarantees" || exit 1
 mkdir /sys/fs/cgroup/low /sys/fs/cgroup/high || exit 1
 echo 1 >/sys/fs/cgroup/low/io.bfq.weight && echo 1000 >/sys/fs/cgroup/high/io.bfq.weight || exit 1
 {FRESH}

@@ -74,11 +74,12 @@ echo "rounds $rounds"
 # Removes a loop with LOOP_CTL_REMOVE (include/uapi/linux/loop.h), for which losetup has no option.
 _REMOVE = r"""
 remove() {
-    perl -e 'open my $ctl, "+<", "/dev/loop-control" or die "$!"; ioctl $ctl, 0x4C81, 0 + shift or die "$!"' "${1#/dev/loop}"
+    perl -e 'open my $ctl, "+<", "/dev/loop-control" or die "$!";
+        ioctl $ctl, 0x4C81, 0 + shift or die "$!"' "${1#/dev/loop}"
 }
 """
-# Makes nine loops on the files $2-N. For each, a cgroup sends one request through it and is removed at once: the workers
-# are idle then, and their timers are armed.
+# Makes nine loops on the files $2-N. For each, a cgroup sends one request through it and is removed at once: the
+# workers are idle then, and their timers are armed.
 _IDLE_WORKERS = (
     ENTER
     + """\
@@ -94,8 +95,8 @@ done
 )
 
 # Eight loops are detached and removed from 55 to 65 s after their last request: the timer that frees idle workers fires
-# after 60 s, or up to 2 s later, as timers of a minute may. The ninth remains, and another cgroup uses it once its worker
-# is freed.
+# after 60 s, or up to 2 s later, as timers of a minute may. The ninth remains, and another cgroup uses it once its
+# worker is freed.
 _RACE = f"""\
 {_REMOVE}
 SECONDS=0
@@ -112,8 +113,8 @@ losetup -d "${{loops[8]}}" && rm "$2-8" || exit 1
 echo "rounds 8"
 """
 
-# The loops are removed at once, with idle workers. kmemleak reports leaks that are older than 5 s, with KERN_INFO, which
-# the console shows at level 7; what it suspected before is cleared.
+# The loops are removed at once, with idle workers. kmemleak reports leaks that are older than 5 s, with KERN_INFO,
+# which the console shows at level 7; what it suspected before is cleared.
 _LEAK = f"""\
 {_REMOVE}
 leaks=/sys/kernel/debug/kmemleak
@@ -151,8 +152,10 @@ LOCK_ORDER = Scenario(
     patches=(1, 4),
     predicted_base=_BASE,
     predicted_patched="the disk's bytes are the reader's, and lockdep is silent",
-    source='changelog of the cover letter: "fix irq lock ordering bug"; destroy_workqueue under the spinlock in v5 as posted',
-    what="16M read; then five times: two cgroups read while backing_file is shown 50 times in sysfs, and the loop is detached",
+    source='changelog of the cover letter: "fix irq lock ordering bug"; destroy_workqueue under the spinlock in v5 '
+    "as posted",
+    what="16M read; then five times: two cgroups read while backing_file is shown 50 times in sysfs, and the loop is "
+    "detached",
     needs=(*COMMON_NEEDS, Need(what="CONFIG_PROVE_LOCKING", test="test -e /proc/lockdep_stats")),
     points=on_each_disk("ext4"),
     steps=_lock_order,
@@ -163,12 +166,14 @@ LOCK_ORDER = Scenario(
 
 DESTROY_RACE = Scenario(
     name="destroy-race",
-    claim="A loop that charges its users may go at the moment when its idle workers are freed, and may be used after it",
+    claim="A loop that charges its users may go at the moment when its idle workers are freed, and may be used after "
+    "it",
     patches=(1,),
     predicted_base=_BASE,
     predicted_patched="the disk's bytes are the reader's, and KASAN is silent",
     source='changelog of the cover letter: "fix race condition between loop destruction and deferred cleanup"',
-    what="16M read; eight loops whose users are gone are detached and removed from 55 to 65 s after their last request, a "
+    what="16M read; eight loops whose users are gone are detached and removed from 55 to 65 s after their last "
+    "request, a "
     "ninth is used again after that",
     needs=(*COMMON_NEEDS, Need(what="CONFIG_KASAN", test="dmesg | grep -q KernelAddressSanitizer")),
     points=on_each_disk("ext4"),
@@ -184,8 +189,10 @@ LEAK = Scenario(
     patches=(1,),
     predicted_base=_BASE,
     predicted_patched="the disk's bytes are the reader's, and kmemleak is silent",
-    source="loop: use worker per cgroup instead of kworker (patch 1): a worker for each cgroup, freed when idle or with its loop",
-    what="16M read; nine loops with idle workers of cgroups that are gone are detached and removed, then memory is scanned twice",
+    source="loop: use worker per cgroup instead of kworker (patch 1): a worker for each cgroup, freed when idle or "
+    "with its loop",
+    what="16M read; nine loops with idle workers of cgroups that are gone are detached and removed, then memory is "
+    "scanned twice",
     needs=(*COMMON_NEEDS, debugfs_need("CONFIG_DEBUG_KMEMLEAK", "/sys/kernel/debug/kmemleak")),
     points=on_each_disk("ext4"),
     steps=_leak,

@@ -1,4 +1,4 @@
-"""A removed cgroup remains until its idle worker is freed, 60 s after its last request (patch 1: deferred destruction)."""
+"""Deferred destruction (patch 1): a removed cgroup remains until its worker is freed, 60 s after its last request."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from testbed.scenarios.scenario import COMMON_NEEDS, Point, Scenario, on_each_di
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
 from testbed.units import parse_whole
 
-# The device's timer is armed when a worker first becomes idle. It frees only workers that have been idle for 60 s when it
-# fires; one that ran again a moment later waits for the next time (drivers/block/loop.c: loop_set_timer,
+# The device's timer is armed when a worker first becomes idle. It frees only workers that have been idle for 60 s when
+# it fires; one that ran again a moment later waits for the next time (drivers/block/loop.c: loop_set_timer,
 # loop_free_idle_workers). On 6.1 a cgroup whose last eight requests came at once was gone 61 s after its removal, one
 # whose requests came over 5 s after 117 s. A timer of a minute may be 2 s late: so wait for two periods, and some more
 # for a slow guest.
 _WATCHED_S = 2 * (60 + 2) + 16
-# dying: prints how many removed cgroups below the current one still exist; fails if the kernel does not say. still: waits
-# until there are none, because one could not tell several apart.
+# dying: prints how many removed cgroups below the current one still exist; fails if the kernel does not say. still:
+# waits until there are none, because one could not tell several apart.
 DYING = """\
 dying() {
     local count
@@ -40,8 +40,9 @@ still() {
 }
 """
 # $1: loop. $2: its file. $3: `attached`, or `detached`: the loop is detached after the cgroup is removed. The loop does
-# direct I/O, because buffered I/O pins a cgroup on kernels before the series, too, by its writeback. Prints `read BYTES`
-# for each device that the cgroup has read from, then `dying SECONDS COUNT` until the count is 0 or the time is over.
+# direct I/O, because buffered I/O pins a cgroup on kernels before the series, too, by its writeback. Prints `read
+# BYTES` for each device that the cgroup has read from, then `dying SECONDS COUNT` until the count is 0 or the time is
+# over.
 _STEPS = f"""\
 {ENTER}
 {DYING}
@@ -112,10 +113,12 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
 
 DEFERRED_DESTROY = Scenario(
     name="deferred-destroy",
-    claim="A removed cgroup that used a loop goes when its idle worker does, a minute after its last request, attached or detached",
+    claim="A removed cgroup that used a loop goes when its idle worker does, a minute after its last request, "
+    "attached or detached",
     patches=(1,),
     predicted_base="it is gone at once: there is no worker of its own",
-    predicted_patched="it stays for about 60 s, or 120 s where the timer fires just before those are over, and then goes; "
+    predicted_patched="it stays for about 60 s, or 120 s where the timer fires just before those are over, and then "
+    "goes; "
     "detaching the loop does not hasten it",
     source="loop: use worker per cgroup instead of kworker (patch 1): workers are destroyed when idle for 60 s",
     what="8M read by a cgroup through a direct-I/O loop, the cgroup removed, its count of dying descendants watched",

@@ -24,7 +24,8 @@ _COST_BYTES, _BUDGET_IOPS = 2_000_000, 100
 _MOST_KEPT, LEAST_IOPS = 3, 10
 _COST = """\
 cost() {
-    echo "$1 ctrl=user model=linear rbps=$3 rseqiops=100 rrandiops=100 wbps=$3 wseqiops=100 wrandiops=100" >/sys/fs/cgroup/io.cost.model
+    local model="rbps=$3 rseqiops=100 rrandiops=100 wbps=$3 wseqiops=100 wrandiops=100"
+    echo "$1 ctrl=user model=linear $model" >/sys/fs/cgroup/io.cost.model
     echo "$1 enable=$2 ctrl=user rpct=0 wpct=0 min=100 max=100" >/sys/fs/cgroup/io.cost.qos
 }
 """
@@ -82,7 +83,8 @@ _INVERSION = f"""\
 {JOBS}
 mkdir /sys/fs/cgroup/low /sys/fs/cgroup/high || exit 1
 losetup -d "$1" && losetup --direct-io=on "$4" "$2" || exit 1
-cost "$3" 1 4000000 && echo "default 1" >/sys/fs/cgroup/low/io.weight && echo "default 10000" >/sys/fs/cgroup/high/io.weight || exit 1
+cost "$3" 1 4000000 && echo "default 1" >/sys/fs/cgroup/low/io.weight || exit 1
+echo "default 10000" >/sys/fs/cgroup/high/io.weight || exit 1
 {survey.TAKE}
 for target in "$4" "$2"; do
     name=${{target##*/}}
@@ -177,7 +179,8 @@ INVERSION = Scenario(
     predicted_patched="it keeps its rate",
     source='cover letter: "priority inversion"; max_active of v5 as posted was the number of the device: '
     "loop0 and loop1 differ",
-    what="io.cost on a direct-I/O loop: weight 10000 reads 4K at random, alone and beside three jobs of 256K with weight 1",
+    what="io.cost on a direct-I/O loop: weight 10000 reads 4K at random, alone and beside three jobs of 256K with "
+    "weight 1",
     needs=(*COMMON_NEEDS, _IOCOST_NEED, FIO),
     points=on_each_disk("ext4", variants=("loop0", "loop1")),
     steps=_inversion,

@@ -83,7 +83,8 @@ IO_LATENCY = Scenario(
     predicted_base="it keeps its rate: its I/O is the root's",
     predicted_patched="it keeps less than half",
     source="loop: charge i/o to mem and blk cg (patch 4); io.latency (Documentation/admin-guide/cgroup-v2.rst)",
-    what="A disk that behaves like a 7200 rpm HDD: 4K reads through eight loops beside a cgroup with io.latency of 1 us, and without",
+    what="A disk that behaves like a 7200 rpm HDD: 4K reads through eight loops beside a cgroup with io.latency of 1 "
+    "us, and without",
     needs=(
         *COMMON_NEEDS,
         FIO,
@@ -96,5 +97,6 @@ IO_LATENCY = Scenario(
     steps=_latency,
     cores=Cores.ALONE,
     cpus=2,
-    found="6.1 with the flavour `iolatency`: 38 IOPS without a target, 9 with it; with the ablation no-io-charge 38 and 38",
+    found="6.1 with the flavour `iolatency`: 38 IOPS without a target, 9 with it; with the ablation no-io-charge 38 "
+    "and 38",
 )

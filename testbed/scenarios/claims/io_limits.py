@@ -177,7 +177,8 @@ PRESSURE = Scenario(
     predicted_base="hardly any pressure: nothing holds it",
     predicted_patched="it stalls for most of the time that the limit makes of what it reads",
     source="loop: charge i/o to mem and blk cg (patch 4); PSI (Documentation/accounting/psi.rst)",
-    what="io-max's steps; the growth of io.pressure for each MiB through the loop, against that of the file itself under "
+    what="io-max's steps; the growth of io.pressure for each MiB through the loop, against that of the file itself "
+    "under "
     "the same limit",
     needs=(*COMMON_NEEDS, _THROTTLE_NEED, Need(what="CONFIG_PSI", test="test -e /proc/pressure/io")),
     points=_BUFFERED,

@@ -24,7 +24,8 @@ from testbed.scenarios.verdict import (
 )
 from testbed.units import MIB
 
-# Each cgroup reads a piece of another size. The pieces start 2M apart, so that no readahead reaches into the next piece.
+# Each cgroup reads a piece of another size. The pieces start 2M apart, so that no readahead reaches into the next
+# piece.
 _PIECE_BYTES, _STEP_BYTES = MIB, 64 << 10
 
 # $1: loop. $2: number of cgroups, which read at the same time. Then the counters of each and of the root are read.

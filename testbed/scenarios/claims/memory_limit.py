@@ -41,7 +41,8 @@ def judge(*, reclaimed: int, written: int, limit: int, kills: int) -> Gap:
 
 _LIMITED = """\
 for name in writer alone; do
-    mkdir /sys/fs/cgroup/$name && echo 0 >/sys/fs/cgroup/$name/memory.swap.max && echo "$1" >/sys/fs/cgroup/$name/memory.max || exit 1
+    mkdir /sys/fs/cgroup/$name && echo 0 >/sys/fs/cgroup/$name/memory.swap.max || exit 1
+    echo "$1" >/sys/fs/cgroup/$name/memory.max || exit 1
 done
 """
 
@@ -62,7 +63,8 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
     pages = () if kills else owned_pages(judged.gap, "writer", charge.memory("file"), resident)
     return Evidence(
         claim=judged.gap,
-        reason=f"of {written / MIB:.0f}M written under a limit of {limit / MIB:.0f}M {reclaimed / MIB:.0f}M were taken back from the "
+        reason=f"of {written / MIB:.0f}M written under a limit of {limit / MIB:.0f}M {reclaimed / MIB:.0f}M were "
+        "taken back from the "
         f"writer, {charge.events('max')} times at memory.max, {kills} kills{judged.note}",
         measures=(
             Measure(name="reclaimed", value=reclaimed, unit="bytes", source="memory.stat pgsteal of writer"),
@@ -105,6 +107,7 @@ SMALL_MEMORY = Scenario(
     points=on_each_disk("ext4", "xfs", variants=("16M", "8M"), size_bytes=_WRITTEN_BYTES),
     steps=_steps,
     expected_log=frozenset({Kind.OOM}),
-    found="at 8M three of 40 writers were OOM-killed (6.1, 6.12, 7.2): the loop's worker allocates with GFP_NOIO and cannot wait for "
+    found="at 8M three of 40 writers were OOM-killed (6.1, 6.12, 7.2): the loop's worker allocates with GFP_NOIO and "
+    "cannot wait for "
     "writeback; at 16M none",
 )

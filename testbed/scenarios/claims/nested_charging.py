@@ -112,9 +112,9 @@ async def _punch(guest: Guest, point: Point) -> Evidence:
 
 
 # $1: loop. $2: backing file. $3: inotify or fanotify. A listener that never reads its queue watches the backing file,
-# while a cgroup uses the loop. Equal events in a row are merged, so that reads and writes are mixed. One program does all
-# of them: hundreds of short programs would leave so much translated code in their pages that QEMU 7.2 takes a minute when
-# the pages are used again (seen as a soft lockup on 5.10 and 6.1).
+# while a cgroup uses the loop. Equal events in a row are merged, so that reads and writes are mixed. One program does
+# all of them: hundreds of short programs would leave so much translated code in their pages that QEMU 7.2 takes a
+# minute when the pages are used again (seen as a soft lockup on 5.10 and 6.1).
 _LISTEN = (
     ENTER
     + """\
@@ -186,7 +186,8 @@ async def _listen(guest: Guest, point: Point) -> Evidence | Skipped:
     grown = after - before  # negative if the kernel has freed some
     return Evidence(
         claim=judged.gap,
-        reason=f"{queued} bytes of events, {grown} of the listener's slab; then the owner has {share:.1%} of the disk's "
+        reason=f"{queued} bytes of events, {grown} of the listener's slab; then the owner has {share:.1%} of the "
+        "disk's "
         f"bytes, {pages / MIB:.1f} MiB of pages{judged.note}",
         measures=(
             Measure(name="listener's slab", value=grown, unit="bytes", source="memory.stat slab of listener"),
@@ -208,12 +209,15 @@ async def _listen(guest: Guest, point: Point) -> Evidence | Skipped:
 
 PUNCH = Scenario(
     name="punch-hole",
-    claim="A discard that makes the filesystem allocate buffer heads is charged to its issuer, which goes on being charged",
+    claim="A discard that makes the filesystem allocate buffer heads is charged to its issuer, which goes on being "
+    "charged",
     patches=(2, 4),
     predicted_base="neither the punched blocks' pages nor later reads are the owner's",
-    predicted_patched="pages and slab of the punched blocks, and later reads, are the owner's; the kernel warns of nothing",
+    predicted_patched="pages and slab of the punched blocks, and later reads, are the owner's; the kernel warns of "
+    "nothing",
     source="mm: support nesting memalloc_use_memcg() (patch 2), in fs/buffer.c",
-    what="256 discards from the middle of a block to that of the next but one, then 16M read with O_DIRECT from the loop",
+    what="256 discards from the middle of a block to that of the next but one, then 16M read with O_DIRECT from the "
+    "loop",
     needs=COMMON_NEEDS,
     points=on_each_disk("ext4"),
     steps=_punch,
@@ -221,7 +225,8 @@ PUNCH = Scenario(
 
 LISTENERS = Scenario(
     name="listener",
-    claim="inotify and fanotify events of a loop's file are charged to the listener, and the issuer goes on being charged",
+    claim="inotify and fanotify events of a loop's file are charged to the listener, and the issuer goes on being "
+    "charged",
     patches=(2, 4),
     predicted_base="events come, and nobody pays for the reads among them",
     predicted_patched="events come, the listener pays for them, and the owner for the reads among them",
@@ -233,7 +238,8 @@ LISTENERS = Scenario(
         FIO,
         Need(what="CONFIG_FANOTIFY, CONFIG_INOTIFY_USER", test="test -d /proc/sys/fs/inotify"),
     ),
-    found="6.12 and 7.2 send no events for what a loop does to its file; 5.10 shows the listener's slab in steps of 128K, "
+    found="6.12 and 7.2 send no events for what a loop does to its file; 5.10 shows the listener's slab in steps of "
+    "128K, "
     "and since 5.13 fanotify merges all events of one file, so that slab is reported and not judged",
     points=on_each_disk("ext4", variants=("inotify", "fanotify")),
     steps=_listen,

@@ -76,7 +76,8 @@ READ = Scenario(
     claim="Reads through a buffered loop device on a disk are charged to the reader: disk bytes and page cache",
     patches=(4,),
     predicted_base="none of the disk's bytes and no page cache are the reader's",
-    predicted_patched="the disk's bytes and the backing file's page cache are the reader's (and some more, by readahead)",
+    predicted_patched="the disk's bytes and the backing file's page cache are the reader's (and some more, by "
+    "readahead)",
     source="loop: charge i/o to mem and blk cg (patch 4)",
     needs=COMMON_NEEDS,
     points=on_each_disk(*_FILESYSTEMS),

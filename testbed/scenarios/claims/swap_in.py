@@ -13,8 +13,8 @@ from testbed.units import MIB, parse_whole
 
 _WRITTEN = 96 * MIB
 
-# $1: loop. $2: its file. $3: disk for swap. $4: `alive`, or `removed` if the owner is removed before its pages are read.
-# Prints `stage NAME SHMEM SWAP` of a cgroup at each stage, in bytes.
+# $1: loop. $2: its file. $3: disk for swap. $4: `alive`, or `removed` if the owner is removed before its pages are
+# read. Prints `stage NAME SHMEM SWAP` of a cgroup at each stage, in bytes.
 _STEPS = f"""\
 {ENTER}
 mkswap "$3" >/dev/null && swapon "$3" || exit 1
@@ -104,8 +104,10 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
     claim, direct = judge(stages), share_gap(stages["direct"][0], 32 * MIB, least=1)
     return Evidence(
         claim=claim.gap,
-        reason=f"of 96M the writer had {stages['written'][0] / MIB:.0f}M, {stages['squeezed'][1] / MIB:.0f}M went to swap; "
-        f"read back, {stages[owner][0] / MIB:.0f}M are {'the writer' if owner == 'back' else 'the reader'}'s{claim.note}",
+        reason=f"of 96M the writer had {stages['written'][0] / MIB:.0f}M, {stages['squeezed'][1] / MIB:.0f}M went to "
+        "swap; "
+        f"read back, {stages[owner][0] / MIB:.0f}M are "
+        f"{'the writer' if owner == 'back' else 'the reader'}'s{claim.note}",
         measures=tuple(
             Measure(name=name, value=stages[stage][index], unit="bytes", source=source)
             for name, stage, index, source in (
@@ -128,12 +130,14 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
 
 SWAP_IN = Scenario(
     name="swap-in",
-    claim="Pages of a loop's file on tmpfs that were swapped out are charged to their owner when another cgroup reads them back",
+    claim="Pages of a loop's file on tmpfs that were swapped out are charged to their owner when another cgroup "
+    "reads them back",
     patches=(3,),
     predicted_base="the writer never had them",
     predicted_patched="they are the writer's again; where it is gone, the reader's",
     source="mm: charge active memcg when no mm is set (patch 3): shmem_swapin_page charges like shmem_getpage",
-    what="96M written through a loop on tmpfs, memory.max to 16M and back, all read by another cgroup; swap is on the disk",
+    what="96M written through a loop on tmpfs, memory.max to 16M and back, all read by another cgroup; swap is on "
+    "the disk",
     needs=(*COMMON_NEEDS, Need(what="CONFIG_SWAP", test="test -e /proc/swaps")),
     points=on_each_disk("swap", variants=("alive", "removed")),
     steps=_steps,

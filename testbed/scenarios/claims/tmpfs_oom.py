@@ -18,9 +18,9 @@ from testbed.scenarios.scenario import COMMON_NEEDS, COVER_LETTER, Point, Scenar
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
 from testbed.units import parse_decimal, parse_whole
 
-# Steps, sizes and names are those of the cover letter's script, without `sudo` (the guest's shell runs as root). We have
-# added the two clocks, the survey, and the lines `inside CGROUP`: a shell that cannot enter the cgroup would continue
-# outside of it, where nothing is killed.
+# Steps, sizes and names are those of the cover letter's script, without `sudo` (the guest's shell runs as root). We
+# have added the two clocks, the survey, and the lines `inside CGROUP`: a shell that cannot enter the cgroup would
+# continue outside of it, where nothing is killed.
 _LETTER = """\
 set -e
 CGROUP=/sys/fs/cgroup/test.slice
@@ -53,10 +53,10 @@ grep '^oom_kill ' $CGROUP/memory.events
 echo "ended $EPOCHREALTIME"
 """.replace("SURVEY", survey.TAKE)
 
-# $1: name of a new cgroup. $2: `direct`, or a loop device. Prints the cgroup's oom_kill after writing 128M under a limit of
-# 64M. Each call writes to another loop, with O_DIRECT: through the loop's page cache, the cgroup that first dirtied the
-# block device's inode would pay for writeback, so that a loop first used with -io was seen to charge nothing with +io
-# (6.1, one run of five).
+# $1: name of a new cgroup. $2: `direct`, or a loop device. Prints the cgroup's oom_kill after writing 128M under a
+# limit of 64M. Each call writes to another loop, with O_DIRECT: through the loop's page cache, the cgroup that first
+# dirtied the block device's inode would pay for writeback, so that a loop first used with -io was seen to charge
+# nothing with +io (6.1, one run of five).
 _WRITE = (
     ENTER
     + """\
@@ -195,20 +195,24 @@ OOM_TMPFS = Scenario(
     predicted_patched="oom_kill 0, 1, 2 or more",
     source=COVER_LETTER,
     needs=COMMON_NEEDS,
-    what="In a cgroup with memory.max 64M and no swap: 256M to a file on tmpfs, then 256M through a loop on a file on tmpfs",
+    what="In a cgroup with memory.max 64M and no swap: 256M to a file on tmpfs, then 256M through a loop on a file "
+    "on tmpfs",
     steps=_oom_tmpfs,
     expected_log=frozenset({Kind.OOM, Kind.IO_ERROR}),
 )
 
 GATE = Scenario(
     name="gate",
-    claim="The memory of a loop's I/O is charged only where the io controller is enabled in the parent's cgroup.subtree_control",
+    claim="The memory of a loop's I/O is charged only where the io controller is enabled in the parent's "
+    "cgroup.subtree_control",
     patches=(4,),
     predicted_base="no kill through the loop, with +io and with -io",
     predicted_patched="a kill through the loop with +io, none with -io",
-    source="workers are found by the bio's blkcg css, which without the io controller is the root's (drivers/block/loop.c)",
+    source="workers are found by the bio's blkcg css, which without the io controller is the root's "
+    "(drivers/block/loop.c)",
     needs=COMMON_NEEDS,
-    what="128M through a loop on tmpfs under a limit of 64M, with io taken from the parent's subtree_control, and with it",
+    what="128M through a loop on tmpfs under a limit of 64M, with io taken from the parent's subtree_control, and "
+    "with it",
     steps=_gate,
     expected_log=frozenset({Kind.OOM, Kind.IO_ERROR}),
 )

@@ -99,5 +99,6 @@ NO_WORKER = Scenario(
     points=on_each_disk("ext4"),
     steps=_no_worker,
     cores=Cores.IDLE,
-    found="6.1 with every flavour but `leaks`: 0.0% charged while allocations fail, 100.0% later; the cgroup is gone after 59 s",
+    found="6.1 with every flavour but `leaks`: 0.0% charged while allocations fail, 100.0% later; the cgroup is gone "
+    "after 59 s",
 )

@@ -79,8 +79,8 @@ async def _trace(harness: Harness, command: str) -> str:
 def judge(by_issuer: dict[str, Traced], *, threads: int, root_only: bool = False) -> Gap:
     """Judge which workers handled the requests.
 
-    CLOSED: a worker for each cgroup, the root's for the root (or for all, if `root_only`). OPEN: one thread, and no work
-    of the loop. The root's worker handles all flushes, so that their work does not count as a cgroup's own.
+    CLOSED: a worker for each cgroup, the root's for the root (or for all, if `root_only`). OPEN: one thread, and no
+    work of the loop. The root's worker handles all flushes, so that their work does not count as a cgroup's own.
     """
     if not any(issued.works for issued in by_issuer.values()):
         return Gap.OPEN if threads == 1 else Gap.UNCLEAR
@@ -176,7 +176,8 @@ WORKERS = Scenario(
     predicted_base=_BASE,
     predicted_patched="loop_workfn with one work struct for each cgroup, loop_rootcg_workfn for the root",
     source=_SOURCE,
-    what="Two cgroups and the root read from the loop one after the other under the tracepoint workqueue:workqueue_queue_work",
+    what="Two cgroups and the root read from the loop one after the other under the tracepoint "
+    "workqueue:workqueue_queue_work",
     needs=_NEEDS,
     points=on_each_disk("ext4"),
     steps=_workers,
@@ -188,14 +189,17 @@ REQUESTS = Scenario(
     "by the root's",
     patches=(1,),
     predicted_base=_BASE,
-    predicted_patched="loop_workfn with one work struct for each cgroup, loop_rootcg_workfn for the root; for flushes the "
+    predicted_patched="loop_workfn with one work struct for each cgroup, loop_rootcg_workfn for the root; for "
+    "flushes the "
     "latter alone",
     source=f"{_SOURCE}: a request without a bio, such as a flush, has no css and goes to the root's worker",
-    what="Two cgroups and the root discard, zero, fallocate or sync through the loop one after the other under the same "
+    what="Two cgroups and the root discard, zero, fallocate or sync through the loop one after the other under the "
+    "same "
     "tracepoint",
     needs=_NEEDS,
     points=on_each_disk("ext4", variants=tuple(_KINDS)),
     steps=_requests,
-    found="fallocate(1) ends with an fsync, whose flush is the root's work; one of 348 guests was lost to an int3 while a "
+    found="fallocate(1) ends with an fsync, whose flush is the root's work; one of 348 guests was lost to an int3 "
+    "while a "
     "tracepoint was switched on (7.2, QEMU 7.2's emulation): such a guest is tried once more",
 )

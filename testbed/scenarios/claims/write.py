@@ -22,7 +22,8 @@ _CONTROL_BYTES = 16 * MIB
 
 def write_command(target: str, size_bytes: int) -> str:
     """Return a command that writes to a file or device, bypassing its page cache, until all is on the disk."""
-    return f"dd if=/dev/zero of={target} bs=1M count={size_bytes // MIB} oflag=direct conv=notrunc,fsync status=none && sync"
+    count = size_bytes // MIB
+    return f"dd if=/dev/zero of={target} bs=1M count={count} oflag=direct conv=notrunc,fsync status=none && sync"
 
 
 async def write_controls(harness: Harness, size_bytes: int) -> UsualControls:
@@ -86,18 +87,21 @@ def write_on(filesystem: str, rounds: Rounds, *, predicted_patched: str) -> Scen
     """Make the scenario of writes to a loop on a filesystem."""
     return Scenario(
         name=f"write-{filesystem}",
-        claim=f"Writes through a buffered loop device on {filesystem} are charged to the writer when they reach the disk",
+        claim=f"Writes through a buffered loop device on {filesystem} are charged to the writer when they reach the "
+        "disk",
         patches=(4,),
         predicted_base="none of the disk's bytes are the writer's",
         predicted_patched=predicted_patched,
         source="loop: charge i/o to mem and blk cg (patch 4); writeback follows the inode's owner (fs/fs-writeback.c)",
-        what=f"{rounds.count} rounds of {rounds.round_bytes // MIB}M with O_DIRECT to the loop, fsync and sync after each; "
+        what=f"{rounds.count} rounds of {rounds.round_bytes // MIB}M with O_DIRECT to the loop, fsync and sync after "
+        "each; "
         f"the last {rounds.judged} are judged",
         needs=COMMON_NEEDS,
         points=on_each_disk(filesystem, size_bytes=rounds.round_bytes),
         steps=rounds.write,
         found="the root wrote the file, and owns its inode's writeback until the inode leaves the cache: it is dropped "
-        "first. On btrfs 6.12 and 7.2 O_DIRECT on a file with checksums goes through the page cache, so that the direct "
+        "first. On btrfs 6.12 and 7.2 O_DIRECT on a file with checksums goes through the page cache, so that the "
+        "direct "
         "control writes a file of its own",
     )
 
