@@ -1,6 +1,8 @@
-"""`./tb bench WHAT`: how fast the testbed is on this host (clone, compare, plugin, report, sampling, topology, up), how true its disks are
-(hardware, export, power, replug), how often its bugs show (museum), what tests of others are on several kernels (suites), and what it
-leaves behind when it is killed and hurt (kills, soak). Prints a table, or JSON with `--json`.
+"""Runs `./tb bench WHAT` and prints a table, or JSON with `--json`.
+
+Speed on this host: clone, compare, plugin, report, sampling, topology, up. Whether emulated disks behave as set:
+hardware, export, power, replug. How often the museum's bugs show: museum. Results of a shell test suite on several
+kernels: suites. What stays behind after faults and kills: kills, soak.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def clone_command(
     kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
     as_json: Json = False,
 ) -> None:
-    """From nothing to the first SSH command answered: warm clones, cold boots, and virtme-ng where it is installed."""
+    """Time from the start to the first answered SSH command: warm clones, cold boots, and virtme-ng if installed."""
     _run(clone.measure(count=count, cold=cold, kernel=kernel), _show, as_json)
 
 
@@ -53,13 +55,13 @@ def clone_command(
 def compare_command(
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Runs.")] = 3, as_json: Json = False
 ) -> None:
-    """What a warm `compare oom-tmpfs` adds to the time of the guests' own script."""
+    """Time that a warm `compare oom-tmpfs` takes beyond the guests' own script."""
     _run(compare.measure(count=count), _show, as_json)
 
 
 @app.command("topology")
 def topology_command(plans: Annotated[int, typer.Option(min=1, help="Plans.")] = 1000, as_json: Json = False) -> None:
-    """Validating a matrix of 10,000 points, and planning a guest."""
+    """Time to validate a matrix of 10,000 points, and to plan a guest."""
     _show(topology.measure(plans), as_json)
 
 
@@ -69,7 +71,9 @@ def up_command(
     kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
     as_json: Json = False,
 ) -> None:
-    """`testbed up` of 16 disks with 16 filesystems, files and loops: the whole command, and what of it is beyond the steps in the guest."""
+    """Time of `testbed up` with 16 disks, filesystems, files and loops: the whole command, and without the steps in the
+    guest.
+    """
     _run(up.measure(count=count, kernel=kernel), _show, as_json)
 
 
@@ -79,16 +83,16 @@ def plugin_command(
     kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
     as_json: Json = False,
 ) -> None:
-    """What the pytest plugin adds to a test that has a guest, and to collecting a thousand."""
+    """Time that the pytest plugin adds to a test with a guest, and to collecting a thousand tests."""
     _run(plugin.measure(count=count, kernel=kernel), _show, as_json)
 
 
 @app.command("export")
 def export_command(
-    requests: Annotated[int, typer.Option(min=100, help="At most, for each measure.")] = 20_000,
+    requests: Annotated[int, typer.Option(min=100, help="At most, for each measurement.")] = 20_000,
     as_json: Json = False,
 ) -> None:
-    """The export that delays requests, beside the file itself and, where it is installed, nbdkit: on the host, without a guest."""
+    """Speed of the delaying export, of the file itself and of nbdkit, if installed: on the host, without a guest."""
     _run(export.measure(requests=requests), _rows, as_json)
 
 
@@ -98,10 +102,10 @@ def power_command(
         int, typer.Option("--count", "-n", min=1, help="Power cuts in a row, for each disk and filesystem.")
     ] = 20,
     kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
-    seed: Annotated[int, typer.Option(help="Of what the disks lose.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of what the disks lose.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Power cuts under a load that syncs: what fsync acknowledged and is gone, on disks that are true and on ones that lie."""
+    """Records that fsync acknowledged and a power cut lost, on honest disks and on disks that ignore flushes."""
     _run(power.measure(cuts=cuts, kernel=kernel, seed=seed), _rows, as_json)
 
 
@@ -111,17 +115,17 @@ def replug_command(
     kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
     as_json: Json = False,
 ) -> None:
-    """Disks that are taken out and put in again under I/O, every other time by surprise: what became of the guest."""
+    """Unplug and plug disks under I/O, every other time by surprise, and check that the guest survives."""
     _run(replug.measure(cycles=cycles, kernel=kernel), _rows, as_json)
 
 
 @app.command("kills")
 def kills_command(
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="SIGKILLs, one after the other.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the commands, and the moments.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the commands and moments.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Commands that are killed at random moments, and what of them is left."""
+    """Kill commands at random moments, and list what they leave behind."""
     _run(kills.measure(count=count, seed=seed), _show, as_json, fails=lambda found: bool(found["left"]))
 
 
@@ -132,7 +136,7 @@ def soak_command(
     kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
     as_json: Json = False,
 ) -> None:
-    """Guests, scenarios, faults and kills by chance: what the testbed holds of memory, files, processes and disk stays the same."""
+    """Run random guests, scenarios, faults and kills; check that memory, files, processes and disk use do not grow."""
     _run(
         soak.measure(minutes=minutes, seed=seed, kernel=kernel),
         _show,
@@ -143,22 +147,24 @@ def soak_command(
 
 @app.command("report")
 def report_command(
-    cases: Annotated[int, typer.Option(min=1, help="Of the large report.")] = 1000,
-    opens: Annotated[int, typer.Option("--count", "-n", min=1, help="Times that each report is opened.")] = 5,
+    cases: Annotated[int, typer.Option(min=1, help="Cases of the large report.")] = 1000,
+    opens: Annotated[int, typer.Option("--count", "-n", min=1, help="How often each report is opened.")] = 5,
     as_json: Json = False,
 ) -> None:
-    """The report of a run, and one of many cases: to write all its files, its size, and to open it in Chromium."""
+    """Time to write and to open reports of a run and of many cases, and their size."""
     _run(report.measure(cases=cases, opens=opens), _rows, as_json)
 
 
 @app.command("sampling")
 def sampling_command(
     seconds: Annotated[float, typer.Option(min=1, help="For each measure.")] = 10,
-    rounds: Annotated[int, typer.Option("--count", "-n", min=1, help="Of the load, without and with samples.")] = 5,
+    rounds: Annotated[
+        int, typer.Option("--count", "-n", min=1, help="Rounds of the load, without and with samples.")
+    ] = 5,
     kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
     as_json: Json = False,
 ) -> None:
-    """What samples of disks and control groups cost a guest that is idle, and one at work."""
+    """Cost of sampling disks and cgroups, for an idle guest and for one under load."""
     _run(sampling.measure(kernel=kernel, seconds=seconds, rounds=rounds), _rows, as_json)
 
 
@@ -169,7 +175,7 @@ def hardware_command(
     kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
     as_json: Json = False,
 ) -> None:
-    """Limits and delays of emulated disks as a guest sees them, beside what they were told to be."""
+    """Limits and delays of emulated disks as a guest measures them, beside the values that were set."""
     _run(hardware.measure(kernel=kernel, seconds=seconds, changes=changes), _limits, as_json)
 
 
@@ -187,12 +193,12 @@ def _limits(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 @app.command("museum")
 def museum_command(
-    names: Annotated[list[str] | None, typer.Argument(help="Bugs of topologies/bugs; all without any.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Bugs of topologies/bugs; all by default.")] = None,
     tries: Annotated[int, typer.Option("--tries", "-n", min=1, help="On each kernel.")] = 20,
-    kernels: Annotated[str, typer.Option(help="Only on these, with commas between.")] = "",
+    kernels: Annotated[str, typer.Option(help="Only on these kernels, separated by commas.")] = "",
     as_json: Json = False,
 ) -> None:
-    """How often each bug of the museum shows where it must, and where it must not: a Markdown table."""
+    """How often each bug of the museum shows on kernels that have it, and on those that do not: a Markdown table."""
     _run(
         museum.measure(tuple(names or ()), tuple(name for name in kernels.split(",") if name), tries),
         _markdown,
@@ -204,7 +210,7 @@ def museum_command(
 def suites_command(
     runs: Annotated[list[str], typer.Argument(help="Runs of `testbed suite`, on several kernels or several times.")],
 ) -> None:
-    """What each test of a suite was on each kernel, and which were not the same each time: Markdown. Runs nothing."""
+    """The result of each test of a suite on each kernel, and which tests vary, from earlier runs: Markdown."""
     print(suites.markdown([suites.read(run) for run in runs]), end="")
 
 
@@ -219,7 +225,7 @@ def _run(
     *,
     fails: Callable[[T], bool] = lambda found: False,
 ) -> None:
-    """Measure, tell, and exit, with 1 where it `fails`; a signal ends it as it ends every verb."""
+    """Measure, print, and exit, with 1 if `fails` says so; a signal ends it as it ends every verb."""
 
     async def whole() -> int:
         found = await work

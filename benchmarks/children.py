@@ -1,4 +1,4 @@
-"""Commands that a benchmark runs: they end with it, whatever ends that."""
+"""Runs commands for a benchmark; they end when it ends, for whatever reason."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from testbed.errors import HostError
 async def output(
     *words: str, env: Mapping[str, str] | None = None, cwd: Path | None = None, statuses: tuple[int, ...] = (0,)
 ) -> str:
-    """What `python -m WORDS` prints.
+    """Return what `python -m WORDS` prints.
 
-    :raise HostError: it ends with another status; what it said of that is on standard error.
+    :raise HostError: it ends with another status; its messages are on standard error.
     """
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", *words),

@@ -1,4 +1,4 @@
-"""Clones against cold boots (and virtme-ng), side by side in one run, on the default topology with both its disks hot-plugged."""
+"""Times clones, cold boots and virtme-ng in one run, on the default topology with both its disks hot-plugged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FIRST_COMMAND = "first command"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One guest: seconds from the call to the first command answered, its parts, and QEMU's private memory then."""
+    """One guest: seconds from the call to the first answered command, their parts, and QEMU's private memory then."""
 
     total_s: float
     parts_s: dict[str, float]
@@ -49,9 +49,11 @@ async def _one(factory: GuestFactory, model: GuestModel, kernel: KernelFiles, ev
 
 
 def _private(pid: int) -> int:
-    """Resident memory that a process shares with nobody: anonymous pages, among them the copied ones of the template's RAM.
+    """Return a process's resident memory that is not shared: anonymous pages, among them copied ones of the template's
+    RAM.
 
-    Not `Private_Dirty`: pages of the template's file count there as long as one clone alone has them mapped and they wait for writeback.
+    Not `Private_Dirty`: that includes pages of the template's file which only one clone has mapped and which wait for
+    writeback.
     """
     found = re.search(
         r"^Anonymous:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8"), re.MULTILINE
@@ -61,12 +63,12 @@ def _private(pid: int) -> int:
 
 
 async def measure(*, count: int, cold: int, kernel: str) -> dict[str, Any]:
-    """The figures; times in seconds, memory in MiB."""
+    """Return the figures; times in seconds, memory in MiB."""
     model = load(paths.shipped("topologies") / "default.yaml").guests["g0"]
     with live.progress(Console(stderr=True)) as progress, tempdirs.temporary() as folder:
         async with open_factory(progress, kernels=(kernel,)) as factory:
             files = await factory.kernel(kernel)
-            await _one(factory, model, files, folder)  # makes the template where there is none
+            await _one(factory, model, files, folder)  # makes a missing template
             with progress.task(f"{count} clones") as task:
                 warm = []
                 for number in range(count):

@@ -1,4 +1,4 @@
-"""A warm `compare oom-tmpfs` as its user sees it, against the time that the guests' own script takes by the guests' clocks."""
+"""Times a warm `compare oom-tmpfs`, and the guests' own script in it by the guests' clocks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from benchmarks import children
 
 
 async def _once() -> tuple[float, float]:
-    """Seconds of the whole command, and of the slower guest's script."""
+    """Return the seconds of the whole command, and of the slower guest's script."""
     started = time.monotonic()
-    # A verdict of its own is looked at below.
+    # The verdict is checked below.
     out = await children.output("testbed", "compare", "oom-tmpfs", "--json", "--quiet", statuses=(0, 1, 3))
     whole_s = time.monotonic() - started
     (scenario,) = json.loads(out)["scenarios"]
@@ -22,7 +22,7 @@ async def _once() -> tuple[float, float]:
 
 
 async def measure(*, count: int) -> dict[str, Any]:
-    """The figures, in seconds; a first run makes the templates and is not counted."""
+    """Return the figures, in seconds; a first run makes the templates and is not counted."""
     await _once()
     runs = [await _once() for _ in range(count)]
     return {

@@ -1,9 +1,11 @@
-"""Whether a filesystem keeps over a power cut what `fsync` acknowledged: a load that says each record it has synced, and a look afterwards.
+"""Checks that a filesystem keeps across a power cut what `fsync` acknowledged: a load reports each synced record, a
+check looks for them.
 
 async with loading(guest, "data") as load:     # a mounted filesystem of the topology
     await load.reaches(20)
     await guest.cut_power(folder, share=0.5, seed=1)
 lost = await missing(again, "data", load)      # on a guest that booted on the surviving disks
+
 """
 
 from __future__ import annotations
@@ -20,12 +22,16 @@ from testbed.units import parse_whole
 
 _SYNCED = compile_linear(r"synced ([0-9]{1,18})")
 _POLL_S = 0.02
-# Record N is a file of its own, named N, of N repeated over 16 KiB. It is said, on the console, which this machine reads, only after both
-# it and its folder were synced.
+# Record N is a file named N, with N repeated over 16 KiB. The load prints it on the console, which this machine reads,
+# after both the file and its folder were synced.
 _LOAD = """\
 use strict; use IO::Handle;
 my $folder = shift;
-sub synced { open(my $names, '<', $_[0]) or die "$_[0]: $!"; IO::Handle::sync($names) or die "$_[0]: $!"; close($names); }
+sub synced {
+    open(my $names, '<', $_[0]) or die "$_[0]: $!";
+    IO::Handle::sync($names) or die "$_[0]: $!";
+    close($names);
+}
 unless (-d $folder) { mkdir($folder) or die "$folder: $!"; synced($folder =~ s{/[^/]+$}{}r); }
 open(my $console, '>', '/dev/console') or die "console: $!"; $console->autoflush(1);
 for (my $number = 1; ; $number++) {
@@ -38,7 +44,7 @@ for (my $number = 1; ; $number++) {
     print $console "\\nsynced $number\\n";
 }
 """
-# Says the numbers up to $2 whose files are not there or not whole.
+# Prints the numbers up to $2 whose files are missing or incomplete.
 _CHECK = """\
 use strict;
 my ($folder, $last) = @ARGV;
@@ -52,22 +58,22 @@ for my $number (1 .. $last) {
 
 @dataclass(slots=True)
 class Load:
-    """A load in a guest. `acknowledged`: the last record whose fsync has returned, as far as the guest said so before its end."""
+    """A load in a guest. `acknowledged`: the last record whose fsync returned, if the guest could still report it."""
 
     acknowledged: int = 0
 
     async def reaches(self, records: int) -> None:
-        """Wait until so many records are acknowledged (the caller owns the deadline)."""
+        """Wait until that many records are acknowledged (the caller owns the deadline)."""
         while self.acknowledged < records:
             await asyncio.sleep(_POLL_S)
 
 
 @contextlib.asynccontextmanager
 async def loading(guest: Guest, folder: str) -> AsyncIterator[Load]:
-    """Write and sync records in a folder, FILESYSTEM or FILESYSTEM/NEW, until the guest is gone or the block is left."""
+    """Write and sync records in a folder, FILESYSTEM or FILESYSTEM/NEW, until the guest or the block ends."""
     load, pending = Load(), b""
 
-    def hear(data: bytes) -> None:
+    def on_data(data: bytes) -> None:
         nonlocal pending
         *lines, pending = (pending + data).split(b"\n")
         pending = pending[:LONGEST_LINE]
@@ -75,7 +81,7 @@ async def loading(guest: Guest, folder: str) -> AsyncIterator[Load]:
             if found := _SYNCED.fullmatch(line[:LONGEST_LINE].decode(errors="replace").strip()):
                 load.acknowledged = int(found[1])
 
-    with guest.console.listening(hear):
+    with guest.console.listening(on_data):
         writing = asyncio.create_task(guest.script(_script(_LOAD), f"{MOUNTS}/{folder}", timeout_s=3600))
         try:
             yield load
@@ -85,7 +91,7 @@ async def loading(guest: Guest, folder: str) -> AsyncIterator[Load]:
 
 
 async def missing(guest: Guest, folder: str, load: Load) -> tuple[int, ...]:
-    """The acknowledged records that are not there, or not whole.
+    """Return the acknowledged records that are missing or incomplete.
 
     :raise GuestError: the guest does not answer.
     """

@@ -1,5 +1,5 @@
-"""The export that delays a disk's requests, beside nbdkit with its file plugin and delay filter (which cannot change while it runs), and
-beside the file itself: read by `qemu-img bench` on this host, without a guest.
+"""Times reads by `qemu-img bench` on this host, without a guest: from the export that delays requests, from nbdkit with
+its file plugin and delay filter (whose delay is fixed while it runs), and from the file itself.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _DEPTHS = (1, 16)
 _TOOK = re.compile(r"Run completed in ([\d.]+) seconds")
 
 Row = dict[str, Any]
-# What `qemu-img bench` reads, in its words, and open files that these name.
+# The image arguments of `qemu-img bench`, and the open files that they name.
 Target = tuple[tuple[str, ...], tuple[int, ...]]
 
 
 async def measure(*, requests: int) -> list[Row]:
-    """A row for each server, delay and depth; nbdkit where it is installed."""
+    """Return a row for each server, delay and depth; nbdkit if it is installed."""
     rows = []
     with tempdirs.temporary() as folder:
         disk = folder / "disk"
@@ -116,7 +116,8 @@ async def _nbdkit(disk: Path, socket: Path, delay_us: int) -> AsyncIterator[Targ
         while not socket.exists():
             if child.returncode is not None:
                 raise HostError(
-                    f"nbdkit: expected it to listen on {socket}, it ended: {log.read_text(encoding='utf-8').strip()}"
+                    f"nbdkit: expected it to listen on {socket}, but it ended: "
+                    f"{log.read_text(encoding='utf-8').strip()}"
                 )
             await asyncio.sleep(0.01)
         yield ("-f", "raw", f"nbd+unix:///?socket={socket}"), ()

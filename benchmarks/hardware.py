@@ -1,5 +1,5 @@
-"""Whether emulated disks are what they are told to be: limits, delays, and how soon a change holds. Measured by fio in the guest, and by
-QEMU's own counters.
+"""Checks that emulated disks behave as set: limits, delays, and how soon a change is effective. Measured by fio in the
+guest, and by QEMU's own counters.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ BPS = (5 * MIB, 20 * MIB, 50 * MIB)
 DELAYS_US = (1000, 5000, 20_000)
 _DEEP = ("--ioengine=libaio", "--iodepth=16")
 _SIZE = 256 * MIB
-# After the burst that QEMU lets pass when a limit is new: a tenth of a second of it (block/throttle-groups.c, util/throttle.c).
+# After the burst that QEMU lets pass when a limit is set: a tenth of a second of it (block/throttle-groups.c,
+# util/throttle.c).
 _WARM_S = 2.0
 
 Row = dict[str, Any]
 
 
 async def measure(*, kernel: str, seconds: float, changes: int) -> list[Row]:
-    """A row for each limit on each kind of disk."""
+    """Return a row for each limit on each kind of disk."""
     model = GuestModel(disks={f"d{number}": make_disk(type=kind, size=_SIZE) for number, kind in enumerate(KINDS)})
     rows: list[Row] = []
     with tempdirs.temporary() as folder, live.progress(Console(stderr=True)) as progress:
@@ -78,7 +79,7 @@ async def _limits(guest: Guest, name: str, seconds: float) -> list[Row]:
 
 
 async def _delays(guest: Guest, name: str, seconds: float) -> list[Row]:
-    """The median of one read at a time: what a delay adds to that of the same disk without."""
+    """Return the medians of one read at a time: what a delay adds, compared with the same disk without it."""
     path, rows = guest.disks[name].path, []
     direct = (await fio.run(guest, path, "--bs=4k", seconds=seconds / 2)).median_us
     rows.append({"limit": None, "measured": round(direct / 1000, 3), "unit": "ms a read, without the export"})
@@ -91,7 +92,7 @@ async def _delays(guest: Guest, name: str, seconds: float) -> list[Row]:
 
 
 async def _change(guest: Guest, name: str, seconds: float) -> list[Row]:
-    """From when on a new limit holds: QEMU's count of requests over a second that begins 0.1 s after the change."""
+    """Check a new limit: QEMU's count of requests over a second that begins 0.1 s after the change."""
     path, (old, new) = guest.disks[name].path, (1000, 200)
     await guest.hardware.throttle(name, Throttle(iops_total=old))
     loading = asyncio.create_task(fio.run(guest, path, *_DEEP, "--bs=4k", seconds=max(6, seconds)))
@@ -119,7 +120,9 @@ async def _requests(guest: Guest, name: str) -> int:
 
 
 async def _sampling(guest: Guest, name: str, seconds: float) -> list[Row]:
-    """What ten samples a second cost beside none, in this process and in QEMU, while the guest does nothing: the median of three turns."""
+    """Return the cost of ten samples a second in this process and in QEMU, with an idle guest: the median of three
+    turns.
+    """
     del name
     turns = [[await _costs(guest, every_s, seconds) for every_s in (None, 0.1)] for _ in range(3)]
     disks = len(guest.model.disks)
@@ -134,7 +137,7 @@ async def _sampling(guest: Guest, name: str, seconds: float) -> list[Row]:
 
 
 async def _costs(guest: Guest, every_s: float | None, seconds: float) -> list[float]:
-    """Percent of a core that this process and QEMU use while samples are taken."""
+    """Return the percentage of a core that this process and QEMU use while samples are taken."""
     async with sampling_disks(guest, every_s):
         await asyncio.sleep(1)
         began, before = time.monotonic(), _used(guest)
@@ -144,12 +147,12 @@ async def _costs(guest: Guest, every_s: float | None, seconds: float) -> list[fl
 
 
 def _used(guest: Guest) -> tuple[float, float]:
-    """CPU seconds of this process, and of QEMU."""
+    """Return the CPU seconds of this process, and of QEMU."""
     return _cpu_s(os.getpid()), _cpu_s(guest.pid)
 
 
 def _cpu_s(pid: int) -> float:
-    """Seconds that the threads of a process have run, to the nanosecond (proc(5): /proc/PID/schedstat)."""
+    """Return the seconds that the threads of a process have run, to the nanosecond (proc(5): /proc/PID/schedstat)."""
     return (
         sum(
             int((task / "schedstat").read_text(encoding="utf-8").split()[0])
@@ -160,7 +163,7 @@ def _cpu_s(pid: int) -> float:
 
 
 async def _changes(guest: Guest, name: str, count: int) -> list[Row]:
-    """Changes in a row under load: how many failed, and what one takes."""
+    """Change a limit repeatedly under load: how many changes failed, and how long one takes."""
     path, failed = guest.disks[name].path, 0
     loading = asyncio.create_task(fio.run(guest, path, *_DEEP, "--bs=4k", seconds=600))
     await asyncio.sleep(1)

@@ -1,4 +1,4 @@
-"""Commands that are killed at random moments, one after the other, and what of them is left."""
+"""Kills commands at random moments, one after the other, and lists what they leave behind."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "image": ("image", "build", "-q"),
     "kernel": ("kernel", "fetch", "debian-6.12", "-q"),
 }
-# How long one can be killed, where two cores are free: from its start to a guest at work;
-# those that make something for a cache, which is one of their own here, until that is whole.
+# How long a command can be killed, with two cores free: from its start until its guest works, or, for commands that
+# make something for a cache (here one of their own), until that is complete.
 _LATEST_S = 4.0
 _MAKERS_S = {"image": 50.0, "kernel": 12.0}
 
 
 async def measure(*, count: int, seed: int, commands: Iterable[str] = COMMANDS) -> dict[str, Any]:
-    """So many SIGKILLs at moments by chance: of the command that was typed, or of any other process of the testbed that it started.
+    """Send `count` SIGKILLs at random moments: to the command itself, or to any other testbed process that it started.
 
-    `orphans`: processes that outlive their command; `leftovers`: sockets, scratch files and held locks after the command that came next.
-    `left`: which they are, each after what was killed.
+    `orphans`: processes that outlive their command; `leftovers`: sockets, scratch files and held locks after the next
+    command. `left`: which these are, each with what was killed.
     """
     chance = random.Random(seed)
     struck, orphans, leftovers = Counter[str](), list[str](), list[str]()
@@ -64,7 +64,7 @@ async def measure(*, count: int, seed: int, commands: Iterable[str] = COMMANDS) 
     with places.made() as own:
         own.file("tiny.yaml", _TOPOLOGY)
         own.file("load.sh", 'dd if=/dev/zero of="$DEV_DATA" bs=1M count=32 oflag=direct; sleep 3\n')
-        # What is missing of kernels and templates is made before.
+        # Missing kernels and templates are made first.
         for name in {*commands} - {*_MAKERS_S}:
             await own.run(*COMMANDS[name], status=None)
         await own.run("down", "--all")
@@ -75,7 +75,7 @@ async def measure(*, count: int, seed: int, commands: Iterable[str] = COMMANDS) 
             started = await at.start(*COMMANDS[name])
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(started.wait(), chance.uniform(0, _MAKERS_S.get(name, _LATEST_S)))
-            # A command that ended well has nothing left that could be killed, but for a guest that stays.
+            # A command that has ended has no process to kill, except a VM.
             victims = [
                 pid for pid, words in own.processes().items() if "testbed" in words and "qemu-system" not in words
             ]
@@ -87,10 +87,10 @@ async def measure(*, count: int, seed: int, commands: Iterable[str] = COMMANDS) 
                 struck[hit] += 1
                 own.kill(victim)
             if name == "up":
-                # The other half of it ends by itself, unless the guest was ready and stays.
+                # The other processes end by themselves, unless the guest was ready and stays.
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(started.wait(), 30)
-                # Counted before the next command, which ends what it finds without its supervisor.
+                # Counted before the next command, which ends guests without a supervisor.
                 orphans += await _orphans(hit, own.no_strays, own.strays)
                 if own.processes():
                     await own.run("down", "--all")
@@ -110,7 +110,7 @@ async def measure(*, count: int, seed: int, commands: Iterable[str] = COMMANDS) 
 
 
 async def _orphans(hit: str, awaited: Callable[[], Awaitable[None]], there: Callable[[], dict[int, str]]) -> list[str]:
-    """Those that outlive what they should die with; they are ended."""
+    """Return the processes that outlive their parent, and end them."""
     try:
         await awaited()
     except AssertionError:
@@ -123,7 +123,9 @@ async def _orphans(hit: str, awaited: Callable[[], Awaitable[None]], there: Call
 
 
 def _state(pid: int) -> str:
-    """What keeps a process: its state, parent, pending signals (proc_pid_status(5)), and for root where in the kernel it is."""
+    """What keeps a process: its state, parent, pending signals (proc_pid_status(5)), and for root where in the kernel
+    it is.
+    """
     lines: list[str] = []
     for name in ("status", "stack"):
         with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ from testbed.progress import Silent
 
 
 def pieces(names: tuple[str, ...]) -> dict[str, Case]:
-    """The bugs of these names, or all."""
+    """Return the bugs of these names, or all."""
     files = sorted((paths.shipped("topologies") / "bugs").glob("*.yaml"))
     found = {file.stem: load(file) for file in files if not names or file.stem in names}
     missing = set(names) - set(found)
@@ -30,7 +30,7 @@ def pieces(names: tuple[str, ...]) -> dict[str, Case]:
 async def measure(
     names: tuple[str, ...], kernels: tuple[str, ...], tries: int, folder: Path | None = None
 ) -> list[dict[str, Any]]:
-    """A row for each bug on each of its kernels, of these or all, in the order of the museum."""
+    """Return a row for each bug on each of its kernels, of these or all, in the order of the museum."""
     chosen = pieces(names)
     named = dict.fromkeys(
         spec for case in chosen.values() for spec in (*case.bug.kernels.shows, *case.bug.kernels.clean)
@@ -71,7 +71,7 @@ def _row(name: str, case: Case, tried: KernelTries) -> dict[str, Any]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The rows as a table."""
+    """Yield the lines of a table."""
     yield "| " + " | ".join(rows[0]) + " |"
     yield "|" + "---|" * len(rows[0])
     yield from ("| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows)

@@ -1,4 +1,4 @@
-"""What the pytest plugin adds: to a test that has a guest, beside the same guest without pytest; and to collecting many tests."""
+"""Times what the pytest plugin adds to a test with a guest, and to collecting many tests."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ async def test_a_command(tmp_path, number: int) -> None:
 
 
 async def measure(*, count: int, kernel: str) -> dict[str, Any]:
-    """Medians in seconds of one test: as pytest counts its set-up, call and tear-down, and of the same guest by the lab alone; and of
-    collecting a thousand, the whole command, beside as many without the plugin's fixtures.
+    """Return medians in seconds: of one test, as pytest counts its set-up, call and tear-down; of the same guest
+    without pytest; and of collecting a thousand tests, the whole command, with and without the plugin's fixtures.
     """
     with tempdirs.temporary() as folder:
         with live.progress(Console(stderr=True)) as progress:
@@ -72,14 +72,14 @@ async def measure(*, count: int, kernel: str) -> dict[str, Any]:
 
 
 async def _tests(folder: Path, count: int, kernel: str) -> list[float]:
-    """Seconds of each test, as pytest says."""
+    """Return the seconds of each test, as pytest reports them."""
     _suite(folder, _SUITE % count)
     await _pytest(folder, "--testbed-kernel", kernel, "--junitxml", "junit.xml")
     return [float(case.get("time", "nan")) for case in ET.parse(folder / "junit.xml").iter("testcase")]
 
 
 async def _collected(folder: Path, text: str) -> float:
-    """Seconds of the quickest of three."""
+    """Return the seconds of the quickest of three."""
     _suite(folder, text % _TESTS)
     found = []
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Power cuts in a row, each on what the one before left, while the guest writes and syncs: what was acknowledged and is gone."""
+"""Cuts the power repeatedly while the guest writes and syncs, and counts acknowledged records that are lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel
 
 _DISKS, _FILESYSTEMS = ("virtio-blk", "nvme"), ("ext4", "xfs", "btrfs")
-# Records that are synced before the power goes; a few more are until it is gone.
+# Records that are synced before the power cut; a few more until it takes effect.
 _RECORDS = 20
 _LIMIT_S = 180.0
 
@@ -27,7 +27,9 @@ Row = dict[str, Any]
 
 
 async def measure(*, cuts: int, kernel: str, seed: int) -> list[Row]:
-    """A row for each disk and filesystem with a true cache; and for each one that lies, until it has lost something."""
+    """Return a row for each disk and filesystem with an honest cache, and for each with a lying one, until it has lost
+    something.
+    """
     rows = []
     with tempdirs.temporary() as folder, live.progress(Console(stderr=True)) as progress:
         async with open_factory(progress, kernels=(kernel,)) as factory:
@@ -68,7 +70,7 @@ async def _row(
                 await apply.apply_steps(guest)
             except GuestError as error:
                 return _result(
-                    number, acknowledged, gone, blocks, f"the filesystem is gone: {str(error).splitlines()[-1][:80]}"
+                    number, acknowledged, gone, blocks, f"the filesystem is lost: {str(error).splitlines()[-1][:80]}"
                 )
             if number:
                 gone += len(await durability.missing(guest, before, load))

@@ -1,4 +1,4 @@
-"""Disks that are taken out of a guest and put in again while it reads and writes them."""
+"""Unplugs and plugs disks of a guest while it reads and writes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from testbed.topology.disks import make_disk
 from testbed.units import MIB
 
 _KINDS = ("virtio-blk", "nvme")
-# Two readers and two writers of whatever disk has the serial $1, as soon and as long as it is there.
+# Two readers and two writers of the disk with the serial $1, whenever it is there.
 _LOAD = """\
 while :; do
     for file in /sys/block/*/serial /sys/block/*/device/serial; do
@@ -36,14 +36,14 @@ while :; do
     sleep 0.05
 done
 """
-_BUSY = 50  # reads, and writes, before a disk goes
+_BUSY = 50  # reads, and writes, before a disk is unplugged
 _LIMIT_S = 60.0
 
 Row = dict[str, Any]
 
 
 async def measure(*, cycles: int, kernel: str) -> list[Row]:
-    """A row for each kind of disk: how many cycles the guest lived through, and what its console said if it did not."""
+    """Return a row for each kind of disk: how many cycles the guest survived, or its console's message."""
     rows = []
     with tempdirs.temporary() as folder, live.progress(Console(stderr=True)) as progress:
         async with open_factory(progress, kernels=(kernel,)) as factory:
@@ -85,7 +85,7 @@ async def _cycles(guest: Guest, cycles: int, task: Task) -> Row:
 
 
 async def _busy(guest: Guest) -> dict[str, int]:
-    """What the disk has counted since it was plugged in, as soon as the guest is at work on it."""
+    """Wait until the guest uses the disk, and return what the disk has counted since it was plugged in."""
     while True:
         counted = (await readings.read_disks(guest)).get("data")
         if counted and counted["rd_operations"] >= _BUSY and counted["wr_operations"] >= _BUSY:

@@ -1,6 +1,6 @@
-"""The report of many cases: how long it takes to write, how large it is, and how long a browser takes to open it.
+"""Times writing and opening reports of many cases, and measures their size.
 
-The cases are those of a real run, repeated; what is plotted is read from its evidence again for each of them.
+The cases are those of a real run, repeated; the plots of each are made from the logs again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from testbed.units import MIB
 
 
 async def _run(state: Path) -> Path:
-    """A new run of two short scenarios; its folder."""
+    """Run two short scenarios; return the run's folder."""
     words = ("testbed", "compare", "oom-tmpfs", "read/nvme/ext4", "--json", "--quiet")
     out = await children.output(*words, env={**os.environ, "TESTBED_STATE": str(state)}, statuses=(0, 1, 3))
     return state / "runs" / str(json.loads(out)["run"])
@@ -34,7 +34,7 @@ def repeated(document: Document, count: int) -> Document:
 
 
 async def measure(*, cases: int, opens: int) -> list[dict[str, Any]]:
-    """A row for each number of cases."""
+    """Return a row for each number of cases."""
     rows = []
     with tempdirs.temporary() as state:
         folder = await _run(state)
@@ -58,7 +58,7 @@ async def measure(*, cases: int, opens: int) -> list[dict[str, Any]]:
 
 
 async def opened_s(page: Path) -> float:
-    """From the address to the end of loading and the first picture, in a browser of its own that is there already."""
+    """Return the seconds from navigation to the first frame after loading, in a browser that is started before."""
     from tests.support.chromium import browser
 
     async with browser() as started:

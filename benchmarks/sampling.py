@@ -1,4 +1,4 @@
-"""What it costs to write down what disks and control groups count: in QEMU, in this process, and in what the guest gets done meanwhile."""
+"""Measures the cost of sampling disks and cgroups: in QEMU, in this process, and in the guest's throughput."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from testbed.topology.disks import make_disk
 from testbed.units import MIB
 
 Row = dict[str, Any]
-# Each has counted something, and half of them count on.
+# Each cgroup has counted something, and half of them continue to.
 _GROUPS = """\
 cd /sys/fs/cgroup || exit
 n=0
@@ -38,7 +38,7 @@ done
 
 
 async def measure(*, kernel: str, seconds: float, rounds: int) -> list[Row]:
-    """A row for each rate and number of groups."""
+    """Return a row for each rate and number of cgroups."""
     model = GuestModel(disks={"data": make_disk(type="virtio-blk", size=64 * MIB)})
     rows: list[Row] = []
     with tempdirs.temporary() as folder, live.progress(Console(stderr=True)) as progress:
@@ -61,7 +61,7 @@ async def _both(guest: Guest, every_s: float | None) -> Any:
 
 
 async def _idle(guest: Guest, every_s: float, seconds: float) -> Row:
-    """Per cent of a core while the guest does nothing, with samples less without; and how long the guest takes for an answer."""
+    """Return the percentage of a core that samples cost an idle guest, and how long the guest takes to answer."""
     costs = []
     for rate in (None, every_s):
         async with _both(guest, rate):
@@ -76,7 +76,7 @@ async def _idle(guest: Guest, every_s: float, seconds: float) -> Row:
 
 
 async def _loaded(guest: Guest, every_s: float, seconds: float, rounds: int) -> Row:
-    """Random reads of a disk without limits, by turns without and with samples: how many less there are."""
+    """Return how many random reads of an unlimited disk samples cost, measured in turns without and with them."""
     done: dict[float | None, list[float]] = {None: [], every_s: []}
     for _ in range(rounds):
         for rate in done:
@@ -94,6 +94,6 @@ async def _loaded(guest: Guest, every_s: float, seconds: float, rounds: int) -> 
 
 
 def _used(guest: Guest) -> tuple[float, float]:
-    """CPU seconds of this process, and of QEMU."""
+    """Return the CPU seconds of this process, and of QEMU."""
     fields = Path(f"/proc/{guest.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return time.process_time(), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""A testbed that is used for long, in one process, by chance: what it holds at the end is what it held at the beginning."""
+"""Uses the testbed at random for long, in one process, and checks that what it holds does not grow."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from testbed.topology import GuestModel, disks, load
 from tests.support import places
 from tests.support.places import Places
 
-# What is loaded and grown once has been by then.
+# By then everything that is loaded or grown once has been.
 _WARM_UP = 12
 _TOPOLOGY = "version: 1\nguests:\n  tiny: {cpus: 1, memory: 256M}\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """What this process holds: resident memory that is its own, open files, its children, tasks, and bytes below its folders of scratch.
+    """What this process holds: its own resident memory, open files, children, tasks, and bytes in its scratch folders.
 
-    Resident memory also has what the allocators keep for later, in pieces. What is in use of it: blocks of Python's
-    allocator, and bytes of the C library's (`mallinfo2`, glibc 2.33 or newer).
+    Resident memory includes free memory that the allocators keep. In use are blocks of Python's allocator, and bytes of
+    the C library's (`mallinfo2`, glibc 2.33 or newer).
     """
 
     memory_bytes: int
@@ -82,7 +82,7 @@ def _malloced() -> int:
 
 
 def what_is_held(factory: GuestFactory) -> Held:
-    """Now, between two rounds, without what nobody refers to any more."""
+    """Measure now, between two rounds, after collecting garbage."""
     gc.collect()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split()
@@ -98,17 +98,18 @@ def what_is_held(factory: GuestFactory) -> Held:
 
 
 def age_names() -> None:
-    """Bring Python's table of interned names to the size that it has in a long run: before, it doubles once, after an hour or so.
+    """Grow Python's table of interned names to the size that it has in a long run; otherwise it doubles once, after an
+    hour or so.
 
-    Each name that is new takes a place of it, also when it goes again; when none is free the table is made anew for three times of what
-    is there. A round takes about twelve, so there was one step of 964,320 bytes after 1300 rounds.
+    Each new name takes an entry, even if it is freed again; when none is left the table is rebuilt with room for three
+    times its names. A round takes about twelve, so that there was one step of 964,320 bytes after 1300 rounds.
     """
     for number in range(1 << 18):
         sys.intern(f"a name that nobody keeps, {number}")
 
 
 class Soak:
-    """The rounds. Each leaves nothing but its logs, which are removed."""
+    """The rounds. Each leaves only its logs, which are removed."""
 
     def __init__(
         self, factory: GuestFactory, kernel: KernelFiles, chance: random.Random, folder: Path, own: Places
@@ -127,7 +128,7 @@ class Soak:
         }
 
     async def round(self) -> str:
-        """One by chance; says which."""
+        """Run a random round; return its name."""
         name = self._chance.choice(tuple(self.rounds))
         with tempfile.TemporaryDirectory(dir=self._folder) as evidence:
             await self.rounds[name](Path(evidence) / "guest")
@@ -204,8 +205,8 @@ class Soak:
         await self._own.nothing_left()
 
 
-# Of growth from the second third of a run to the last one. Memory of which nobody refers to anything is not counted, but caches of
-# libraries fill by and by; and resident memory has what the allocators keep, too.
+# Allowed growth from the second third of a run to the last one. Garbage is not counted, but caches of libraries fill
+# gradually; and resident memory includes what the allocators keep.
 _FLAT_SHARE = {
     "memory_bytes": 0.05,
     **dict.fromkeys(("python_blocks", "malloc_bytes", "files", "processes", "tasks", "disk_bytes"), 0.01),
@@ -213,7 +214,7 @@ _FLAT_SHARE = {
 
 
 def growing(kept: Sequence[Held]) -> tuple[str, ...]:
-    """What is not flat, in words: the mean of the last third of a run beside that of the second. `kept`: three or more."""
+    """Describe what has grown: the mean of the last third of a run beside that of the second. `kept`: three or more."""
     third = len(kept) // 3
     said = []
     for name, flat in _FLAT_SHARE.items():
@@ -227,14 +228,14 @@ def growing(kept: Sequence[Held]) -> tuple[str, ...]:
 
 
 async def measure(*, minutes: float, seed: int, kernel: str) -> dict[str, Any]:
-    """Rounds until the time is over. `growing`: what is not flat.
+    """Run rounds until the time is over. `growing`: what has grown.
 
     `after the warm-up`, `at the end`, `most`: what the process held between rounds.
     """
     chance = random.Random(seed)
     until = time.monotonic() + minutes * 60
     rounds = Counter[str]()
-    # Of whole commands nothing must be left in their places, and of this process in its own.
+    # Neither whole commands nor this process may leave anything in their folders.
     with (
         places.made() as own,
         places.made() as ours,
@@ -253,7 +254,7 @@ async def measure(*, minutes: float, seed: int, kernel: str) -> dict[str, Any]:
                 rounds[await soak.round()] += 1
                 if rounds.total() == _WARM_UP:
                     age_names()
-                # Not in memory, which is what is measured.
+                # Not kept in memory, since memory is measured.
                 samples.write(json.dumps(asdict(what_is_held(factory))) + "\n")
         samples.seek(0)
         kept = [Held(**json.loads(line)) for line in samples][_WARM_UP:]

@@ -1,4 +1,4 @@
-"""Several runs of `testbed suite` beside each other: what each test is on each kernel, and which tests are not the same each time."""
+"""Compares several runs of `testbed suite`: the result of each test on each kernel, and which tests vary."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from testbed.report.bugs import files
 from testbed.report.bugs.schema import Suite
 from testbed.report.markdown import cell
 
-# What a test is, by kernel: a status and its reason for each run.
+# The results of a test, by kernel: a status and its reason for each run.
 Seen = dict[str, dict[str, list[tuple[str, str]]]]
 
 
 def read(run: str) -> Suite:
-    """The results of a run of `testbed suite`.
+    """Return the results of a run of `testbed suite`.
 
-    :raise UsageError: it is none.
+    :raise UsageError: the run is another kind of run.
     """
     folder = results.locate(run, paths.folders().runs)
     found = files.read(folder)
@@ -28,7 +28,9 @@ def read(run: str) -> Suite:
 
 
 def markdown(documents: Sequence[Suite]) -> str:
-    """A table test by kernel, why tests did not pass, and those that were not the same in each run of one kernel."""
+    """Return a table of tests by kernel, the reasons of tests that did not pass, and the tests that varied on one
+    kernel.
+    """
     return "\n".join(_lines(documents)) + "\n"
 
 
@@ -40,7 +42,8 @@ def _lines(documents: Sequence[Suite]) -> Iterator[str]:
         yield f"| {cell(test)} | {' | '.join(_said(by_kernel.get(kernel, [])) for kernel in kernels)} |"
     yield from ("", "Not the same in each run:", "")
     racy = [
-        f"- {cell(test)} on {kernel}: {'; '.join(f'{status}: {cell(reason)}' if reason else status for status, reason in each)}"
+        f"- {cell(test)} on {kernel}: "
+        + "; ".join(f"{status}: {cell(reason)}" if reason else status for status, reason in each)
         for test, by_kernel in seen.items()
         for kernel, each in by_kernel.items()
         if len({status for status, _ in each}) > 1
@@ -58,8 +61,8 @@ def _lines(documents: Sequence[Suite]) -> Iterator[str]:
 
 
 def _seen(documents: Sequence[Suite]) -> Seen:
-    """A test that runs once for each device (`block/005 (vdc)`) has one result, without a device, where it hung or lost its guest: there
-    each of its devices has that one.
+    """Collect the results. A test that runs once for each device (`block/005 (vdc)`) has one result without a device if
+    it hung or lost its guest: that result then counts for each of its devices.
     """
     devices: dict[str, dict[str, None]] = {}
     for document in documents:
@@ -75,13 +78,13 @@ def _seen(documents: Sequence[Suite]) -> Seen:
 
 
 def _said(each: list[tuple[str, str]]) -> str:
-    """The status of one test on one kernel, or those that it had in turn."""
+    """Return the status of one test on one kernel, or its statuses in turn."""
     statuses = [status for status, _ in each]
     return statuses[0] if len(set(statuses)) == 1 else ", then ".join(statuses) or "not run"
 
 
 def _reasons(seen: Seen) -> dict[tuple[str, str], list[str]]:
-    """Which tests did not pass, by status and reason; each with its kernels, where it was not so on all."""
+    """Return the tests that did not pass, by status and reason; each with its kernels, unless it is all of them."""
     found: dict[tuple[str, str], dict[str, list[str]]] = {}
     for test, by_kernel in seen.items():
         for kernel, each in by_kernel.items():

@@ -1,4 +1,4 @@
-"""How long a large matrix takes to validate, and a guest to plan."""
+"""Times validating a large matrix, and planning a guest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ guests:
 
 
 def measure(plans: int) -> dict[str, Any]:
-    """Seconds for all points, and milliseconds for one plan of a stack and its control groups."""
+    """Return the seconds for all points, and the milliseconds for one plan of a stack and its cgroups."""
     with tempdirs.temporary() as folder:
         file = folder / "matrix.yaml"
         file.write_text(_MATRIX, encoding="utf-8")

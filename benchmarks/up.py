@@ -1,4 +1,4 @@
-"""How long `testbed up` of a large topology takes, beyond the commands that its guest must run."""
+"""Times `testbed up` of a large topology, with and without the commands in its guest."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def _topology() -> str:
 
 
 async def measure(*, count: int, kernel: str) -> dict[str, Any]:
-    """Medians in seconds of the whole command, from its start to its end: a guest with 16 disks, and 16 filesystems, files and loops on
-    them; and what of it are commands in the guest: its agent's listing of the disks, for which its kernel must have found them all, and
-    the one command in which all steps run and everything is read back.
+    """Return medians in seconds of the whole command, for a guest with 16 disks, and 16 filesystems, files and loops on
+    them; and the time of commands in the guest: the agent's listing of the disks, which waits until the kernel has
+    found all of them, and the one command that runs all steps and reads everything back.
     """
     wholes, listings, steps = [], [], []
     name = f"bench-{secrets.token_hex(4)}"
     with tempdirs.temporary() as folder:
         file = folder / "disks.yaml"
         file.write_text(_topology(), encoding="utf-8")
-        # The first one makes what is missing of kernel and template, and is not counted.
+        # The first one makes a missing kernel and template, and is not counted.
         for number in range(count + 1):
             started = time.monotonic()
             said = await _run("up", str(file), "--name", name, "--kernel", kernel, "--json", "--quiet")

@@ -1,6 +1,6 @@
-"""One command of virtme-ng beside our clones, where `vng` is installed (`pip install virtme-ng`).
+"""Times one command of virtme-ng beside our clones, if `vng` is installed (`pip install virtme-ng`).
 
-It needs a Debian kernel with 9p, which the cloud kernels do not have: the suite's ordinary one is fetched for it, once.
+It needs a Debian kernel with 9p, which cloud kernels lack: the suite's ordinary kernel is fetched once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LIMIT_S = 120
 
 
 async def measure(root: Path, progress: Progress) -> float | str:
-    """Seconds of `uname -r` in a guest of virtme-ng without KVM, or why there are none."""
+    """Return the seconds of `uname -r` in a virtme-ng guest without KVM, or why there are none."""
     vng = shutil.which("vng")
     if vng is None:
         return "not installed"
@@ -58,8 +58,8 @@ async def measure(root: Path, progress: Progress) -> float | str:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        # --verbose: without a driver for virtio consoles in its initramfs the output comes over the serial console. vng starts virtme-run,
-        # which is beside it.
+        # --verbose: without a driver for virtio consoles in its initramfs the output comes over the serial console. vng
+        # starts virtme-run from its own folder.
         env={**os.environ, "PATH": f"{Path(vng).parent}{os.pathsep}{os.environ['PATH']}"},
     )
     try:

@@ -1,4 +1,4 @@
-"""Tests under tests/guest start real guests; every other one starts nothing."""
+"""Marks tests under tests/guest, which start real guests; other tests start none."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
 GUEST = Path(__file__).parent / "guest"
-# A project of somebody else's: tests/guest/api/test_foreign.py runs it from the built wheel.
+# Another project's suite: tests/guest/api/test_foreign.py runs it from the built wheel.
 collect_ignore = ["examples"]
-# What it remembers names this machine's paths, and does not belong into the tree.
+# Its database names paths of this machine, and does not belong into the tree.
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f"testbed-hypothesis-{os.getuid()}")
 
 

@@ -1,4 +1,4 @@
-"""The same without fixtures: the testbed is opened by the program itself."""
+"""The same without fixtures: the program opens the testbed itself."""
 
 import asyncio
 

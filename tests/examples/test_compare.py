@@ -1,4 +1,4 @@
-"""What the patch series is for: who is charged for a loop device's reads."""
+"""What the patch series changes: which cgroup is charged for a loop device's reads."""
 
 import pytest
 
@@ -8,7 +8,7 @@ SIZE = 16 << 20
 
 
 async def charged(vm: Vm) -> int:
-    """Bytes of the disk that a reader of the loop device is charged for."""
+    """Return the bytes of the disk that a reader of the loop device is charged for."""
     async with vm.cgroup("reader") as reader:
         before = await reader.counters()
         await reader.run(f"dd if={vm.loops['l0']} of=/dev/null bs=1M count={SIZE >> 20} iflag=direct")

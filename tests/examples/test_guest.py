@@ -1,4 +1,4 @@
-"""A guest, its disks and loops, and what its hardware is made to do. Each test has a fresh one."""
+"""A guest, its disks and loops, and changes of its hardware. Each test has a fresh guest."""
 
 import time
 from pathlib import Path
@@ -14,7 +14,7 @@ async def test_commands(vm: Vm) -> None:
     assert (await vm.run("exit 3", check=False)).status == 3
     echoed = await vm.run("cat", input=b"\0\xff\n" * 20_000)
     assert echoed.stdout_bytes == b"\0\xff\n" * 20_000 and not echoed.truncated
-    long = "#" * 9_000  # more than the SSH server takes as a command
+    long = "#" * 9_000  # longer than the SSH server accepts as a command
     assert (await vm.run(f"{long}\nread -r a; read -r b; echo $b$a", input="1\n2\n3\n")).stdout == "21\n"
     assert (await vm.run("head -c 9M /dev/zero")).truncated
 
@@ -30,7 +30,7 @@ async def test_files_go_both_ways_as_they_are(vm: Vm, tmp_path: Path) -> None:
     await vm.get("/opt/tool", tmp_path / "back")
     assert (tmp_path / "back" / "run").read_bytes() == (tmp_path / "tool" / "run").read_bytes()
 
-    # Links, holes, modes of folders that are there, and files whose size says nothing.
+    # Links, holes, modes of existing folders, and files of unknown size.
     here = tmp_path / "here"
     (here / "sub").mkdir(parents=True)
     (here / "sub").chmod(0o700)
@@ -40,7 +40,10 @@ async def test_files_go_both_ways_as_they_are(vm: Vm, tmp_path: Path) -> None:
     with (here / "holes").open("wb") as file:
         file.write(b"begin")
         file.truncate(256 << 20)
-    stats = "stat -c '%a %F' /tmp /lib; stat -c %s /tmp/holes /tmp/alone; du -sk /tmp/holes /tmp/alone; cat /tmp/soft; stat -c %h /tmp/hard"
+    stats = (
+        "stat -c '%a %F' /tmp /lib; stat -c %s /tmp/holes /tmp/alone; du -sk /tmp/holes /tmp/alone; "
+        "cat /tmp/soft; stat -c %h /tmp/hard"
+    )
     before = (await vm.run("stat -c '%a %F' /tmp /lib")).stdout.splitlines()
     await vm.put(here / "file", "/tmp")
     await vm.put(here, "/tmp")
@@ -57,7 +60,8 @@ async def test_files_go_both_ways_as_they_are(vm: Vm, tmp_path: Path) -> None:
         await vm.put(b"bytes", "/tmp")
 
     await vm.run(
-        "mkfifo /tmp/sub/pipe; ln -s /etc/passwd /tmp/sub/out; mkdir /root/got; cp -a /tmp/hard /tmp/soft /tmp/file /tmp/sub /root/got"
+        "mkfifo /tmp/sub/pipe; ln -s /etc/passwd /tmp/sub/out; mkdir /root/got; "
+        "cp -a /tmp/hard /tmp/soft /tmp/file /tmp/sub /root/got"
     )
     with pytest.raises(
         GuestError, match=r"what can only be in the guest .*: .*sub/pipe \(a pipe\), sub/out \(a link to '/etc/passwd'"
@@ -85,7 +89,7 @@ async def test_a_slow_disk_is_slow(vm: Vm, hardware: Hardware) -> None:
     await hardware.throttle("data", iops_total=50)
     started = time.monotonic()
     await vm.run(f"dd if={vm.disks['data']} of=/dev/null bs=4k count=60 iflag=direct")
-    # QEMU lets the first tenth of a second pass at once.
+    # QEMU lets a burst of a tenth of a second pass.
     assert time.monotonic() - started >= 1.0
 
 

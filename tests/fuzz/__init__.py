@@ -1,6 +1,6 @@
-"""Fuzzes every reader of what a stranger writes: `./tb fuzz`, and a few hundred inputs of each in `tests/unit/test_fuzz.py`.
+"""Fuzzes every parser of untrusted input: `./tb fuzz`, and a few hundred inputs of each in `tests/unit/test_fuzz.py`.
 
-`targets.py` is the table of readers: a row, a function in `readers/` and a folder of samples in `corpus/` are a new target. atheris guides
-the inputs by what they reach of the testbed's code; mutators of our own know structures (`mutate.py`). What was found and mended stays in
-`findings/`, as tests.
+`targets.py` is the table of parsers: a row, a function in `readers/` and a folder of samples in `corpus/` make a new
+target. atheris guides the inputs by the code that they reach; mutators of our own know structures (`mutate.py`).
+Findings that were fixed stay in `findings/`, as tests.
 """

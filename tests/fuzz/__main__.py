@@ -1,6 +1,7 @@
-"""`./tb fuzz [--minutes N] [--target T]... [--inputs N] [--seed S] [--output FOLDER]`, and `./tb fuzz --play FILE`.
+"""Runs `./tb fuzz [--minutes N] [--target T]... [--inputs N] [--seed S] [--output FOLDER]`, and `./tb fuzz --play
+FILE`.
 
-Each target has so many inputs at least; more rounds fill the minutes. Exit status 1 where something was found.
+Each target gets at least `--inputs` inputs; more rounds fill the minutes. Exits with 1 if something was found.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ _HASHES = "PYTHONHASHSEED"
 
 
 def main(argv: list[str]) -> int:
-    """As `./tb fuzz` is called; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="tb fuzz", description="Fuzzes the readers of what strangers write.")
+    """Run `./tb fuzz` with these arguments; return its exit status."""
+    parser = argparse.ArgumentParser(prog="tb fuzz", description="Fuzzes the parsers of untrusted input.")
     parser.add_argument(
-        "--minutes", type=float, default=10.0, help="for how long, if each target has had its inputs by then (10)"
+        "--minutes", type=float, default=10.0, help="how long to continue after each target has had its inputs (10)"
     )
-    parser.add_argument("--inputs", type=int, default=100_000, help="of each target at least (100000)")
+    parser.add_argument("--inputs", type=int, default=100_000, help="at least this many for each target (100000)")
     parser.add_argument(
-        "--target", action="append", choices=sorted(TARGETS), help="one of them alone; may be given several times"
+        "--target", action="append", choices=sorted(TARGETS), help="only this target; may be given several times"
     )
-    parser.add_argument("--seed", type=int, default=1, help="the same makes the same inputs (1)")
+    parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same inputs (1)")
     parser.add_argument(
         "--output", type=Path, default=ROOT / "fuzz-findings", help="where findings are written (fuzz-findings)"
     )
     parser.add_argument(
-        "--play", type=Path, metavar="FILE", help="read one input again, FOLDER/TARGET/FILE, and say what comes of it"
+        "--play", type=Path, metavar="FILE", help="parse one input again, FOLDER/TARGET/FILE, and print the result"
     )
     told = parser.parse_args(argv)
     if told.play is not None:
@@ -53,7 +54,8 @@ def main(argv: list[str]) -> int:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(finding.data)
         _write(
-            f"\n{finding.target}: {finding.kind}: {finding.place}\n{finding.told.rstrip()}\n  again: ./tb fuzz --play {_shown(file)}"
+            f"\n{finding.target}: {finding.kind}: {finding.place}\n{finding.told.rstrip()}\n"
+            f"  again: ./tb fuzz --play {_shown(file)}"
         )
     grown = [report.target for report in reports if report.grown_bytes > FLAT_BYTES]
     if grown:
@@ -62,7 +64,7 @@ def main(argv: list[str]) -> int:
 
 
 def _fuzzed(names: list[str], inputs: int, seed: int, seconds: float) -> list[Report]:
-    """A round of each target, and rounds with other seeds until the time is over."""
+    """Run a round of each target, and rounds with other seeds until the time is over."""
     reports = {name: Report(target=name) for name in names}
     until = time.monotonic() + seconds
     with work_folder() as folder:
@@ -88,7 +90,7 @@ def _fuzzed(names: list[str], inputs: int, seed: int, seconds: float) -> list[Re
 
 
 def table(reports: list[Report]) -> str:
-    """A line for each target. Times are the process's CPU time, which other programs do not change."""
+    """Return a line for each target. Times are CPU time of the process, which other programs do not change."""
     rows = [("target", "inputs", "CPU s", "inputs/CPU s", "findings", "slowest input", "memory grew by")]
     for one in reports:
         each = f"{one.inputs / one.cpu_s:.0f}" if one.cpu_s else "?"
@@ -112,7 +114,7 @@ def table(reports: list[Report]) -> str:
 def _play(file: Path) -> int:
     target = TARGETS.get(file.parent.name)
     if target is None or not file.is_file():
-        _write(f"tb fuzz: {file}: expected a file in a folder that is called as a target: {', '.join(TARGETS)}")
+        _write(f"tb fuzz: {file}: expected a file in a folder with the name of a target: {', '.join(TARGETS)}")
         return 2
     seen = watch.look(target, file.read_bytes())
     _write(f"{seen.cpu_s:.3f} s" + (f"\n{_told(seen.finding)}" if seen.finding else ", nothing is wrong with it"))
@@ -133,7 +135,7 @@ def _write(text: str) -> None:
 
 
 def _still(argv: list[str]) -> None:
-    """Start again with the same hashes each time, and the same addresses, where this machine lets us: what is next is chosen by both."""
+    """Start again with a fixed hash seed and, if allowed, fixed addresses: both influence the choice of inputs."""
     if os.environ.get(_HASHES) != "0":
         still = ("setarch", "-R")
         can = (

@@ -1,4 +1,4 @@
-"""Runs fuzzing processes side by side and watches them: what they find, and those that hang or end."""
+"""Runs fuzzing processes side by side, collects their findings, and notices those that hang or die."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.fuzz.state import State
 from tests.fuzz.watch import Finding
 
 _POLL_S = 0.2
-# CPU time on one input after which it is a hang; an input above 1 s is a finding of its own.
+# CPU time on one input that counts as a hang; more than 1 s is a finding by itself.
 _HANG_S = 20.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """What came of one target, over all of its rounds. Memory in bytes: the most that a round grew by after its first tenth."""
+    """One target's result over all rounds. Memory in bytes: the largest growth of a round after its first tenth."""
 
     target: str
     inputs: int = 0
@@ -43,17 +43,17 @@ class Report:
 
 @dataclass(slots=True, kw_only=True)
 class Job:
-    """A round of one target in a process of its own."""
+    """One round of a target, in a process of its own."""
 
     report: Report
     folder: Path
     pid: int
     state: State
-    seen: int = 0  # the input that it is at, and the CPU time that it had then
+    seen: int = 0  # the current input, and the CPU time at its start
     seen_s: float = 0.0
 
     def cpu_s(self) -> float:
-        """User and system time (proc(5)), 0 of one that has ended."""
+        """Return user and system time (proc(5)), or 0 if the process has ended."""
         try:
             words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
@@ -61,7 +61,7 @@ class Job:
         return (int(words[11]) + int(words[12])) / _TICKS
 
     def hangs(self) -> bool:
-        """Whether it has been at one input for too long."""
+        """Return whether the process has spent too long on one input."""
         number, cpu_s = self.state.number, self.cpu_s()
         if number != self.seen:
             self.seen, self.seen_s = number, cpu_s
@@ -77,7 +77,7 @@ class Job:
 
 @contextmanager
 def work_folder() -> Iterator[Path]:
-    """A folder in memory, where there is one: inputs go through files of it."""
+    """Make a folder for input files, in memory if possible."""
     above = Path("/dev/shm")
     with tempfile.TemporaryDirectory(
         prefix="testbed-fuzz-", dir=above if os.access(above, os.W_OK) else None
@@ -108,7 +108,7 @@ class Runner:
         self.jobs.append(Job(report=report, folder=folder, pid=pid, state=state))
 
     def wait(self) -> None:
-        """Until something may have changed; takes up what has ended."""
+        """Wait until something may have changed; collect processes that have ended."""
         time.sleep(_POLL_S)
         for job in tuple(self.jobs):
             if job.ended():
@@ -119,7 +119,7 @@ class Runner:
                 self._take(job)
 
     def stop(self) -> None:
-        """End all that goes on; what it has done counts."""
+        """Stop all processes; their results so far count."""
         for job in tuple(self.jobs):
             job.stop()
             self._take(job, stopped=True)
@@ -155,7 +155,7 @@ class Runner:
 
 
 def _child(target: str, inputs: int, seed: int, folder: Path) -> NoReturn:
-    """Does not come back, whatever happens."""
+    """Run a child process; never returns."""
     try:
         log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT, 0o600)
         for standard in (1, 2):

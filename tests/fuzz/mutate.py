@@ -1,4 +1,4 @@
-"""Changes inputs: by bytes, words and lines for any format, by members and nodes for those that are known. Pure."""
+"""Mutates inputs: by bytes, words and lines for any format, by members and nodes for known formats. Pure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 
 Mutator = Callable[[bytes, random.Random], bytes]
 
-# Of a finding that takes as long as its input squared, so large an input shows it; YAML, the slowest format, takes 0.3 s for it.
+# An input of this size reveals quadratic time; YAML, the slowest format, takes 0.3 s for it.
 SWOLLEN_BYTES = 64 << 10
 _BLOCK = 512
 _NUMBERS = (
-    *b"0 -1 1 00 7 255 65536 2147483648 4294967296 9223372036854775808 18446744073709551615 18446744073709551616".split(),
+    *b"0 -1 1 00 7 255 65536 2147483648 4294967296".split(),
+    *b"9223372036854775808 18446744073709551615 18446744073709551616".split(),
     *b"1e400 -1e400 1e-400 0.1 NaN Infinity 0x10 1_0 -0 1.0 .5 5.".split(),
     *(b"9" * 400, b"9" * 4400, "\u00b2".encode(), "\u0663".encode()),
 )
@@ -63,7 +64,7 @@ _VALUES: tuple[Any, ...] = (
 
 
 def mutated(data: bytes, rng: random.Random, words: Sequence[bytes], mutators: Sequence[Mutator]) -> bytes:
-    """An input made of another by one to four changes; half of them are of its structure, where `mutators` know it."""
+    """Return an input with one to four changes; half of them change its structure, if `mutators` know it."""
     for _ in range(rng.choice((1, 1, 2, 3, 4))):
         if mutators and rng.random() < 0.5:
             data = rng.choice(mutators)(data, rng)
@@ -75,7 +76,9 @@ def mutated(data: bytes, rng: random.Random, words: Sequence[bytes], mutators: S
 
 
 def swollen(data: bytes, rng: random.Random, limit_bytes: int = SWOLLEN_BYTES) -> bytes:
-    """The same with a piece of it, or a few characters, repeated up to a size: what takes quadratic time or memory shows at it."""
+    """Return the input with a piece of it, or a few characters, repeated up to a size: this reveals quadratic time or
+    memory.
+    """
     at = rng.randrange(len(data) + 1)
     lines = data.splitlines(keepends=True)
     pieces = (
@@ -156,7 +159,7 @@ _GENERAL: tuple[Mutator, ...] = (_odd, _number, _byte, _delete, _cut, _copy, _ne
 
 
 def json_node(data: bytes, rng: random.Random) -> bytes:
-    """One node of a JSON document (which YAML is as well): another value, none, twice, or one of another place."""
+    """Change one node of a JSON document (also YAML): another value, none, twice, or a node of another place."""
     try:
         plain = json.loads(data)
     except (ValueError, RecursionError):
@@ -177,7 +180,7 @@ def json_node(data: bytes, rng: random.Random) -> bytes:
         case _:
             holder[key] = rng.choice(_VALUES)
     try:
-        # What was moved may hold itself by now.
+        # A moved node may contain itself by now.
         return json.dumps(plain).encode()
     except (ValueError, RecursionError):
         return data
@@ -190,7 +193,7 @@ def _places(holder: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
             yield from _places(holder[key], depth + 1)
 
 
-# Where fields of a tar's header stand, and how long they are (POSIX.1-1988, GNU tar's sparse ones in 386-495).
+# Offsets and lengths of the fields of a tar header (POSIX.1-1988, GNU tar's sparse ones in 386-495).
 _FIELDS = (
     *((0, 100), (100, 8), (108, 8), (116, 8), (124, 12), (136, 12), (156, 1), (157, 100), (257, 8), (345, 155)),
     *((386, 24), (482, 1), (483, 12)),
@@ -216,7 +219,7 @@ _BODIES = (
 
 
 def tar_member(data: bytes, rng: random.Random) -> bytes:
-    """One header of a tar, with its checksum mended; or a header twice, or another kind of member before it."""
+    """Change one header of a tar and fix its checksum; or repeat a header, or put another kind of member before it."""
     headers = [at for at in range(0, len(data), _BLOCK) if data[at + 257 : at + 262] == b"ustar"]
     if not headers:
         return _byte(data, rng)
@@ -241,7 +244,7 @@ def tar_member(data: bytes, rng: random.Random) -> bytes:
 
 
 def inside_gzip(data: bytes, rng: random.Random) -> bytes:
-    """What a gzip stream in it holds, packed again."""
+    """Change the content of a gzip stream in the input, and compress it again."""
     at = data.find(b"\x1f\x8b\x08")
     if at < 0:
         return _byte(data, rng)

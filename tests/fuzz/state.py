@@ -1,4 +1,4 @@
-"""What a fuzzing process reads just now, in memory that it shares with who watches it."""
+"""Shares a fuzzing process's current input with its parent, by mapped memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _MOST_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The file `state` of a folder: how many inputs were begun, and the last of them."""
+    """The file `state` of a folder: the number of inputs that were begun, and the last one."""
 
     _memory: mmap.mmap
 
     @classmethod
     def of(cls, folder: Path) -> State:
-        """Of a process's folder; made where it is missing."""
+        """Open the state of a process's folder; create a missing one."""
         path = folder / "state"
         if not path.exists():
             path.write_bytes(bytes(_HEAD.size + _MOST_BYTES))

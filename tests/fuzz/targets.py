@@ -1,4 +1,4 @@
-"""The table of what is fuzzed: readers of what a stranger, a guest or a QEMU that it has taken over may write."""
+"""The table of fuzz targets: parsers of what a stranger, a guest or a QEMU that a guest has taken over may write."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """`read`: takes any bytes, and returns or raises one of `refusals`, what its reader documents. `words`: of the format, for mutations;
-    `mutators`: that know its structure; `most_bytes`: of an input that grows by mutation.
+    """`read`: takes any bytes, and returns or raises one of `refusals`, the parser's documented errors. `words`: of the
+    format, for mutations; `mutators`: those that know its structure; `most_bytes`: the limit of an input that grows by
+    mutation.
     """
 
     name: str
@@ -29,47 +30,58 @@ class Target:
 
 
 def _words(text: str) -> tuple[bytes, ...]:
-    """Those of a text, in which `_` is a blank and `|` a line's end."""
+    """Split a text into words; `_` stands for a space and `|` for a newline."""
     return tuple(word.replace("_", " ").replace("|", "\n").encode() for word in text.split())
 
 
 _YAML = _words(
-    "version:_1| guests: g0: disks: cpus: memory:_1G type:_nvme size: image: extends: matrix: ${a} timeline: cgroups: loops: &a *a"
+    "version:_1| guests: g0: disks: cpus: memory:_1G type:_nvme size: image: extends: matrix: ${a}"
+    " timeline: cgroups: loops: &a *a"
 )
 _BUG = _words(
-    "version:_1| summary: script: prepare: signature: console: output: kernels: shows: topology: status: hang: script-file: (?P<a>"
+    "version:_1| summary: script: prepare: signature: console: output: kernels: shows: topology: status:"
+    " hang: script-file: (?P<a>"
 )
 _MAIL = _words(
-    "From_ From:_ Subject:_ [PATCH_ [RFC_PATCH_v2_1/2] Re:_ Message-ID:_< Content-Type:_multipart/mixed;_boundary=b --b| =?utf-8?q?"
-    " =?utf-8?B? ?= charset= Content-Transfer-Encoding:_base64 ;_name*0*= ( diff_--git_a/x_b/x| --_| @@_-1_+1_@@ 1/9999 v999"
+    "From_ From:_ Subject:_ [PATCH_ [RFC_PATCH_v2_1/2] Re:_ Message-ID:_<"
+    " Content-Type:_multipart/mixed;_boundary=b --b| =?utf-8?q?"
+    " =?utf-8?B? ?= charset= Content-Transfer-Encoding:_base64 ;_name*0*= ( diff_--git_a/x_b/x| --_|"
+    " @@_-1_+1_@@ 1/9999 v999"
 )
 _DIFF = _words(
-    "diff_--git_ ---_a/ +++_b/ @@_-1,2_+1,2_@@ /dev/null rename_from_ copy_from_ old_mode_100644 GIT_binary_patch ---_ +++_ -p0"
+    "diff_--git_ ---_a/ +++_b/ @@_-1,2_+1,2_@@ /dev/null rename_from_ copy_from_ old_mode_100644"
+    " GIT_binary_patch ---_ +++_ -p0"
     " new_file_mode_120000 \\_No_newline"
 )
 _KCONFIG = _words(
-    'config_A| menuconfig_ choice| endchoice| menu_"m"| endmenu| if_ endif| source_"lib/Kconfig.0" depends_on_ select_ visible_if_ bool_"b"'
+    'config_A| menuconfig_ choice| endchoice| menu_"m"| endmenu| if_ endif| source_"lib/Kconfig.0"'
+    ' depends_on_ select_ visible_if_ bool_"b"'
     " help| && || != ( ) $( default_ comment_ \\| prompt_"
 )
 _CONSOLE = _words(
-    "[____1.234567]_ BUG:_ WARNING:_ Oops:_ Kernel_panic_-_not_syncing [_cut_here_] ---[_end_trace_ CPU:_0_PID:_1_Comm:_ INFO:_task_"
+    "[____1.234567]_ BUG:_ WARNING:_ Oops:_ Kernel_panic_-_not_syncing [_cut_here_] ---[_end_trace_"
+    " CPU:_0_PID:_1_Comm:_ INFO:_task_"
     " kern__:warn__:_ EXT4-fs_error BTRFS XFS_( nvme0:_ kmemleak:_ [#1]"
 )
 _SHELL = _words(
-    "/run/testbed/crash.sh:_line_3:_ bash:_line_1:_ 12_Killed +_ <<EOF ' \" ` command_not_found BYPASSED \\ 3>&1 env:_ $( #!/bin/sh|"
+    "/run/testbed/crash.sh:_line_3:_ bash:_line_1:_ 12_Killed +_ <<EOF ' \" ` command_not_found BYPASSED"
+    " \\ 3>&1 env:_ $( #!/bin/sh|"
 )
 _AGENT = _words(
-    "disks_ group_name= gone_name= io=7:0,1,2,3,4 current= uptime_ns= time_turn=0 failed_ frozen virtio-blk,vda,254:0,2048,0,646174,"
+    "disks_ group_name= gone_name= io=7:0,1,2,3,4 current= uptime_ns= time_turn=0 failed_ frozen"
+    " virtio-blk,vda,254:0,2048,0,646174,"
 )
 _FILES_OF_KERNEL = _words(
     "7:0_ rbytes=1_wbytes=2_rios=3_wios=4_dbytes=5_dios=6 (unknown) cost.usage= oom_kill_ max depth= 254:32"
 )
 _PRINTED = _words("7a3f_section_ 7a3f_file_ 7a3f_whole_ 7a3f_note_ 7a3f_finish 7a3f_absent_ pid_ rate_ number_")
 _SURVEY = _words(
-    "block_ part_ below_ mount_ swap_ group_ limit_ controllers_ more_ end| dev_ size_ ro_0 loop/backing_file_ read_back| ==_0| number_"
+    "block_ part_ below_ mount_ swap_ group_ limit_ controllers_ more_ end| dev_ size_ ro_0"
+    " loop/backing_file_ read_back| ==_0| number_"
 )
 _SUITE = _words(
-    "status\tpass| status\tfail| reason\toutput| nodev [not_run] =>_sda (bs=512) runtime exit_status\t ./check:_ _is_not_available."
+    "status\tpass| status\tfail| reason\toutput| nodev [not_run] =>_sda (bs=512) runtime exit_status\t"
+    " ./check:_ _is_not_available."
 )
 _FIO = _words('"jobs" "read" "clat_ns" "percentile" "50.000000" "iops" "bw_bytes" "error"')
 _QMP = _words('"event":"BLOCK_IO_ERROR" "STOP" "RESUME" "node-name" "operation" "action" "stop"')
@@ -159,10 +171,12 @@ TARGETS = {row.name: row for row in _ROWS}
 
 
 def samples(name: str) -> list[Path]:
-    """The files that a target's inputs are made of. Findings are none of them: inputs like them take as long as limits let them."""
+    """Return the files that a target's inputs are made of; not findings, since inputs like them take as long as limits
+    allow.
+    """
     return sorted((_HERE / "corpus" / name).glob("*"))
 
 
 def found(name: str) -> list[Path]:
-    """What was found of a target, and mended."""
+    """Return a target's findings, which were fixed."""
     return sorted((_HERE / "findings" / name).glob("*"))

@@ -1,4 +1,4 @@
-"""Gives one input to a reader and looks at what becomes of it: its errors, the CPU time and the memory that it takes."""
+"""Gives one input to a parser and measures its errors, CPU time and memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.fuzz.targets import Target
 
 ROOT = Path(__file__).parents[2]
 MOST_CPU_S = 1.0
-# What one input may take beyond the most that the process had before, and all of them together after the first tenth.
+# What one input may take beyond the previous peak of the process, and all inputs together after the first tenth.
 MOST_BYTES = 64 << 20
 FLAT_BYTES = 32 << 20
 _SMALLER_S = 5.0
@@ -25,7 +25,7 @@ _MOST_TRIES = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """`kind`: exception, slow, memory, hang or died; `place`: by which inputs with the same mistake are one finding; `told`: for people."""
+    """`kind`: exception, slow, memory, hang or died; `place`: groups inputs with the same error; `told`: for people."""
 
     target: str
     kind: str
@@ -35,20 +35,22 @@ class Finding:
 
     @property
     def name(self) -> str:
-        """What its file is called: the same for the same place."""
+        """Return its file name: the same for the same place."""
         return f"{self.kind}-{hashlib.sha256(f'{self.kind} {self.place}'.encode()).hexdigest()[:10]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """One input's CPU time, and what is wrong with it."""
+    """One input's CPU time, and its finding, if any."""
 
     cpu_s: float
     finding: Finding | None
 
 
 def look(target: Target, data: bytes) -> Seen:
-    """Read an input. What is above a limit is measured again, and the least counts: garbage of others may be collected in between."""
+    """Parse an input. A measurement above a limit is repeated, and the least counts: a garbage collection may fall in
+    between.
+    """
     seen = _once(target, data)
     if seen.finding is None or seen.finding.kind != "slow":
         return seen
@@ -65,7 +67,7 @@ def _once(target: Target, data: bytes) -> Seen:
         wrong = (
             None
             if printable(str(error)) == str(error)
-            else ValueError(f"its message steers a terminal: {str(error)!r}")
+            else ValueError(f"its message contains terminal control codes: {str(error)!r}")
         )
     except Exception as error:
         wrong = error
@@ -95,13 +97,13 @@ def _peak_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """What this process has in memory, without garbage."""
+    """Return the resident memory of this process, without garbage."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _place(error: BaseException) -> str:
-    """The kind of an error, and the last function of the testbed's on its way."""
+    """Return the kind of an error, and the last function of the testbed in its traceback."""
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(str(ROOT / "testbed"))
     ]
@@ -110,9 +112,10 @@ def _place(error: BaseException) -> str:
 
 
 def smallest(finding: Finding, target: Target, *, looks: Callable[[Target, bytes], Seen] = look) -> Finding:
-    """The finding with a smaller input: pieces are left out while the same is found, in some hundred tries (ddmin, A. Zeller 2002).
+    """Return the finding with a smaller input: drop pieces while the finding stays the same, in some hundred tries
+    (ddmin, A. Zeller 2002).
 
-    It ends early where that takes long, or who watches this process from outside would take it for an input without an end.
+    It ends early if that takes long; otherwise the parent process would report a hang.
     """
     best, tries, until_s = finding, _MOST_TRIES if finding.kind == "exception" else 12, time.process_time() + _SMALLER_S
     size = max(1, len(best.data) // 2)

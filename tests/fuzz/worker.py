@@ -1,6 +1,8 @@
-"""A child of `./tb fuzz`: gives a number of inputs to one reader, guided by what they reach of the testbed's code (atheris, libFuzzer).
+"""A child of `./tb fuzz`: gives a number of inputs to one parser, guided by the code that they reach (atheris,
+libFuzzer).
 
-Reports in lines of JSON to a file. Inputs are written down before they are read, for who watches: a reader may hang or end the process.
+Reports lines of JSON in a file. Inputs are recorded before they are parsed, for the parent: a parser may hang or end
+the process.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from tests.fuzz.state import State
 from tests.fuzz.targets import TARGETS, samples
 
 _MOST_BYTES = 4 << 30  # of address space: beyond it, an allocation is a MemoryError
-_SWOLLEN = 200  # one in so many inputs is
-_WARM = 10  # the first of so many parts of the inputs
+_SWOLLEN = 200  # one in this many inputs is
+_WARM = 10  # the first of this many parts of the inputs
 
 
 class Fuzzer:
@@ -45,16 +47,16 @@ class Fuzzer:
             file.write(json.dumps(words) + "\n")
 
     def change(self, data: bytes, most_bytes: int, seed: int) -> bytes:
-        """libFuzzer's own mutation, or one of ours, in turn."""
+        """Apply libFuzzer's own mutation, or one of ours, in turn."""
         rng = random.Random(seed)
         if rng.random() < 0.5:
             return bytes(atheris.Mutate(data, most_bytes))
         return mutate.mutated(data, rng, self.target.words, self.target.mutators)[:most_bytes]
 
     def one(self, data: bytes) -> None:
-        """Read one input; ends the process after the last."""
+        """Parse one input; end the process after the last one."""
         self._done += 1
-        # Not by a mutation, or the corpus would fill with such.
+        # Not as a mutation, or the corpus would fill with such inputs.
         if self._done % _SWOLLEN == 0:
             data = mutate.swollen(data, self._random)
         self._state.begin(self._done, data)
@@ -84,11 +86,11 @@ class Fuzzer:
             warm_bytes=self._warm_bytes,
             end_bytes=watch.resident_bytes(),
         )
-        os.kill(os.getpid(), signal.SIGKILL)  # libFuzzer takes any other end for a finding
+        os.kill(os.getpid(), signal.SIGKILL)  # libFuzzer reports any other end as a finding
 
 
 def run(name: str, inputs: int, seed: int, place: Path) -> NoReturn:
-    """Fuzz a target, in the process that calls. `place`: a folder of its own, for inputs and what there is to report."""
+    """Fuzz a target in this process. `place`: a folder of its own, for inputs and reports."""
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
     fuzzer = Fuzzer(name, inputs, seed, place)
     for folder_name in ("seeds", "grown"):

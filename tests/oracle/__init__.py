@@ -1,4 +1,6 @@
-"""scipy, against which the statistics are tested: in a virtual environment of its own, whose packages `./tb` names in TESTBED_ORACLE."""
+"""Loads scipy, with which the statistics are compared, from the virtual environment that `./tb` names in
+TESTBED_ORACLE.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,10 @@ import pytest
 
 
 def stats() -> Any:
-    """`scipy.stats`; skips the test where scipy is not there."""
+    """Return `scipy.stats`; skip the test if scipy is missing."""
     packages = os.environ.get("TESTBED_ORACLE")
     if not packages:
         pytest.skip("TESTBED_ORACLE is not set: start the tests with ./tb test")
     if packages not in sys.path:
-        sys.path.append(packages)  # last: what is in both is our own
+        sys.path.append(packages)  # last: our own packages have precedence
     return importlib.import_module("scipy.stats")

@@ -1,4 +1,4 @@
-"""`./tb coverage`: which branches of the pure modules the unit tests take. Fails below 95 %."""
+"""Runs `./tb coverage`: which branches of the pure modules the unit tests take. Fails below 95 %."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _LEAST_PERCENT = 95.0
 
 
 def main() -> int:
-    """Print a line for each module that is not covered whole, and the sum."""
-    # The topology language reads files, and what it does with them is pure.
+    """Print a line for each module that is not fully covered, and the total."""
+    # The topology language reads files; the rest of it is pure.
     files = [str(path.relative_to(ROOT)) for name, path in NAMES.items() if name in PURE or package(name) == "topology"]
     with tempfile.TemporaryDirectory(prefix="testbed-coverage-") as folder:
         data = f"--data-file={folder}/data"
@@ -46,7 +46,8 @@ def main() -> int:
         if summary["missing_lines"] or summary["missing_branches"]:
             missing = [f"{a}->{b}" if b > 0 else f"{a}->exit" for a, b in one["missing_branches"]]
             sys.stdout.write(
-                f"{name}: {summary['percent_covered']:.1f} %: lines {one['missing_lines']}, branches {' '.join(missing)}\n"
+                f"{name}: {summary['percent_covered']:.1f} %: lines {one['missing_lines']}, "
+                f"branches {' '.join(missing)}\n"
             )
     totals = found["totals"]
     branches = 100 * totals["covered_branches"] / totals["num_branches"]

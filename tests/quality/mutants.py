@@ -1,7 +1,8 @@
-"""`./tb mutants [MODULE...]`: changes one thing of a module at a time (cosmic-ray), and lists what its unit tests do not notice.
+"""Runs `./tb mutants [MODULE...]`: makes one change to a module at a time (cosmic-ray), and lists the changes that its
+unit tests miss.
 
-Runs on a copy of the checkout. Each module takes minutes. Of a module with coroutines, which need a guest, its functions are changed and
-what these use of the module's own values.
+Works on a copy of the checkout. Each module takes minutes. In a module with coroutines, which need a guest, it changes
+the plain functions and the module's own values that they use.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# What decides: each with the unit tests that are about it.
+# The modules whose code decides something, each with its unit tests.
 MODULES: dict[str, tuple[str, ...]] = {
     "testbed/guest/lifecycle.py": ("guest/test_lifecycle.py",),
     "testbed/scenarios/verdict.py": (
@@ -45,8 +46,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "testbed/scenarios/claims/workers.py": ("scenarios/test_workers.py",),
     "testbed/scenarios/claims/swap_in.py": ("scenarios/test_thresholds.py", "scenarios/test_script_output.py"),
 }
-# `|` joins types in annotations, which nothing evaluates; no code here joins bits. The others are changes that nobody makes by mistake, or
-# that are none where values are enums.
+# `|` joins types in annotations, which are not evaluated; no code here uses it for bits. The others are changes that
+# nobody makes by mistake, or that change nothing for enums.
 _SKIPPED = [
     "core/ReplaceBinaryOperator_BitOr_.*",
     "core/ReplaceBinaryOperator_.*_(BitAnd|BitOr|BitXor|LShift|RShift|Pow|Mod|FloorDiv)",
@@ -73,7 +74,7 @@ exclude-operators = {skipped}
 
 
 def main(wanted: list[str]) -> int:
-    """Print a line for each surviving mutant, and for each module how many there were."""
+    """Print a line for each surviving mutant, and their number for each module."""
     unknown = [module for module in wanted if module not in MODULES]
     if unknown:
         sys.stderr.write(f"tb mutants: expected {', '.join(MODULES)}, got {', '.join(unknown)}\n")
@@ -115,7 +116,7 @@ def _run(module: str, tree: Path, tools: Path, folder: Path) -> None:
 
 
 def lines(source: str) -> list[str]:
-    """Which of a module's are changed, as FIRST-LAST."""
+    """Return the lines of a module that are changed, as FIRST-LAST."""
     body = ast.parse(source).body
     if not any(isinstance(one, ast.AsyncFunctionDef) for one in body):
         return [f"1-{len(source.splitlines())}"]
@@ -130,7 +131,7 @@ def _names(nodes: Iterable[ast.AST]) -> set[str]:
 
 
 def _difference(diff: str) -> str:
-    """What of a unified diff of one place is different, with some words around it."""
+    """Return the difference in a unified diff of one place, with some context."""
     lines = [line for line in diff.splitlines() if not line.startswith(("---", "+++", "@@"))]
     before, after = (" ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+")
     same = _common(before, after)
@@ -140,7 +141,7 @@ def _difference(diff: str) -> str:
 
 
 def _common(one: str, other: str) -> int:
-    """How many characters both begin with."""
+    """Return the length of the common prefix."""
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 

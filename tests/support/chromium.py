@@ -1,4 +1,4 @@
-"""Debian's Chromium under playwright, which is in a virtual environment of its own: `./tb` names its packages in TESTBED_BROWSER."""
+"""Drives Debian's Chromium by playwright, whose virtual environment `./tb` names in TESTBED_BROWSER."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _QUIET = (
 
 
 def lacks() -> str | None:
-    """Why there is no browser to test in, or None."""
+    """Return why there is no browser to test with, or None."""
     if not os.environ.get("TESTBED_BROWSER"):
         return "TESTBED_BROWSER is not set: start the tests with ./tb test"
     return None if PROGRAM.exists() else f"{PROGRAM} is not there: apt-get install chromium"
@@ -28,10 +28,10 @@ def lacks() -> str | None:
 
 @contextlib.asynccontextmanager
 async def browser() -> AsyncIterator[Any]:
-    """A new browser, without a window and without a network; root has no sandbox."""
+    """Start a new browser, without a window and without a network; root has no sandbox."""
     packages = os.environ["TESTBED_BROWSER"]
     if packages not in sys.path:
-        sys.path.append(packages)  # last: what is in both is our own
+        sys.path.append(packages)  # last: our own packages have precedence
     from playwright.async_api import async_playwright
 
     options = [*_QUIET, *(["--no-sandbox"] if os.geteuid() == 0 else [])]

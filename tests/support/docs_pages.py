@@ -1,8 +1,8 @@
 """Takes the changes out of a page of docs/ and makes them in a copy of the project.
 
-A change is a fenced block below a paragraph that ends by naming its file: "In `FILE`:" before a `diff`, "`FILE` is new:" before the
-text of a new file. Further blocks without such a paragraph belong to the same file. The lines of a `diff` that are not new must occur exactly
-once in the file, so that a page which no longer fits the code fails.
+A change is a fenced block below a paragraph that ends by naming its file: "In `FILE`:" before a `diff`, "`FILE` is
+new:" before the text of a new file. Further blocks without such a paragraph belong to the same file. The lines of a
+`diff` that are not new must occur exactly once in the file, so that a page which no longer fits the code fails.
 """
 
 from __future__ import annotations

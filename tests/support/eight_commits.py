@@ -1,6 +1,7 @@
-"""A git repository over Debian's 6.1 source: its first commit is the source, seven more change a file each, and one of them loses a charge.
+"""Makes a git repository of Debian's 6.1 source: its first commit is the source, seven more change a file each, and one
+of them loses a charge.
 
-The same source gives the same commits. Only its Makefile is checked out: what is built is read from the repository.
+The same source gives the same commits. Only its Makefile is checked out: builds read the repository.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from testbed.host import process
 from testbed.store.kernels.ablations import ABLATIONS, apply_ablation
 
-# Of each commit after the first, the file that it changes; LOSS stands for the edit of an ablation.
+# For each commit after the first the file that it changes; LOSS stands for the edit of an ablation.
 LOSS, ABLATION = "", "no-memory-charge"
 _CHANGES = (
     "fs/ext4/super.c",
@@ -33,14 +34,14 @@ _WHO = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repository:
-    """`commits`: from the first to the last; `loss`: the one that is to be found."""
+    """`commits`: from the first to the last; `loss`: the one that a bisection must find."""
 
     path: Path
     commits: tuple[str, ...]
     loss: str
 
     async def git(self, *words: str, env: Mapping[str, str] | None = None, stdin: str = "") -> str:
-        """What git says in it."""
+        """Run git in it; return its output."""
         return await _git(self.path, *words, env=env, stdin=stdin)
 
 
@@ -50,7 +51,7 @@ async def _git(path: Path, *words: str, env: Mapping[str, str] | None = None, st
 
 
 async def make(path: Path, tree: Path) -> Repository:
-    """At `path`, of the source in `tree`, which is only read."""
+    """Make it at `path` from the source in `tree`, which is only read."""
     path.mkdir()
     index = {"GIT_INDEX_FILE": os.fspath(path / ".git" / "index-of-source")}
     await _git(path, "init", "--quiet", "--initial-branch=main")

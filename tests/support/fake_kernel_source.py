@@ -1,4 +1,4 @@
-"""A kernel's source whose Makefile does in a moment what a kernel's does in minutes, and builds of it."""
+"""A stand-in for a kernel's source whose Makefile takes a moment, and builds of it."""
 
 import asyncio
 import os
@@ -11,8 +11,9 @@ from testbed.store.kernels.kernel_files import KernelFiles
 from tests.unit.store.kernels.test_table import TABLE, bzimage
 
 IMAGES = Path(__file__).parents[2] / "images"
-# Counts what it compiles; the kernel's bytes are those of a head that is given, and of the source. `second.c`, where a tree has it, is not
-# compiled before somebody has written to the pipe whose path `held-at` has, where the build may read it (TESTBED_BUILD_PATHS).
+# Counts what it compiles; the kernel's bytes are those of the file `head` and of the source. `second.c`, if a tree has
+# it, is compiled after something was written to the pipe whose path is in `held-at`, if the build may read that pipe
+# (TESTBED_BUILD_PATHS).
 MAKEFILE = """\
 VERSION = 6
 PATCHLEVEL = 1
@@ -47,7 +48,7 @@ PATCH = "--- a/drivers/block/loop.c\n+++ b/drivers/block/loop.c\n@@ -1,3 +1,3 @@
 
 
 def tree_of_two_commits(folder: Path) -> Path:
-    """A git tree with a kernel of two commits; only the second has the series."""
+    """Make a git tree of a kernel with two commits; only the second has the series."""
     (folder / "drivers/block").mkdir(parents=True)
     (folder / "Makefile").write_text(MAKEFILE)
     (folder / "Kconfig").write_text(

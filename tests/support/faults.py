@@ -1,6 +1,6 @@
-"""The faults that the testbed must live through: where each strikes, how it is reported, and the test that shows it.
+"""The faults that the testbed must survive: where each strikes, how it is reported, and the tests of it.
 
-Every fault leaves no process; after the next command there is no socket, scratch file or held lock; the guest's logs stay.
+No fault leaves a process; after the next command there is no socket, scratch file or held lock; the guest's logs stay.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from testbed import errors
 from testbed.guest.lifecycle import NEXT, Event, State
 from tests.support.places import Ended
 
-# Of the table, so that a new state is hurt as well: those that have a QEMU, and all in which there is something to be left.
+# Taken from the lifecycle's table, so that new states are tested, too: states with a QEMU, and all states in which
+# something could be left.
 ALIVE = tuple(state for state, event in NEXT if event is Event.ENDED)
 STARTED = tuple(state for state in State if state is not State.STOPPED)
 NAMES = tuple(state.name for state in STARTED)
@@ -23,10 +24,11 @@ NAMES = tuple(state.name for state in STARTED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """`stages`: where it strikes; none: not in a guest's life. `error`, `status`: what is raised, and the command's exit code; None where
-    the command goes on, or is not there any more. `tests`: FILE::FUNCTION.
+    """`stages`: where it strikes; none: not in a guest's life. `error`, `status`: what is raised, and the command's
+    exit code; None if the command continues, or was killed. `tests`: FILE::FUNCTION.
 
-    `within_s`: how long whatever meets it may take from its start to its end: many times what it takes, since it is for what hangs.
+    `within_s`: how long a test of it may take from its start to its end: many times what it takes, since it is to
+    detect hangs.
     """
 
     stages: tuple[State, ...] = ()
@@ -37,7 +39,7 @@ class Fault:
 
 
 class Met:
-    """How a fault was met: `error` is what was raised here."""
+    """What a fault caused: `error` is what was raised here."""
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
@@ -45,8 +47,8 @@ class Met:
         self._commands = 0
 
     def by(self, command: Ended, *, coded: bool = True) -> Ended:
-        """A command (with `--json`) has met it, which has the table's exit code and says the table's error. `coded`: unless it has a result
-        all the same, as a run has where a guest was lost.
+        """Check that a command (with `--json`) ended with the table's exit code and error. `coded`: False if it has a
+        result anyway, as a run has whose guest was lost.
         """
         assert self.fault.status in (None, command.status), command
         if coded and self.fault.error is not None:
@@ -61,7 +63,8 @@ class Met:
 
 @contextlib.contextmanager
 def expect(name: str) -> Iterator[Met]:
-    """What is inside meets the fault `name`, and ends as the table says, and in time: by raising its error, or by a command's exit code.
+    """Check that the block ends as the table says of the fault `name`, and in time: by raising its error, or by a
+    command's exit code.
 
     :raise AssertionError: it does not.
     """

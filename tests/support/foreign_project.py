@@ -1,4 +1,4 @@
-"""A project of somebody else's: a virtual environment with the built wheel, and nothing that the wheel does not ask for."""
+"""Makes another project's virtual environment: the built wheel and its dependencies, nothing else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from testbed.hashing import content_key, file_sha256
 from testbed.host import paths
 
 ROOT = Path(__file__).parents[2]
-# What a foreign project installs: the wheel with its extra, and a plugin of its own choice.
+# What another project installs: the wheel with its extra, and a plugin of its own choice.
 _WANTED = ("loop-cgroup-testbed[pytest]", "pytest-xdist")
 
 
@@ -32,7 +32,7 @@ class Foreign:
     def run(
         self, *words: str | Path, folder: Path, timeout_s: float = 600, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """`python WORDS`, without anything of the environment that says where this checkout is."""
+        """Run `python WORDS` without environment variables that name this checkout."""
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -49,7 +49,7 @@ class Foreign:
 
 
 def needed(wanted: tuple[str, ...] = _WANTED) -> set[str]:
-    """Names of all packages that these need, by what the installed ones say of themselves."""
+    """Return the names of all packages that these need, by the metadata of the installed ones."""
     found: set[str] = set()
     waiting = [Requirement(text) for text in wanted]
     while waiting:
@@ -70,7 +70,7 @@ def needed(wanted: tuple[str, ...] = _WANTED) -> set[str]:
 
 
 def locked(names: set[str]) -> str:
-    """The lines of requirements.lock for these, with their hashes."""
+    """Return the lines of requirements.lock for these, with their hashes."""
     entries = re.split(r"\n(?=\S)", (ROOT / "requirements.lock").read_text().strip())
     by_name: dict[str, str] = {canonicalize_name(entry.split("==")[0]): entry for entry in entries if "==" in entry}
     missing = names - by_name.keys()
@@ -79,7 +79,7 @@ def locked(names: set[str]) -> str:
 
 
 def build_wheel(folder: Path) -> Path:
-    """The wheel of this checkout."""
+    """Build the wheel of this checkout."""
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder],
         cwd=ROOT,
@@ -91,9 +91,10 @@ def build_wheel(folder: Path) -> Path:
 
 
 def prepare(folder: Path) -> Foreign:
-    """Build the wheel in `folder`, and install it into an environment that is kept in the cache for each state of requirements.lock.
+    """Build the wheel in `folder`, and install it into an environment that the cache keeps for each state of
+    requirements.lock.
 
-    It is left alone where the same wheel is installed already: another worker may be at work in it.
+    If the same wheel is installed already, the environment is not changed: another worker may be using it.
     """
     wheel, lock = build_wheel(folder), locked(needed())
     venv = paths.folders().cache / f"foreign-{content_key(lock, sys.version, str(ROOT))}"

@@ -1,4 +1,4 @@
-"""What JUnit's XML may hold, as Jenkins' schema has it: which elements, in which order, with which attributes; and that it adds up."""
+"""Checks JUnit XML by the rules of Jenkins' schema: elements, their order and attributes, and sums."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from xml.etree import ElementTree as Xml
 
 _COUNTS = {"tests", "failures", "errors", "skipped", "time"}
 _SUITE = {"name", *_COUNTS, "id", "timestamp", "hostname", "package", "disabled"}
-# By element: attributes that it must have, that it may have, and its children in their order.
+# For each element: its required and optional attributes, and its children in their order.
 _RULES: dict[str, tuple[set[str], set[str], tuple[str, ...]]] = {
     "testsuites": (set(), {"name", *_COUNTS, "disabled"}, ("testsuite",)),
     "testsuite": ({"name", "tests"}, _SUITE, ("properties", "testcase", "system-out", "system-err")),
@@ -27,9 +27,9 @@ _KINDS = {"failures": "failure", "errors": "error", "skipped": "skipped"}
 
 
 def check(text: str) -> Xml.Element:
-    """The root, if it is as it should be.
+    """Return the root of a valid document.
 
-    :raise ValueError: it is not; says what.
+    :raise ValueError: it is not valid; says why.
     """
     root = Xml.fromstring(text)
     if root.tag != "testsuites":

@@ -1,5 +1,6 @@
-"""A reader of KTAP, version 1, by Documentation/dev-tools/ktap.rst; strict where the kernel's (tools/testing/kunit/kunit_parser.py) tells
-of an error: a missing or wrong version or plan, results out of order, too many or too few, a subtest without its result.
+"""Parses KTAP, version 1 (Documentation/dev-tools/ktap.rst); strict where the kernel's parser
+(tools/testing/kunit/kunit_parser.py) reports an error: a missing or wrong version or plan, results out of order, too
+many or too few, a subtest without its result.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _DIRECTIVES = {None, "SKIP", "TODO", "XFAIL", "TIMEOUT", "ERROR"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Test:
-    """`diagnostics`: the lines beginning with # before its result."""
+    """One result. `diagnostics`: the lines beginning with # before it."""
 
     name: str
     status: str
@@ -27,9 +28,9 @@ class Test:
 
 
 def parse(text: str) -> tuple[Test, ...]:
-    """The top level's tests.
+    """Return the top level's tests.
 
-    :raise ValueError: it is no KTAP; says where.
+    :raise ValueError: the text is not KTAP; says where.
     """
     lines = text.split("\n")
     if lines.pop() != "":
@@ -41,10 +42,10 @@ def parse(text: str) -> tuple[Test, ...]:
 
 
 def _level(lines: list[str], at: int, indent: str) -> tuple[tuple[Test, ...], int]:
-    """The tests of one level that begins at a line, and the line after it."""
+    """Parse one level that begins at a line; return its tests and the number of the line after it."""
 
     def line(number: int) -> str | None:
-        """Without its indent; None where the level ends."""
+        """Return a line without its indent, or None at the level's end."""
         return lines[number][len(indent) :] if number < len(lines) and lines[number].startswith(indent) else None
 
     if line(at) != "KTAP version 1":

@@ -1,4 +1,4 @@
-"""Folders of a test's own for whole commands, and what these leave behind there."""
+"""Gives whole commands folders of a test's own, and finds what they leave behind there."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from testbed.guest.session import OWNER_VARIABLE
 from testbed.host import paths, registry
 
 ROOT = Path(__file__).parents[2]
-# What is made once for all tests.
+# Made once for all tests.
 _SHARED = ("images", "kernels", "initramfs", "templates", "probes", "reach")
-# A child of a killed process dies with it, but not before the kernel has come to that. Looks at it are counted, not seconds: in those a
-# host that stood still itself had no time for it.
+# A child of a killed process dies with it, but only when the kernel gets to it. Checks are counted, not seconds: a host
+# that was stopped had no time for it either.
 _LOOKS, _BETWEEN_S = 400, 0.05
 
 
@@ -37,7 +37,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Places:
-    """`cache` shares what is dear with the user's own; scratch, runs and sockets are this test's."""
+    """The folders. `cache` shares what is expensive with the user's own; scratch, runs and sockets are this test's."""
 
     root: Path
     cache: Path
@@ -56,14 +56,14 @@ class Places:
             "XDG_RUNTIME_DIR": self.runtime,
             "PYTHONPATH": ROOT,
         }
-        # The queue of the account is that of whoever runs the tests.
+        # The admission queue is that of the user who runs the tests.
         own |= {"TESTBED_ADMISSION": self.runtime / "testbed" / "admission", "TMPDIR": self.temporary}
         return {**os.environ, **{name: str(path) for name, path in own.items()}, "COLUMNS": "300"}
 
     async def start(
         self, *words: str, hurt: tuple[str, ...] = (), within: tuple[str, ...] = (), **env: str
     ) -> asyncio.subprocess.Process:
-        """Start `testbed`; `hurt`: what happens to it, see `victim`; `within`: a program that runs it."""
+        """Start `testbed`; `hurt`: the fault that it meets, see `victim`; `within`: a program that runs it."""
         argv = [*within, sys.executable, "-m", *(("tests.support.victim", *hurt) if hurt else ("testbed",)), *words]
         pipe = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(
@@ -73,7 +73,7 @@ class Places:
     async def run(
         self, *words: str, status: int | None = 0, hurt: tuple[str, ...] = (), within: tuple[str, ...] = (), **env: str
     ) -> Ended:
-        """Run `testbed` to its end, which is expected within some minutes."""
+        """Run `testbed` to its end, which is expected within minutes."""
         child = await self.start(*words, hurt=hurt, within=within, **env)
         async with asyncio.timeout(300):
             out, err = await child.communicate()
@@ -83,7 +83,7 @@ class Places:
         return ended
 
     def bare(self) -> Places:
-        """The same, but for a cache in which nothing is."""
+        """Return the same folders with an empty cache."""
         cache = self.root / "bare"
         shutil.rmtree(cache, ignore_errors=True)
         (cache / "scratch").mkdir(parents=True)
@@ -94,11 +94,11 @@ class Places:
         path.write_text(text)
         return str(path)
 
-    # What is left ------------------------------------------------------------------------------------------------------------------
+    # What is left behind
 
     def processes(self) -> dict[int, str]:
-        """Those that were started with these folders, by their ids; they inherit the environment."""
-        # QEMU gets little of it, but whose it is.
+        """Return the processes that were started with these folders, by pid; they inherit the environment."""
+        # QEMU inherits only the variable that says whose it is.
         marks, found = (f"XDG_RUNTIME_DIR={self.runtime}\0".encode(), f"{OWNER_VARIABLE}={self.runtime}/".encode()), {}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -108,7 +108,7 @@ class Places:
         return found
 
     def strays(self) -> dict[int, str]:
-        """Those of them that are neither the supervisor of a guest that is ready nor descend from one."""
+        """Return those that neither are the supervisor of a ready guest nor descend from one."""
         there = self.processes()
         records = [registry.read_record(folder) for folder in (self.runtime / "testbed" / "vms").glob("*")]
         keepers = {
@@ -117,21 +117,23 @@ class Places:
         return {pid: words for pid, words in there.items() if keepers.isdisjoint(_line(pid))}
 
     async def no_processes(self) -> None:
-        """Wait until none is there: what is killed dies soon.
+        """Wait until there are no processes.
 
         :raise AssertionError: some stay.
         """
         await _none(self.processes)
 
     async def no_strays(self) -> None:
-        """Wait until none is there but for guests that stay, and what belongs to them.
+        """Wait until only VMs and their processes are left.
 
         :raise AssertionError: some stay.
         """
         await _none(self.strays)
 
     def left(self) -> list[str]:
-        """Sockets, scratch and temporary files, what is half-made in the cache and of snapshots, locks that are held, and mounts."""
+        """List sockets, scratch and temporary files, unfinished parts of the cache and snapshots, held locks, and
+        mounts.
+        """
         testbed = self.runtime / "testbed"
         found = [
             path
@@ -141,16 +143,16 @@ class Places:
         found += list((self.cache / "scratch").iterdir()) if self.cache.exists() else []
         found += [path for path in self.cache.glob("*/.unfinished-*") if not path.parent.is_symlink()]
         found += [path for path in self.state.glob("runs/*/.running") if _held(path)]
-        # As asyncssh is loaded, Python asks gcc for libraries (ctypes.util.find_library) by a file tmpXXXXXXXX: it stays if that is killed.
+        # Importing asyncssh runs gcc (ctypes.util.find_library) with a file tmpXXXXXXXX, which stays if it is killed.
         found += [path for path in self.temporary.iterdir() if path.is_dir() or not path.name.startswith("tmp")]
         found += self.state.glob("snapshots/*/.*")
         mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if f" {self.root}/" in line]
         return [str(path) for path in found] + mounts
 
     async def nothing_left(self, *next_command: str) -> None:
-        """All is gone after the next command, and the processes before.
+        """Check that no processes are left, and nothing else after the next command.
 
-        :raise AssertionError: it is not.
+        :raise AssertionError: something is left.
         """
         await self.no_processes()
         await self.run(*(next_command or ("gc", "--unused-for", "9999d", "--larger-than", "999T")))
@@ -162,7 +164,7 @@ class Places:
             os.kill(pid, signal.SIGKILL)
 
     def end(self) -> None:
-        """Kill what a failed test has left."""
+        """Kill the processes that a failed test has left."""
         for pid in self.processes():
             self.kill(pid)
 
@@ -176,11 +178,11 @@ async def _none(of: Callable[[], dict[int, str]]) -> None:
 
 
 def _line(pid: int) -> list[int]:
-    """A process and its ancestors, as far as they are there."""
+    """Return a process and its living ancestors."""
     line = [pid]
     with contextlib.suppress(OSError):
         while line[-1] > 1:
-            # The fields after the name, which may hold anything, are the state and the parent (proc_pid_stat(5)).
+            # The fields after the name, which may contain anything, are the state and the parent (proc_pid_stat(5)).
             line.append(int(Path(f"/proc/{line[-1]}/stat").read_text().rpartition(")")[2].split()[1]))
     return line
 
@@ -195,7 +197,7 @@ def _held(path: Path) -> bool:
 
 @contextlib.contextmanager
 def made(*, name: str = "") -> Iterator[Places]:
-    """Such folders; `name` is in the path of each but that of the sockets, which must be short."""
+    """Make such folders; `name` is in the path of each except the sockets', which must be short."""
     own = paths.folders().cache
     with tempfile.TemporaryDirectory(prefix="tb-") as short:
         root = Path(short) / name if name else Path(short)

@@ -1,4 +1,4 @@
-"""Stands between the testbed and QEMU's monitor, passes on what they say, open files included, and damages it on command."""
+"""A proxy between the testbed and QEMU's monitor: forwards messages and descriptors, and damages them on command."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 
 
 class Damage(enum.Enum):
-    """CLOSED: the socket. HALF: of the next message, and then nothing. HALF_CLOSED: the same, and then the end. MUTE: no message.
+    """CLOSED: closes the socket. HALF: sends half of the next message, then nothing. HALF_CLOSED: the same, then
+    closes. MUTE: sends nothing.
 
-    Called as in the table of faults.
+    The values are names of the table of faults.
     """
 
     CLOSED = "QMP socket closed"
@@ -24,7 +25,7 @@ class Damage(enum.Enum):
 
 
 class Proxy:
-    """Waits until QEMU listens on `socket`; then it listens on `path` itself."""
+    """Waits until QEMU listens on `socket`, then listens on `path`."""
 
     def __init__(self, monitor: Path) -> None:
         self.path = monitor.with_name("between")
@@ -44,7 +45,7 @@ class Proxy:
         self._thread.start()
 
     def hurt(self, damage: Damage) -> None:
-        """From now on."""
+        """Damage messages from now on."""
         self._damage = damage
         if damage is Damage.CLOSED and self._client is not None:
             self._client.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""A QMP server on a unix socket that answers from a table and remembers what it was asked."""
+"""A QMP server on a unix socket that answers from a table and records the commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, 
 
 
 async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]:
-    """JSON texts, one after the other, with or without anything between them: that is all that QMP promises."""
+    """Yield consecutive JSON texts, with or without separators: QMP promises no more."""
     pending = ""
     while data := await reader.read(65536):
         pending = (pending + data.decode()).lstrip()
@@ -27,7 +27,7 @@ async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any
 
 
 class FakeQmp:
-    """`answers` maps a command to its return value, an Exception's text to refuse it, or None to say nothing at all."""
+    """`answers` maps a command to its return value, an exception whose text refuses it, or None to send no answer."""
 
     def __init__(self, answers: dict[str, Any]) -> None:
         self.answers = {"qmp_capabilities": {}} | answers

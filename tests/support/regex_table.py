@@ -1,5 +1,7 @@
-"""Where the testbed uses Python's `re`, whose time may grow faster than the text: by module, the constants or functions, and why that is
-well. What is not here uses RE2, or no patterns.
+"""The uses of Python's `re`, whose time may grow faster than the text: by module, the constants or functions, and what
+bounds them.
+
+All other code uses RE2, or no patterns.
 """
 
 from __future__ import annotations
@@ -7,7 +9,7 @@ from __future__ import annotations
 _OF_USER = "the command line's, or a name that the caller chose"
 _OF_MACHINE = "this machine's kernel, its package manager, or our own files"
 
-# Of the caller and of this machine: nobody who is not trusted chooses the text.
+# Text of the caller and of this machine, which nobody else chooses.
 OURS: dict[str, tuple[str, str]] = {
     "host/resources": ("_AVAILABLE _FILES _FILES_BELOW hierarchies", _OF_MACHINE),
     "api/supervised_guest": ("start_supervised", _OF_USER),
@@ -26,16 +28,16 @@ OURS: dict[str, tuple[str, str]] = {
     "vms/launcher": ("_NAME", _OF_USER),
 }
 
-# Reached by a loop, and asked for the whole of a text by it.
+# Used in a loop over a whole text.
 IN_LOOPS_FULLMATCH = {"topology/yaml_reader:_YAML_1_1", "bugs/script_files:_LANGUAGES"}
-# More than linear, and to be mended: a row goes with its pattern.
+# More than linear, to be fixed: a row goes with its pattern.
 NOT_YET: set[str] = set()
 _ANCHORED = "asked for the whole of a text or its beginning; one way to match"
 _FILE_NAME = "a file's name, of at most 255 bytes"
 _CUT = "lines are cut to 4,096 characters"
 
-# Of guests, files and sources of others: tests/unit/test_regex.py attacks each constant pattern; what bounds those that are made of parts stands
-# here.
+# Text of guests, and of others' files and sources: tests/unit/test_regex.py attacks each constant pattern; this says
+# what bounds composed patterns.
 STRANGERS: dict[str, tuple[str, str]] = {
     "pytest_plugin/requirements": ("_VERSION _numbers", "a name that the caller chose, at the begin of a line"),
     "bugs/script_files": ("_LANGUAGES _USES _SETTERS _BARE _SETS _COUNTED script _unmade _set", _CUT),

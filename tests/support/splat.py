@@ -1,11 +1,14 @@
-"""A kernel module that makes a kernel complain, made for each kernel from one of its own modules: no compiler, no headers.
+"""Builds a kernel module that makes a kernel print a warning or an oops, from one of the kernel's own modules: no
+compiler, no headers.
 
-Debian's cloud kernels have no lkdtm, and the headers of the newest want a compiler and a libc that its test machine may not have. What a
-module has to agree in with its kernel is in every module of that kernel: the vermagic, the size of `struct module` and where the pointer
-to the init function is, and how long an entry of the table of WARNs is. The rest is some bytes of x86 code. It has no versions of symbols,
-which a kernel with CONFIG_MODULE_FORCE_LOAD takes (all of Debian's).
+Debian's cloud kernels have no lkdtm, and the headers of the newest need a compiler and a libc that a test machine may
+lack. Everything in which a module must match its kernel is in every module of that kernel: the vermagic, the size of
+`struct module` and the offset of the pointer to the init function, and the size of an entry of the WARN table. The rest
+is some bytes of x86 code. The module has no symbol versions, which kernels with CONFIG_MODULE_FORCE_LOAD accept (all of
+Debian's).
 
-Sources: elf(5), include/linux/module.h, include/asm-generic/bug.h, arch/x86/include/asm/bug.h, lib/bug.c of 5.10 to 7.2.
+Sources: elf(5), include/linux/module.h, include/asm-generic/bug.h, arch/x86/include/asm/bug.h, lib/bug.c of 5.10 to
+7.2.
 """
 
 from __future__ import annotations
@@ -23,16 +26,17 @@ _PROGBITS, _SYMTAB, _STRTAB, _RELOCATIONS = 1, 2, 3, 4
 _WRITE, _ALLOC, _EXEC, _INFO = 1, 2, 4, 0x40
 _ABS64, _PC32 = 1, 2
 _THIS_MODULE = ".gnu.linkonce.this_module"
-# BUGFLAG_WARNING, and TAINT_WARN (9) where x86 has it in the flags.
+# BUGFLAG_WARNING, and TAINT_WARN (9) in the bits that x86 uses for it.
 _WARNING = 1 | 9 << 8
-# Until 5.18 the table's pointers count from their entry and not from themselves: 4 bytes less here, so that there is more before the name.
+# Until 5.18 the table's pointers are relative to their entry and not to themselves: 4 bytes less, so there is more text
+# before the name.
 _FILE, _LINE = "././tests/support/splat.py", 42
 _EAGAIN = 11
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """What a module of a kernel has in common with all of its modules."""
+    """What all modules of a kernel have in common."""
 
     vermagic: bytes
     this_module: bytes  # with the name taken out
@@ -42,7 +46,7 @@ class Template:
 
 
 def template(module: bytes) -> Template:
-    """Of a module of the kernel that has a WARN in it, such as virtio_blk.ko."""
+    """Read it from a module of the kernel that contains a WARN, such as virtio_blk.ko."""
     head = _EHDR.unpack_from(module)
     headers = [_SHDR.unpack_from(module, head[6] + number * head[11]) for number in range(head[12])]
     names = module[headers[head[13]][4] :]
@@ -50,7 +54,7 @@ def template(module: bytes) -> Template:
     info = dict(word.split(b"=", 1) for word in found[".modinfo"].split(b"\0") if b"=" in word)
     this = found[_THIS_MODULE]
     name_at = this.index(info[b"name"] + b"\0")
-    # Its relocations are to the init and the exit function; init comes first in struct module.
+    # Its relocations are those of the init and exit functions; init comes first in struct module.
     init_at = min(at for at, _, _ in _RELA.iter_unpack(found[f".rela{_THIS_MODULE}"]))
     pointers = len(found[".rela__bug_table"]) // _RELA.size
     bug_entry_bytes = 16 if len(found["__bug_table"]) * 3 == pointers * 16 else 12
@@ -91,13 +95,13 @@ class Code:
         self.needs: list[str] = []
 
     def string(self, text: str) -> At:
-        """Puts a text into the data."""
+        """Put a text into the data."""
         at = len(self.data.data)
         self.data.data += text.encode() + b"\0"
         return At(at)
 
     def call(self, function: str, *arguments: At | int) -> None:
-        """Calls an exported function of the kernel with at most two arguments."""
+        """Call an exported function of the kernel with at most two arguments."""
         self.needs.append(function)
         for argument, movabs in zip(arguments, (b"\x48\xbf", b"\x48\xbe"), strict=False):  # %rdi, %rsi
             self.text.data += movabs
@@ -120,11 +124,11 @@ class Code:
         self.bugs.data += bytes(self._of.bug_entry_bytes - 4) + struct.pack("<HH", _LINE, _WARNING)
 
     def null(self) -> None:
-        """A write to address 0."""
+        """Write to address 0."""
         self.text.data += b"\x31\xc0\x89\x00"  # xor %eax,%eax; mov %eax,(%rax)
 
     def module(self) -> bytes:
-        """The module, called `splat`."""
+        """Return the module, named `splat`."""
         self.text.data += (
             b"\x48\x83\xc4\x08\xb8" + struct.pack("<i", -_EAGAIN) + b"\xc3"
         )  # add $8,%rsp; mov ..,%eax; ret
@@ -137,7 +141,7 @@ class Code:
 
 
 def _elf(sections: list[_Section], needs: list[str]) -> bytes:
-    """A relocatable file; `needs`: the functions of the kernel that it calls."""
+    """Build a relocatable file; `needs`: the kernel functions that it calls."""
     strings, symbols, numbers = bytearray(b"\0"), bytearray(_SYM.size), dict[str, int]()
 
     def add(name: str, bound: int, section: int) -> None:

@@ -1,4 +1,4 @@
-"""Plain values that the unit tests share."""
+"""Values that the unit tests share."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def host(*, kvm: bool = False, cores: int = 2, free: int = 16 * GIB, **changes: 
     )
 
 
-# Before a program that mounts: nobody else sees it; as a plain user that takes a namespace of users.
+# Prefix of a program that mounts, so that nobody else sees the mounts; a plain user needs a user namespace.
 APART = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--user", "--map-root-user")))
 
 
 def may_mount() -> bool:
-    """Whether this machine lets somebody like us mount anything, as root or in a namespace of users."""
+    """Return whether this machine lets us mount anything, as root or in a user namespace."""
     return (
         subprocess.run([*APART, "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True, check=False).returncode
         == 0
@@ -51,5 +51,5 @@ def may_mount() -> bool:
 
 
 def host_limits(memory_bytes: int) -> HostLimits:
-    """This host, as if it had so much memory."""
+    """Return this host's limits as if it had that much memory."""
     return replace(HostLimits.of_this_host(), memory_bytes=memory_bytes)

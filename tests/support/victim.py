@@ -1,9 +1,9 @@
-"""`testbed` as it is, but for what happens when a guest of it comes into a state:
+"""Runs `testbed` with a fault that strikes when a guest reaches a state:
 
     python -m tests.support.victim HURT STATE WORDS...
 
-HURT: `us` kills the process that has the guest, `starter` the command that was typed, `qemu` the guest's QEMU.
-STATE: a guest is PLANNED when its disks are there and its QEMU is about to start; to be LOST, its QEMU is killed before. SAVING: a
+HURT: `us` kills the process that owns the guest, `starter` the command that was typed, `qemu` the guest's QEMU. STATE:
+a guest is PLANNED when its disks exist and its QEMU is about to start; for LOST, its QEMU is killed before. SAVING: a
 template's state is being written.
 """
 
@@ -25,7 +25,7 @@ SAVING = "SAVING"
 
 
 def hurt(how: str, at: str) -> None:
-    """Let it happen, once."""
+    """Install the fault; it strikes once."""
     starter, advance, argv, execute = os.getpid(), Liveness.advance, command_line.argv, Monitor.execute
 
     def strike(qemu: int) -> None:

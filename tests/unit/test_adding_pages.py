@@ -52,7 +52,8 @@ def test_a_profile_is_one_row(tmp_path: Path) -> None:
     docs_pages.apply("adding-a-profile", tmp_path)
     assert "185 requests a second" in command(tmp_path, "profiles", "--markdown")
     file = topology(tmp_path, "adding-a-profile")
-    throttle = "from testbed.topology.load import load; from testbed.qemu.blockdev import throttle_of; from pathlib import Path;"
+    load = "from pathlib import Path; from testbed.topology.load import load;"
+    throttle = f"{load} from testbed.qemu.blockdev import throttle_of;"
     shown = run(tmp_path, "-c", f"{throttle} print(throttle_of(load(Path({file!r})).guests['g0'].disks['data']))")
     assert "iops_total=185" in shown and "bps_total=160000000" in shown
     words = "from testbed.hardware.commands import parse_throttle; print(parse_throttle(['hdd-15000', 'scale=0.5']))"
@@ -107,7 +108,6 @@ def test_an_ablation_is_one_row(tmp_path: Path) -> None:
         "print(apply_ablation(ABLATIONS['issuer-not-active'], lambda _: Path('loop.c').read_text()))"
     )
     assert "set_active_memcg(NULL)" in run(tmp_path, "-c", apply)
-    assert "issuer-not-active" in command(tmp_path, "kernel", "build", "--help")
     (tmp_path / "loop.c").write_text("moved")
     with pytest.raises(AssertionError, match="its place has moved in this source"):
         run(tmp_path, "-c", apply)

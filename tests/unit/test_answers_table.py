@@ -1,4 +1,4 @@
-"""The table of wrong answers names, for each, tests that are there."""
+"""Checks that the table of wrong answers lists existing tests for each."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ ROOT = Path(__file__).parents[2]
 ROWS: list[dict[str, Any]] = yaml.safe_load((ROOT / "tests" / "answers.yaml").read_text())
 
 
-def test_each_wrong_answer_stands_once() -> None:
+def test_each_wrong_answer_is_listed_once() -> None:
     lines = [row["line"] for row in ROWS]
     assert len(set(lines)) == len(lines) > 25
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["line"])
-def test_each_wrong_answer_is_held_by_tests_that_are_there(row: dict[str, Any]) -> None:
+def test_each_wrong_answer_has_existing_tests(row: dict[str, Any]) -> None:
     assert set(row) == {"line", "kind", "guest", "tests"} and row["tests"]
     for named in row["tests"]:
         file, _, test = named.partition("::")

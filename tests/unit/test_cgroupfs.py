@@ -1,4 +1,4 @@
-"""The kernel's counters, and everything else that may stand there: numbers, or an error of ours that names the place."""
+"""Files of the cgroup filesystem, whatever they contain: parsed, or an error of ours that names the place."""
 
 from __future__ import annotations
 
@@ -190,7 +190,10 @@ def test_shell_functions_read_files_unchanged(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     (tmp_path / "folder").mkdir()
     files = " ".join([*texts, "folder", "none"])
-    script = f"{shell_functions.function_definitions(mark)}echo noise\nsection one\ntake {files}\nsection two\ntake whole\nnote status 7\nfinish\n"
+    script = (
+        f"{shell_functions.function_definitions(mark)}echo noise\nsection one\ntake {files}\n"
+        "section two\ntake whole\nnote status 7\nfinish\n"
+    )
     done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     found = shell_functions.sections(done.stdout, mark, "g0")
     assert (

@@ -1,4 +1,4 @@
-"""The table of faults names tests that exist, and covers all of a guest's life."""
+"""Checks that the table of faults names existing tests, and covers all of a guest's life."""
 
 import ast
 from dataclasses import replace
@@ -18,7 +18,7 @@ GUEST = Path(faults.__file__).parents[1] / "guest"
 
 
 @pytest.mark.parametrize("name", faults.FAULTS)
-def test_the_tests_of_a_fault_exist_and_compare_what_comes_of_it_with_the_table(name: str) -> None:
+def test_each_fault_has_tests_that_compare_the_result_with_the_table(name: str) -> None:
     for test in faults.FAULTS[name].tests:
         file, _, function = test.partition("::")
         bodies = {
@@ -30,8 +30,8 @@ def test_the_tests_of_a_fault_exist_and_compare_what_comes_of_it_with_the_table(
         assert any("with expect(" in body for body in (bodies[function], *helpers)), test
 
 
-def test_who_is_told_an_error_ends_with_its_exit_code() -> None:
-    """`cli._fail` ends a command with it whatever the error is; this holds the rows to that whose tests raise it in their own process."""
+def test_each_error_has_the_exit_code_of_its_row() -> None:
+    """`cli._fail` ends a command with the error's exit code; rows whose tests raise it in their own process must agree."""
     assert {fault.status for fault in faults.FAULTS.values() if fault.error is not None} == {ERROR}
     assert {fault.status for fault in faults.FAULTS.values() if fault.error is None} == {0, None}
 
@@ -45,7 +45,7 @@ def test_each_damage_of_the_monitor_is_a_fault() -> None:
     assert {damage.value for damage in Damage} <= faults.FAULTS.keys()
 
 
-def test_a_fault_is_met_as_its_row_says_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_that_differs_from_the_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "SSH dropped in a command"
     with faults.expect(name) as met:
         raise WireBroken("gone")
@@ -69,7 +69,7 @@ def test_a_fault_is_met_as_its_row_says_or_not_at_all(monkeypatch: pytest.Monkey
         raise WireBroken("late")
 
 
-def test_every_state_in_which_a_guest_can_end_is_hurt() -> None:
+def test_every_state_in_which_a_guest_can_end_has_a_fault() -> None:
     assert (
         set(faults.ALIVE) == {state for state in State if (state, Event.ENDED) in NEXT} and State.READY in faults.ALIVE
     )

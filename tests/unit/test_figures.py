@@ -1,7 +1,8 @@
 """The figures of the product that README.md and docs/ state, each against the code that it comes from.
 
-A row is a file, its sentence with `{}` for each figure, and their values. A figure that drifts fails here; a new one gets a row. What was
-measured has its command beside it in the text, and is not here; docs/scenarios.md, hardware.md and errors.md are generated as a whole.
+A row is a file, its sentence with `{}` for each figure, and their values. A figure that drifts fails here; a new one
+gets a row. What was measured has its command beside it in the text, and is not here; docs/scenarios.md, hardware.md and
+errors.md are generated as a whole.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def version(kernel: str) -> str:
 
 
 def stated(file: str, pattern: str) -> str:
-    """A number that stands in a file which is no Python."""
+    """Return a number from a file that is not Python."""
     match = re.search(pattern, (ROOT / file).read_text(encoding="utf-8"))
     assert match is not None, (file, pattern)
     return match[1]
@@ -66,7 +67,9 @@ def percent(share: float) -> str:
 
 
 def matrix() -> tuple[int, int, list[str]]:
-    """Of docs/results/four-kernels.md: cases with a PASS, those with SKIPs alone, and the scenarios that are newer than it."""
+    """Of docs/results/four-kernels.md: cases with a PASS, those with SKIPs alone, and the scenarios that are newer than
+    it.
+    """
     text = (ROOT / "docs/results/four-kernels.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([A-Za-z0-9/_-]+) \| (\*\*.*)$", text, re.MULTILINE)
     found = [set(re.findall(r"\*\*([A-Z]+)\*\*", cells)) for _, cells in rows]
@@ -217,7 +220,7 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
 @pytest.mark.parametrize(
     ("file", "sentence", "values"), FIGURES, ids=[f"{file}: {sentence[:40]}" for file, sentence, _ in FIGURES]
 )
-def test_a_figure_of_the_product_is_that_of_the_code(file: str, sentence: str, values: tuple[Any, ...]) -> None:
+def test_a_figure_in_the_docs_matches_the_code(file: str, sentence: str, values: tuple[Any, ...]) -> None:
     text = " ".join((ROOT / file).read_text(encoding="utf-8").split())
     said = sentence.format(*values)
     around = re.split(r"\{\d?\}", sentence)[0] or re.split(r"\{\d?\}", sentence)[1]

@@ -1,4 +1,4 @@
-"""A little of what `./tb fuzz` does, of every reader: its samples, what was found of it before, and some inputs made of these."""
+"""Runs a small part of `./tb fuzz` for each target: its samples, its earlier findings, and some mutations of both."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def wrong(target: Target, data: bytes) -> str:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_reader_takes_its_samples_what_was_found_and_changes_of_both(name: str) -> None:
-    """The same inputs each time."""
+def test_a_parser_handles_samples_findings_and_mutations(name: str) -> None:
+    """Uses the same inputs each time."""
     target, seeds = TARGETS[name], [path.read_bytes() for path in samples(name)]
     assert seeds, f"expected a sample of it at least, in tests/fuzz/corpus/{name}"
     for data in (b"", *seeds, *(path.read_bytes() for path in found(name))):
@@ -33,7 +33,7 @@ def test_a_reader_takes_its_samples_what_was_found_and_changes_of_both(name: str
         assert wrong(target, data) == ""
 
 
-def test_every_sample_and_finding_is_of_a_target() -> None:
+def test_every_sample_and_finding_belongs_to_a_target() -> None:
     here = Path(mutate.__file__).parent
     assert {path.name for folder in ("corpus", "findings") for path in (here / folder).glob("*")} <= TARGETS.keys()
     assert all(path.is_file() for name in TARGETS for path in found(name))

@@ -1,4 +1,4 @@
-"""The judge of a soak: what grows is named, and what only was not at its size yet does not grow."""
+"""Checks the judgement of a soak: growth is reported, and a rise that happens once is no growth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLAT = Held(
     tasks=1,
     disk_bytes=8000,
 )
-# How often the table is made larger while names come and go, in a program that has as many of its own as the testbed.
+# Counts how often the table grows while names come and go, in a program with as many own names as the testbed.
 NAMES = """\
 import sys
 from benchmarks import soak
@@ -57,13 +57,13 @@ def steps(before: str) -> int:
         ("disk_bytes", 1),
     ],
 )
-def test_what_grows_is_named(name: str, each: int) -> None:
+def test_growth_is_reported(name: str, each: int) -> None:
     kept = [replace(FLAT, **{name: getattr(FLAT, name) + round_ * each}) for round_ in range(1000)]
     (said,) = soak.growing(kept)
     assert said.startswith(f"{name}: ")
 
 
-def test_what_comes_and_goes_does_not_grow() -> None:
+def test_varying_values_are_no_growth() -> None:
     kept = [
         replace(
             FLAT,
@@ -76,6 +76,6 @@ def test_what_comes_and_goes_does_not_grow() -> None:
     assert soak.growing(kept) == ()
 
 
-def test_the_table_of_names_has_its_size_of_a_long_run_at_once() -> None:
+def test_the_table_of_interned_names_is_grown_first() -> None:
     assert steps("") >= 1
     assert steps("soak.age_names()") == 0

@@ -1,4 +1,4 @@
-"""Several runs of a suite as one table."""
+"""Checks the table of several runs of a suite."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def run(kernel: str, *tests: tuple[str, str, str], partial: Partial | None = Non
     return Suite.model_construct(**fields)
 
 
-def test_a_test_that_is_not_the_same_each_time_is_listed_and_reasons_have_their_tests() -> None:
+def test_varying_tests_are_listed_and_reasons_name_their_tests() -> None:
     end = Partial(ended=1, wanted=2, at_most=False, what="tests", why="interrupted by SIGINT")
     text = suites.markdown(
         [

@@ -1,4 +1,4 @@
-"""`tb`, where it cannot set up what it needs."""
+"""Checks `tb`: its errors when it cannot set up what it needs, and that its cache is private."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def tb(**env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([TB, "ps"], env={**os.environ, **env}, capture_output=True, text=True, timeout=120)
 
 
-def test_a_python_that_is_none_is_named(tmp_path: Path) -> None:
+def test_an_unusable_python_is_named(tmp_path: Path) -> None:
     done = tb(TESTBED_CACHE=str(tmp_path), TESTBED_PYTHON="/bin/true")
     assert done.returncode == 2
     assert done.stderr == "tb: TESTBED_PYTHON=/bin/true: expected a Python 3.11 or later with venv\n"
 
 
 @pytest.mark.parametrize("lock", [False, True])
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, lock: bool) -> None:
-    """`lock`: the folder is there, and nothing can be made in it."""
+def test_an_unwritable_cache_is_named(tmp_path: Path, lock: bool) -> None:
+    """`lock`: the folder exists, but nothing can be created in it."""
     cache = Path("/proc/self") if lock else tmp_path / "file/cache"
     (tmp_path / "file").touch()
     done = tb(TESTBED_CACHE=str(cache))
@@ -37,13 +37,13 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, lock: bool) -> 
     assert done.stderr == f"tb: {cache}: expected a folder that can be written to; name another with TESTBED_CACHE\n"
 
 
-def test_a_cache_is_private_from_the_first_on(tmp_path: Path) -> None:
+def test_a_new_cache_is_private(tmp_path: Path) -> None:
     cache = tmp_path / "new/cache"
     tb(TESTBED_CACHE=str(cache), TESTBED_PYTHON="/bin/true")
     assert [stat.S_IMODE(folder.stat().st_mode) for folder in (cache, cache.parent)] == [0o700, 0o700]
 
 
-def test_a_cache_that_older_versions_made_for_everybody_is_mended(tmp_path: Path) -> None:
+def test_a_readable_cache_of_an_older_version_is_made_private(tmp_path: Path) -> None:
     cache = tmp_path / "testbed"
     cache.mkdir()
     cache.chmod(0o755)
@@ -54,7 +54,7 @@ def test_a_cache_that_older_versions_made_for_everybody_is_mended(tmp_path: Path
 
 
 @pytest.mark.parametrize("mode", [0o1777, 0o775, 0o772])
-def test_nothing_is_run_from_a_cache_that_others_may_write_to(mode: int, tmp_path: Path) -> None:
+def test_a_cache_that_others_may_write_to_is_refused(mode: int, tmp_path: Path) -> None:
     tmp_path.chmod(mode)
     done = tb(TESTBED_CACHE=str(tmp_path))
     tmp_path.chmod(0o700)
@@ -62,12 +62,12 @@ def test_nothing_is_run_from_a_cache_that_others_may_write_to(mode: int, tmp_pat
 
 
 def test_modules_in_the_current_folder_are_not_run(tmp_path: Path) -> None:
-    """Which may be a stranger's: `cd` into what somebody sent, and `tb` sets itself up there."""
+    """A user may `cd` into a stranger's folder and run `tb` there for the first time."""
     folder, ran = tmp_path / "sent", tmp_path / "ran"
     folder.mkdir()
     for name in ("venv", "ensurepip", "json", "sitecustomize"):
         (folder / f"{name}.py").write_text(f"open({str(ran)!r}, 'a').write({name!r})\n")
-    python = tmp_path / "python"  # without pip, which would be installed from elsewhere
+    python = tmp_path / "python"  # without pip, which would be downloaded
     python.write_text(
         f'#!/bin/sh\ncase "$*" in *" venv "*) set -- "$@" --without-pip ;; esac\nexec {sys.executable} "$@"\n'
     )
@@ -80,7 +80,7 @@ def test_modules_in_the_current_folder_are_not_run(tmp_path: Path) -> None:
     assert (tmp_path / "cache").is_dir() and not ran.exists()
 
 
-def test_nothing_is_run_from_a_cache_that_others_may_put_another_in_the_place_of(tmp_path: Path) -> None:
+def test_a_cache_that_others_can_replace_is_refused(tmp_path: Path) -> None:
     public = tmp_path / "for all"
     public.mkdir()
     for mode, said in (
@@ -93,8 +93,8 @@ def test_nothing_is_run_from_a_cache_that_others_may_put_another_in_the_place_of
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
-def test_nothing_is_run_from_another_users_cache() -> None:
-    """As a plain user; the script is read by one who may not enter our checkout."""
+def test_another_users_cache_is_refused() -> None:
+    """Run as a plain user, who gets the script on standard input because he may not enter our checkout."""
     script = TB.read_text()
     words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-s", "ps"]
     plain = script.replace("ensure_packages\nensure_subordinate_ids\n", "")  # which would ask for root
@@ -107,14 +107,14 @@ def test_nothing_is_run_from_another_users_cache() -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupt_of_the_setting_up_says_so(tmp_path: Path) -> None:
+def test_an_interrupted_setup_says_so(tmp_path: Path) -> None:
     setting_up = subprocess.Popen(
         [TB, "ps"], env={**os.environ, "TESTBED_CACHE": str(tmp_path)}, stderr=subprocess.PIPE, process_group=0
     )
     assert setting_up.stderr is not None and b"installing Python packages" in setting_up.stderr.readline()
     (lock,) = tmp_path.glob("venv-*.lock")
     assert stat.S_IMODE(lock.stat().st_mode) == 0o600, "nobody else can hold it"
-    time.sleep(0.2)  # wherever it is by then
+    time.sleep(0.2)  # at an arbitrary point
     with subprocess.Popen(
         [TB, "ps"], env={**os.environ, "TESTBED_CACHE": str(tmp_path)}, stderr=subprocess.PIPE, process_group=0
     ) as other:

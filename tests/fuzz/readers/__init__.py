@@ -1,1 +1,3 @@
-"""How each reader is given bytes: a function for each target, which takes any, and returns or raises that reader's documented errors."""
+"""Feeds bytes to each parser: a function for each target that takes any bytes, and returns or raises the parser's
+documented errors.
+"""

@@ -1,4 +1,4 @@
-"""What QEMU, or who has taken it over, sends to the process that emulates a disk: NBD."""
+"""NBD that QEMU, or a guest that has taken it over, sends to the process that emulates a disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DISK_BYTES = 1 << 16
 
 
 class _Memory:
-    """A store whose every access is within it."""
+    """A backing that checks that each access is within it."""
 
     def __init__(self) -> None:
         self.size = _DISK_BYTES
@@ -38,7 +38,7 @@ class _Memory:
 
 
 def nbd(data: bytes) -> None:
-    """A client's bytes, in two pieces: negotiation, and requests, which are carried out on a disk that can be written and on another."""
+    """Handle a client's bytes, in two pieces: negotiation, and requests, on a writable and on a read-only disk."""
     for read_only, block_bytes in ((False, 1), (True, 512)):
         device = Device(_Memory(), log=io.StringIO())
         protocol = Protocol(size_bytes=_DISK_BYTES, read_only=read_only, block_bytes=block_bytes)
@@ -58,7 +58,7 @@ def nbd(data: bytes) -> None:
 
 
 _OPTION, _REQUEST = b"IHAVEOPT", struct.pack(">I", 0x25609513)
-# Of an option: its number and length; of a request: flags, command, cookie, offset, length.
+# Fields of an option: number and length; of a request: flags, command, cookie, offset, length.
 _PLACES = {_OPTION: ((8, 4), (12, 4)), _REQUEST: ((4, 2), (6, 2), (8, 8), (16, 8), (24, 4))}
 _VALUES = (
     0,
@@ -82,7 +82,7 @@ _VALUES = (
 
 
 def nbd_field(data: bytes, rng: random.Random) -> bytes:
-    """A field of an option or a request with another number, or all of one twice."""
+    """Change a field of an option or a request, or repeat a whole one."""
     magic = rng.choice((_OPTION, _REQUEST))
     starts = [at for at in range(len(data)) if data.startswith(magic, at)]
     if not starts:

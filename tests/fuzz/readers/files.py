@@ -1,4 +1,4 @@
-"""What people hand each other to run: topologies, bugs, bundles, images of disks."""
+"""Files that people exchange and run: topologies, bugs, bundles, disk images."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.fuzz.readers import place
 
 
 def topology(data: bytes) -> None:
-    """All points of a file's matrix, relative to a folder that has nothing it could name."""
+    """Load all points of a file's matrix, relative to an empty folder."""
     path = place.file(data, "topology.yaml")
     parse_points(read_file(path), "topology.yaml", path.parent)
 
 
 def bug(data: bytes) -> None:
-    """A bug without other files, and its mapping written as a file again."""
+    """Load a bug without other files, and write it as a file again."""
     text = read_file(place.file(data, "bug.yaml"))
     parse(text)
     plain, _ = read_plain(text, "bug.yaml")
@@ -33,7 +33,7 @@ def bug(data: bytes) -> None:
 
 
 def bundle(data: bytes) -> None:
-    """All of a bundle that is read before anything of it runs."""
+    """Read everything of a bundle that is read before it runs."""
     path = place.file(data, "bundle.tar")
     found = bundles.read(path)
     parse_mapping(found.plain)
@@ -42,7 +42,7 @@ def bundle(data: bytes) -> None:
 
 
 def sealed(data: bytes, rng: random.Random) -> bytes:
-    """A bundle with another member, whose manifest knows it."""
+    """Add a member to a bundle and to its manifest."""
     try:
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             files = {one.name: (archive.extractfile(one) or io.BytesIO()).read() for one in archive}
@@ -59,13 +59,13 @@ def sealed(data: bytes, rng: random.Random) -> bytes:
                 info = tarfile.TarInfo(name)
                 info.size = len(member)
                 archive.addfile(info, io.BytesIO(member))
-    except Exception:  # tarfile has many of its own for what is none
+    except Exception:  # tarfile raises many kinds for damaged archives
         return mutate.tar_member(data, rng)
     return made.getvalue().rstrip(b"\0") + bytes(1024)
 
 
 def disk_image(data: bytes) -> None:
-    """The beginning and end of a disk's image, taken for raw and for qcow2."""
+    """Check the beginning and end of a disk image, as raw and as qcow2."""
     content = Content(head=data[:HEAD_BYTES], tail=data[-TAIL_BYTES:], size_bytes=len(data))
     for wanted in ("raw", "qcow2"):
         list(disk_images.image_mistakes(content, wanted, "its name", 1 << 30))

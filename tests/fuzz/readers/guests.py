@@ -1,4 +1,6 @@
-"""What a guest says: console and log, agent, files of its kernel, what programs and suites in it print, and what is copied out of it."""
+"""Data from a guest: console and log, agent, kernel files, output of programs and suites, and folders that are copied
+out.
+"""
 
 from __future__ import annotations
 
@@ -25,21 +27,24 @@ from tests.fuzz.readers import place
 
 
 def console_lines(data: bytes) -> None:
-    """A console, line by line, as guests are watched; what is found is written as JSON."""
+    """Parse a console line by line, as guests are watched; write its findings as JSON."""
     reader = kernel_log.ConsoleReader()
     found = [one.seconds for line in place.text(data).split("\n") if (one := reader.take(line)) is not None]
     json.dumps(found, allow_nan=False)
 
 
 def log(data: bytes) -> None:
-    """What is asked of a guest's log, merged with a console that has shown the same."""
+    """Parse a guest's log, merged with a console that has shown the same."""
     text = place.text(data)
     reader = kernel_log.ConsoleReader()
     shown = [one for line in text.split("\n") if (one := reader.take(line)) is not None]
     dmesg.merge(shown, dmesg.parse(text), 500)
 
 
-_SCRIPT = 'set -x\nprepare() { mkdir a; }\nprepare && echo "BYPASSED $1" <<EOF\nx\nEOF\nfor i in 1 2; do\n  sleep 1 & wait\ndone\n'
+_SCRIPT = (
+    'set -x\nprepare() { mkdir a; }\nprepare && echo "BYPASSED $1" <<EOF\nx\nEOF\n'
+    "for i in 1 2; do\n  sleep 1 & wait\ndone\n"
+)
 
 
 @functools.cache
@@ -54,7 +59,7 @@ def _bug() -> tuple[Condition, ...]:
 
 
 def script_output(data: bytes) -> None:
-    """Errors, output and console of a bug's script with NUL between; its length says which kind of interpreter it has."""
+    """Parse errors, output and console of a bug's script, separated by NUL; the length selects the interpreter."""
     errors, output, shown = [*data.split(b"\0", 2), b"", b""][:3]
     first = ("", "#!/bin/sh\n", "#!/usr/bin/python3\n")[len(data) % 3]
     watch = SignatureMatcher(_bug(), script("crash.sh", first + _SCRIPT))
@@ -70,7 +75,7 @@ def script_output(data: bytes) -> None:
 
 
 class _Wire:
-    """Takes what is said to the agent."""
+    """Receives what is sent to the agent."""
 
     def write(self, data: bytes) -> None:
         del data
@@ -82,7 +87,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def agent(data: bytes) -> None:
-    """What answers on the agent's port, for each question that is asked there, until it ends."""
+    """Parse answers on the agent's port, for each kind of request, until the end."""
     _loop().run_until_complete(_asked(data))
 
 
@@ -91,7 +96,7 @@ async def _asked(data: bytes) -> None:
     reader.feed_data(data)
     reader.feed_eof()
     one = Agent("g0")
-    one._reader, one._writer = reader, _Wire()  # type: ignore[assignment]  # a wire that is only written to
+    one._reader, one._writer = reader, _Wire()  # type: ignore[assignment]  # a stream that is only written to
     found = devices.parse(await one.expect("disks"))
     devices.differences({}, found)
     devices.by_number({}, found)
@@ -102,19 +107,19 @@ async def _asked(data: bytes) -> None:
 
 
 def group_lines(data: bytes) -> None:
-    """The agent's lines of control groups."""
+    """Parse the agent's lines of cgroups."""
     cgroupfs.parse_group_counts(place.text(data).rstrip("\n").split("\n"))
 
 
 def disk_listing(data: bytes) -> None:
-    """The agent's listing of disks."""
+    """Parse the agent's listing of disks."""
     found = devices.parse(place.text(data))
     devices.differences({}, found)
     devices.by_number({}, found)
 
 
 def counter_files(data: bytes) -> None:
-    """A file of the cgroup filesystem, as io.stat; its growth."""
+    """Parse a nested keyed file of the cgroup filesystem, such as io.stat, and compute its growth."""
     text = place.text(data)
     before, _, after = text.partition("\0")
     cgroupfs.parse_io_stat(before, "g0: io.stat")
@@ -122,14 +127,14 @@ def counter_files(data: bytes) -> None:
 
 
 def flat_files(data: bytes) -> None:
-    """A flat keyed file of the cgroup filesystem."""
+    """Parse a flat keyed file of the cgroup filesystem."""
     text = place.text(data)
     cgroupfs.parse_flat(text, "g0: memory.stat")
     cgroupfs.parse_value(text, "oom_kill", "g0: memory.events")
 
 
 def shell_output(data: bytes) -> None:
-    """What the functions of a guest's shell print: files, words and numbers."""
+    """Parse the output of our shell functions in guests: files, words and numbers."""
     text = place.text(data)
     shell_functions.sections(text, "7a3f", "g0")
     shell_functions.lines(text, "number")
@@ -138,7 +143,7 @@ def shell_output(data: bytes) -> None:
 
 
 def online(data: bytes) -> None:
-    """Which CPUs a guest has."""
+    """Parse a guest's list of CPUs."""
     cpu_memory.online_cpus(place.text(data), "g0: cpu/online")
 
 
@@ -159,14 +164,14 @@ _FACTS = (
 
 
 def survey_of(data: bytes) -> None:
-    """The survey of what stands in a guest, and what is read back of what was asked for."""
+    """Parse the survey of a guest's stack, and the read-back of stated values."""
     text = place.text(data)
     survey.parse(text, _DISKS)
     readback.differences(_FACTS, text)
 
 
 def suite_records(data: bytes) -> None:
-    """What a test of blktests left and printed, two NULs between; the records have single ones."""
+    """Parse records and output of a test of blktests, separated by two NULs; records are separated by one."""
     left, _, printed = place.text(data).partition("\0\0")
     for source in ("test() {\n    true\n}\n", "test_device() {\n    true\n}\n"):
         for devices_there in (False, True):
@@ -174,20 +179,20 @@ def suite_records(data: bytes) -> None:
 
 
 def fio_figures(data: bytes) -> None:
-    """What fio prints."""
+    """Parse fio's output."""
     for rw in ("randread", "write"):
         fio.parse_load(place.text(data), rw)
 
 
 def copied_out(data: bytes) -> None:
-    """A folder that is copied out of a guest."""
+    """Unpack a folder that is copied out of a guest."""
     path = place.file(data, "copied.tar")
     with place.folder() as target:
         archives.unpack(path, target)
 
 
 def monitor_events(data: bytes) -> None:
-    """What a QEMU that a guest has taken over tells of its disks, a line of JSON each."""
+    """Handle events about disks from a QEMU that a guest has taken over, a line of JSON each."""
     heard = IoErrors()
     for line in data.splitlines():
         try:

@@ -1,4 +1,4 @@
-"""Kernels of users: what is in a package, in a bzImage, in an ELF file."""
+"""Users' kernels: a package, a bzImage, an ELF file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from tests.fuzz.readers import place
 
 
 def package(data: bytes) -> None:
-    """The files of a .deb, as dpkg-deb gives them: a tar."""
+    """Read the files of a .deb, as dpkg-deb prints them: a tar."""
     path = place.file(data, "package.tar")
     with place.folder() as tree:
         debs.unpack_tar(path, tree, Path("a.deb"))
 
 
 def bzimage(data: bytes) -> None:
-    """A kernel's header, and the kernel that it unpacks. What a program of this machine unpacks (zstd, lz4, lzo) is not unpacked here."""
+    """Read a kernel's header and its payload, except payloads that a program of this machine decompresses (zstd, lz4,
+    lzo).
+    """
     path = place.file(data, "bzImage")
     header = kernel_image.read_header(path)
     kernel_image.find_config(data)
@@ -32,6 +34,6 @@ _OF_PROGRAMS = (b"\x28\xb5\x2f\xfd", b"\x02\x21\x4c\x18", b"\x04\x22\x4d\x18", b
 
 
 def elf(data: bytes) -> None:
-    """A vmlinux's symbols, and kallsyms."""
+    """Read the symbols of a vmlinux, and kallsyms."""
     kallsyms.make_elf(kallsyms.parse(place.text(data)))
     kallsyms.make_elf(kallsyms.read_elf(data))

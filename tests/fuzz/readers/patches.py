@@ -1,4 +1,4 @@
-"""What kernels are built of: series of patches, diffs, configurations, and the Kconfig files of a source."""
+"""Input of kernel builds: patch series, diffs, configurations, and a source's Kconfig files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.fuzz.readers import place
 
 
 def mails(data: bytes) -> None:
-    """A mailbox to a series."""
+    """Parse a mailbox into a series."""
     mailbox.is_git_patch(data)
     found = mailbox.parse_messages(data, "series.mbx")
     for one in mailbox.select_series(found, "series.mbx"):
@@ -17,12 +17,12 @@ def mails(data: bytes) -> None:
 
 
 def diff(data: bytes) -> None:
-    """All that is asked of a patch's text."""
+    """Run everything that parses a patch's text."""
     _looked_at(Patch(name="a.patch", subject="", text=data.decode("utf-8", "surrogateescape"), strip=1))
 
 
 def quilt(data: bytes) -> None:
-    """A list of patches."""
+    """Parse quilt's list of patches."""
     patches.parse_quilt_series(place.text(data), "series")
 
 
@@ -38,12 +38,12 @@ def _looked_at(patch: Patch) -> None:
 
 
 def git_said(data: bytes) -> None:
-    """What `git apply --numstat --summary -z` prints of a patch, whose names a stranger chose."""
+    """Parse `git apply --numstat --summary -z` of a patch whose names a stranger chose."""
     patches.touched_files(place.text(data), "a.patch")
 
 
 def kconfig_files(data: bytes) -> None:
-    """A source's Kconfig files, one after the other with NUL between: the first may name the others."""
+    """Parse a source's Kconfig files, separated by NUL: the first may include the others."""
     top, *more = place.text(data).split("\0")
     files = {"Kconfig": top, **{f"lib/Kconfig.{number}": text for number, text in enumerate(more)}}
     found = kconfig.read_kconfig(files.get)
@@ -56,7 +56,7 @@ def kconfig_files(data: bytes) -> None:
 
 
 def configuration(data: bytes) -> None:
-    """A .config or a fragment."""
+    """Parse a .config or a fragment."""
     found = config_fragments.parse(place.text(data), "config")
     config_fragments.parse(config_fragments.format_config(found), "written")
     config_fragments.lost_options(found, {})

@@ -1,4 +1,4 @@
-"""Files and folders for readers that take a path; in memory where `./tb fuzz` runs them."""
+"""Makes files and folders for parsers that take a path; in memory under `./tb fuzz`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _own() -> tempfile.TemporaryDirectory[str]:
 
 
 def file(data: bytes, name: str = "input") -> Path:
-    """A file with these bytes, the same each time."""
+    """Write the bytes to the same file each time."""
     path = Path(_own().name) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -25,7 +25,7 @@ def file(data: bytes, name: str = "input") -> Path:
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """An empty folder."""
+    """Make an empty folder."""
     path = Path(_own().name) / "folder"
     path.mkdir()
     try:
@@ -35,5 +35,5 @@ def folder() -> Iterator[Path]:
 
 
 def text(data: bytes) -> str:
-    """Bytes as what a file's reader or a guest's wire makes of them."""
+    """Decode bytes as a file reader or a guest's channel does."""
     return data.decode(errors="replace")

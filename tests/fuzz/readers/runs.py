@@ -1,4 +1,4 @@
-"""Folders of runs, which people send each other: results, and what was recorded beside them."""
+"""Run folders, which people send each other: results, and samples beside them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support import ktap
 
 
 def scenarios(data: bytes) -> None:
-    """`results.json` of a run of scenarios, in the formats that hold text alone."""
+    """Read `results.json` of a run of scenarios, and write it in the text formats."""
     found = results.read(str(_run(data, "results.json")), Path("/nowhere"))
     markdown.markdown(found)
     junit.junit(found)
@@ -27,7 +27,7 @@ def scenarios(data: bytes) -> None:
 
 
 def bugs(data: bytes) -> None:
-    """Results of `repro`, `reduce`, `bisect` and `suite`: the document says which."""
+    """Read results of `repro`, `reduce`, `bisect` and `suite`: the document says which."""
     name = next((name for name in MODELS if f'"{name.removesuffix(".json")}"'.encode() in data), "repro.json")
     found = files.read(_run(data, name))
     assert found is not None
@@ -37,7 +37,7 @@ def bugs(data: bytes) -> None:
 
 
 def ktap_of(data: bytes) -> None:
-    """Results as KTAP, which a strict reader takes whatever guests have said."""
+    """Write results as KTAP, which a strict parser must accept whatever the guests' texts are."""
     ktap.parse(own_ktap.ktap(results.read(str(_run(data, "results.json")), Path("/nowhere"))))
 
 
@@ -52,7 +52,7 @@ _KEYS = {
 
 
 def listed(data: bytes) -> None:
-    """A run as `testbed runs` lists it, by either kind of results or by its log."""
+    """List a run as `testbed runs` does, by either kind of results or by its log."""
     name = next((name for name, key in _KEYS.items() if f'"{key}"'.encode() in data), eventlog.FILE)
     runs.list_runs(_run(data, name).parent, result_reader.summarize)
 
@@ -61,14 +61,14 @@ _RECORDED = {b'"disks"': disk_sampler.LOG, b'"groups"': cgroup_sampler.LOG, b"":
 
 
 def samples(data: bytes) -> None:
-    """What was sampled of a guest's disks or groups, or its timeline, as plots."""
+    """Plot samples of a guest's disks or cgroups, or its timeline."""
     name = next(name for of_it, name in _RECORDED.items() if of_it in data)
     recording = plots.read_recording(_folder(data, name).parent, "evidence", 100)
     json.dumps([asdict(plot) for plot in recording.plots], allow_nan=False)
 
 
 def _run(data: bytes, name: str) -> Path:
-    """A run's folder with one file."""
+    """Make a run's folder with one file."""
     return _folder(data, name, "runs/20260101T000000Z-abcd")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -59,6 +61,27 @@ def test_every_file_that_a_page_names_is_there(page: Path) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_test_that_a_page_selects_is_there(page: Path) -> None:
+    """`./tb test WHAT -k WORD`, and `FILE::NAME`."""
+    text = page.read_text(encoding="utf-8")
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    words = re.findall(r"tb test \S+ -k (\w+)", text)
+    assert not [word for word in words if not re.search(rf"def test_\w*{word}", tests)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_import_of_an_example_works(page: Path) -> None:
+    examples = docs_pages.blocks(page.stem) if page.parent == ROOT / "docs" else ()
+    for block in examples:
+        if block.language == "python":
+            for node in ast.walk(ast.parse(block.text)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("testbed"):
+                    module = importlib.import_module(str(node.module))
+                    for alias in node.names:
+                        assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
+
+
 def test_every_module_of_the_walks_is_there() -> None:
     """Names without an ending in the walks of docs/architecture.md: `guest/factory`."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -73,3 +96,13 @@ def test_every_module_of_the_walks_is_there() -> None:
     }
     assert len(named) > 30
     assert not {name for name in named if not any(f.startswith(f"testbed/{name}") for f in FILES)}
+
+
+def test_every_name_of_the_code_on_the_page_is_there() -> None:
+    """Classes, functions, attributes and constants in backticks."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "testbed").rglob("*.py"))
+    code += (ROOT / "tests" / "unit" / "test_architecture.py").read_text(encoding="utf-8")
+    named = {part for name in re.findall(r"`([A-Za-z_]+(?:\.[a-z_]+)?)`", text) for part in name.split(".")}
+    assert len(named) > 20
+    assert not [name for name in named if not re.search(rf"\b{name}\b", code)]
