@@ -17,8 +17,8 @@ from testbed.store.kernels.compiler import Compiler
 from testbed.store.kernels.make_args import MakeArg
 from testbed.store.kernels.table import Series
 from tests.support.fake_kernel_source import LOOP_C, build, git, tree_of_two_commits
+from tests.support.kernel_images import TABLE
 from tests.unit.store.kernels.test_builder import Notes
-from tests.unit.store.kernels.test_table import TABLE
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,7 @@ from testbed.errors import UsageError
 from testbed.progress import Silent
 from testbed.store.kernels import debs, kernel_files, module_tree
 from testbed.store.kernels.kernel_files import KernelFiles
-from tests.unit.store.kernels.test_boot_check import RELEASE, Notes, config, deb, image, module, modules
-from tests.unit.store.kernels.test_table import TABLE
+from tests.support.kernel_images import RELEASE, TABLE, Notes, config, deb, image, module, modules
 
 SECRET = "root:$6$of-this-machine:20228:0:99999:7:::"
 NEEDS_MODULE = image(config(VIRTIO_BLK="m"))

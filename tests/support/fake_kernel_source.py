@@ -8,7 +8,7 @@ from pathlib import Path
 from testbed.progress import Progress, Silent
 from testbed.store.kernels.builder import Builder, BuildSpec
 from testbed.store.kernels.kernel_files import KernelFiles
-from tests.unit.store.kernels.test_table import TABLE, bzimage
+from tests.support.kernel_images import TABLE, bzimage
 
 IMAGES = Path(__file__).parents[2] / "images"
 # Counts what it compiles; the kernel's bytes are those of the file `head` and of the source. `second.c`, if a tree has

@@ -10,7 +10,6 @@ FILES = sorted(path for part in ("testbed", "tests", "benchmarks") for path in (
 # Larger than they may be, and to be split.
 LARGE_FILES: set[str] = {
     "tests/guest/guest/test_hardware.py",
-    "tests/security/test_build_jail.py",
     "tests/security/test_hostile.py",
     "tests/security/test_jail_exec.py",
     "tests/security/test_nbd_client.py",
@@ -20,8 +19,6 @@ LARGE_FILES: set[str] = {
     "tests/unit/bugs/test_bundle.py",
     "tests/unit/guest/channels/test_kernel_log.py",
     "tests/unit/qemu/test_nbd_server.py",
-    "tests/unit/store/kernels/test_boot_check.py",
-    "tests/unit/store/kernels/test_mailbox.py",
     "tests/unit/vms/test_vms.py",
 }
 LONG_FUNCTIONS: set[str] = {

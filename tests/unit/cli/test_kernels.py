@@ -24,8 +24,8 @@ from testbed.store.kernels.compiler import Compiler
 from testbed.store.kernels.make_args import MakeArg
 from tests.support import run_results as outcomes
 from tests.support.fake_kernel_source import IMAGES, LOOP_C, PATCH, build, compiled, git, tree_of_two_commits
+from tests.support.kernel_images import TABLE
 from tests.unit.store.kernels.test_patches import mail
-from tests.unit.store.kernels.test_table import TABLE
 
 BUG = Path(__file__).parents[3] / "topologies/bugs/bypass.yaml"
 

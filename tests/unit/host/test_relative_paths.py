@@ -10,8 +10,8 @@ import pytest
 from testbed.host import paths
 from testbed.topology import load_points
 from testbed.topology.load import parse_points
+from tests.support.kernel_images import TABLE
 from tests.support.values import host_limits
-from tests.unit.store.kernels.test_table import TABLE
 
 IMAGE = "version: 1\nguests: {g0: {disks: {data: {type: virtio-blk, size: 8M, image: ../images/d.img}}}}\n"
 

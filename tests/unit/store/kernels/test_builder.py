@@ -24,8 +24,8 @@ from testbed.store.kernels.compiler import Compiler
 from testbed.store.kernels.make_args import MakeArg
 from testbed.store.kernels.table import Series, shipped_table
 from tests.support.fake_kernel_source import IMAGES, PATCH, build, compiled, git, tree_of_two_commits
+from tests.support.kernel_images import TABLE
 from tests.support.values import host
-from tests.unit.store.kernels.test_table import TABLE
 
 
 @pytest.fixture(autouse=True)

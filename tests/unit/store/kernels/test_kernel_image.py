@@ -3,9 +3,7 @@
 import bz2
 import gzip
 import lzma
-import shutil
 import struct
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,21 +13,9 @@ from testbed.errors import ToolMissing, UsageError
 from testbed.host import process
 from testbed.store import decompression
 from testbed.store.kernels import kernel_image
-from tests.unit.store.kernels.test_table import bzimage
+from tests.support.kernel_images import CONFIG, bzimage, kernel, through, whole
 
-CONFIG = "# Linux/x86_64 6.9.0 Kernel Configuration\nCONFIG_64BIT=y\n"
 TEXT = b"line\n" * 1000
-
-
-def through(program: str, *options: str) -> Callable[[bytes], bytes]:
-    """Compresses by a program, skips the test where there is none."""
-
-    def compressed(data: bytes) -> bytes:
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed")
-        return subprocess.run([program, "-c", *options], input=data, capture_output=True, check=True).stdout
-
-    return compressed
 
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
@@ -41,25 +27,6 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "lz4": through("lz4", "-ql"),
     "lzo": through("lzop", "-q"),
 }
-
-
-def kernel(
-    payload: bytes = b"", *, config: str | None = CONFIG, magic: str = "6.9.0-test SMP preempt mod_unload "
-) -> bytes:
-    """What a bzImage unpacks."""
-    built_in = b"" if config is None else b"IKCFG_ST" + gzip.compress(config.encode()) + b"IKCFG_ED"
-    banner = b"Linux version 6.9.0-test (a@b) (gcc 12) #1 SMP\0"
-    return b"\x7fELF" + bytes(100) + banner + b"\0" + magic.encode() + b"\0" + built_in + payload
-
-
-def whole(compressed: bytes, *, with_size: bool, release: str = "6.9.0-test") -> bytes:
-    """A bzImage with a compressed kernel in it, behind the setup code."""
-    head = bytearray(bzimage(release, size=0x3000))
-    code, at = (head[0x1F1] + 1) * 512, 0x3000
-    struct.pack_into("<H", head, 0x206, 0x020F)
-    size = struct.pack("<I", len(compressed)) if with_size else b""
-    struct.pack_into("<II", head, 0x248, at - code, len(compressed + size))
-    return bytes(head) + compressed + size + b"signature"
 
 
 @pytest.mark.parametrize("how", COMPRESSORS)

@@ -1,4 +1,3 @@
-import struct
 from pathlib import Path
 
 import pytest
@@ -7,19 +6,7 @@ from testbed.errors import HostError, UsageError
 from testbed.store.apt import Package
 from testbed.store.kernels import kernel_files, kernel_image
 from testbed.store.kernels.table import DebianKernel, LocalKernel, Series, load_table
-
-ROOT = Path(__file__).parents[4]
-TABLE = load_table(ROOT / "images/kernels.yaml")
-
-
-def bzimage(release: str = "6.9.0-test", *, size: int = 0x4000) -> bytes:
-    head = bytearray(0x3000)
-    head[0x1F1] = 4
-    struct.pack_into("<I", head, 0x1F4, 16)
-    head[0x202:0x206] = b"HdrS"
-    struct.pack_into("<H", head, 0x20E, 0x2000)
-    head[0x2200 : 0x2200 + len(release) + 4] = f"{release} (x".encode()
-    return bytes(head).ljust(size, b"\0")[:size]
+from tests.support.kernel_images import TABLE, bzimage
 
 
 def test_the_default_pair_stands_on_both_sides_of_the_series() -> None:
