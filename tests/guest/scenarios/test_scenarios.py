@@ -1,4 +1,4 @@
-"""Scenarios as they run: by cores, repeated, on several kernels, and the one that the docs have a reader add."""
+"""Scenarios on real guests: repeated, on several kernels, and the scenario of docs/adding-a-scenario.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every topology that ships is brought up on a real guest, read back, and taken down again."""
+"""Every shipped topology is built in a real guest, read back, and removed again."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ EVERY = [
     for path in sorted(GALLERY.glob("*.yaml"))
     for point, topology in load_points(path).items()
 ]
-# What is mounted, attached, mapped and limited, beyond what every guest has.
+# Prints mounts, loops, mapped devices, swaps, networks and limits that a plain guest does not have.
 LEFT = """\
 grep -o " /mnt/[^ ]*" /proc/mounts
 cat /sys/block/loop*/loop/backing_file /sys/block/md*/md/level 2>/dev/null

@@ -83,7 +83,7 @@ def test_each_cgroup_must_be_charged_its_own_bytes() -> None:
     total, ahead = sum(OWN), [int(size * 1.25) for size in OWN]
     assert many_cgroups.judge(OWN, total).gap is G.CLOSED and many_cgroups.judge(ahead, sum(ahead)).gap is G.CLOSED
     assert many_cgroups.judge([0] * 8, total).gap is G.OPEN
-    # The same bytes where the disk moved no more than was asked for: that is no readahead.
+    # The same bytes are an excess if the disk moved no more than was requested: then there was no readahead.
     assert many_cgroups.judge(ahead, total).gap is G.EXCESS
     assert many_cgroups.judge([2 * size for size in OWN], total).note.startswith(
         "; charged more than there was: cgroup 0 2.0 times, cgroup 1 2.0"

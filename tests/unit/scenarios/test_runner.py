@@ -1,4 +1,4 @@
-"""Which guests run beside which, with a lab that makes none."""
+"""Which guests run at the same time, with a factory that starts none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.values import host
 
 
 class Recorder:
-    """Stands in for a lab: its guests exist only as an entry in `running`."""
+    """A fake guest factory, whose guests exist only as names in `running`."""
 
     def __init__(self, cores: int) -> None:
         self.host = host(cores=cores, free=64 * GIB)

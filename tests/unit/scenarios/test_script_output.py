@@ -1,4 +1,4 @@
-"""Reading what the scenarios' scripts print, on output of real guests."""
+"""Parsing the output of the scenarios' scripts, recorded on real guests."""
 
 from collections.abc import Callable
 
@@ -71,7 +71,7 @@ def test_unexpected_script_output_is_an_error(read: Callable[[], object]) -> Non
         read()
 
 
-# What 6.1 and 5.10 printed.
+# Output of 6.1 and 5.10.
 @pytest.mark.parametrize(
     ("said", "gap"),
     [

@@ -106,7 +106,7 @@ def _read(moved: float) -> Gap:
     return read.judge(charged=charged, moved=moved, owned=16 * MIB, resident=16 * MIB).gap  # type: ignore[arg-type]  # a share of bytes
 
 
-# A judge, the last value for which it says one thing, and what it says of it and of the next one in this direction.
+# A judge, the last value with one judgement, a direction, and the judgements of this value and of the next one.
 @pytest.mark.parametrize(
     ("judge", "value", "towards", "here", "there"),
     [

@@ -186,7 +186,7 @@ def test_a_kernel_that_charges_twice_fails_though_its_controls_are_charged_twice
     control = Control(name="direct-I/O loop", expected="95 to 105 %", got="200 %", holds=False, excess=True)
     twice = Evidence(claim=Gap.EXCESS, reason="2.0 times", measures=(), controls=(control,))
     assert verdict.judge_pair(BYPASSED, twice).reason == "the patched kernel charges more than there was: 2.0 times"
-    # Another claim is void, and so is any where a control fails otherwise.
+    # With another claim, or with a control that fails for another reason, the evidence is invalid.
     for claim, excess in ((Gap.CLOSED, True), (Gap.EXCESS, False)):
         broken = Evidence(
             claim=claim,

@@ -1,4 +1,4 @@
-"""Reading the trace of a loop's workers, on the trace of a real guest."""
+"""Parsing and judging the trace of a loop's workers, recorded on a real guest."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def queued(function: str, work: str) -> str:
     return line.replace("00000000cc", work).replace("loop_workfn", function)
 
 
-# The first issuer's requests are queued as another work as well.
+# Traces in which the first issuer's requests are queued as a second work, too.
 ROOTS = TRACE.replace(ISSUED, ISSUED + queued("loop_rootcg_workfn", "00000000bb"))
 
 

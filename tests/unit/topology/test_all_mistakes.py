@@ -1,4 +1,4 @@
-"""One mistake hides no other: what is misspelt is looked into, and each mistake of an act, a marker or a number is named."""
+"""No mistake hides another: values below misspelt keys are checked, and every mistake in an entry is reported."""
 
 from __future__ import annotations
 

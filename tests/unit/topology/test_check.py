@@ -62,8 +62,8 @@ DISKS = "    disks: {data: {type: virtio-blk, size: 1G}, fast: {type: nvme, size
     ],
 )
 def test_parts_that_do_not_fit_together_are_reported(text: str, message: str) -> None:
-    said = errors(f"version: 1\nguests:\n  g0:\n{DISKS}{text}")
-    assert any(message in line for line in said), said
+    messages = errors(f"version: 1\nguests:\n  g0:\n{DISKS}{text}")
+    assert any(message in line for line in messages), messages
 
 
 @pytest.mark.parametrize(
@@ -113,16 +113,16 @@ def test_parts_that_do_not_fit_together_are_reported(text: str, message: str) ->
     ],
 )
 def test_an_impossible_disk_is_reported(disk: str, message: str) -> None:
-    said = errors(f"version: 1\nguests:\n  g0:\n    disks: {{d: {disk}}}\n")
-    assert any(message in line for line in said), said
+    messages = errors(f"version: 1\nguests:\n  g0:\n    disks: {{d: {disk}}}\n")
+    assert any(message in line for line in messages), messages
 
 
 def test_partitions_of_a_loop_are_checked_after_its_backing() -> None:
     loops = "{loop0: {backing: t/file, size: 64M, partitions: [{size: 64M}]}}"
-    said = errors(f"version: 1\nguests:\n  g0:\n    filesystems: {{t: {{type: tmpfs}}}}\n    loops: {loops}\n")
+    messages = errors(f"version: 1\nguests:\n  g0:\n    filesystems: {{t: {{type: tmpfs}}}}\n    loops: {loops}\n")
     assert any(
-        "the partitions need more than the 64M of 'loop0', of which its label takes 2M" in line for line in said
-    ), said
+        "the partitions need more than the 64M of 'loop0', of which its label takes 2M" in line for line in messages
+    ), messages
 
 
 def test_a_disk_with_partitions_cannot_be_used_as_a_whole(tmp_path: Path) -> None:
@@ -135,13 +135,13 @@ def test_a_disk_with_partitions_cannot_be_used_as_a_whole(tmp_path: Path) -> Non
 
 
 def test_invalid_parts_do_not_hide_parts_that_do_not_fit_together() -> None:
-    said = errors(
+    messages = errors(
         "version: 1\nguests:\n  g0:\n    memroy: 1G\n"
         "    disks:\n      data: {type: virtio, size: 1G}\n      good: {type: nvme, size: 1G}\n"
         "    loops:\n      l0: {backing: data/f, size: 8M}\n      l1: {backing: l2}\n      l2: {backing: l1}\n"
         "      l3: {backing: goood/f, size: 8M}\n"
     )
-    assert [line.split(": ", 1)[1] for line in said] == [
+    assert [line.split(": ", 1)[1] for line in messages] == [
         "guests.g0.memroy: unknown key; did you mean 'memory'?",
         "guests.g0.disks.data.type: expected 'virtio-blk', 'nvme', 'virtio-scsi', got 'virtio'",
         "guests.g0.loops.l1.backing: 'l1' stands on itself",
@@ -180,8 +180,8 @@ def test_invalid_parts_do_not_hide_parts_that_do_not_fit_together() -> None:
 def test_the_bounds_of_each_check_of_a_guest(right: str, wrong: str, message: str) -> None:
     head = f"version: 1\nguests:\n  g0:\n{DISKS}"
     parse(head + right, "a.yaml")
-    said = errors(head + wrong)
-    assert any(message in line for line in said), said
+    messages = errors(head + wrong)
+    assert any(message in line for line in messages), messages
 
 
 @pytest.mark.parametrize(
@@ -213,8 +213,8 @@ def test_the_bounds_of_each_check_of_a_disk(right: str, wrong: str, message: str
         return f"version: 1\nguests:\n  g0:\n    disks: {{d: {{type: nvme, size: 1G, {words}}}, e: {{type: nvme, size: 1G}}}}\n"
 
     parse(text(right), "a.yaml")
-    said = errors(text(wrong))
-    assert any(message in line for line in said), said
+    messages = errors(text(wrong))
+    assert any(message in line for line in messages), messages
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is planned for every topology that ships: QEMU's argv, the ordered QMP commands, the steps in the guest and back, as recorded.
+"""The plan of every shipped topology equals the recorded one: QEMU's argv, the QMP commands, the steps in the guest.
 
 A plan that changes on purpose is recorded anew by this test itself, with TESTBED_RECORD=1 in its environment.
 """

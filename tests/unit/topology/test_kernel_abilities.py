@@ -1,4 +1,4 @@
-"""What of a topology a kernel cannot do, by its configuration, said before any guest starts."""
+"""Parts of a topology that a kernel's configuration does not support, reported before any guest starts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.values import host_limits
 
 TABLE = shipped_table()
 HOST_BYTES = 1 << 40
-# What Debian's cloud kernels of 5.10 to 6.12 have, but for f2fs and io.latency.
+# Options of Debian's cloud kernels 5.10 to 6.12, without f2fs and io.latency.
 CLOUD = """\
 CONFIG_VIRTIO_BLK=m
 CONFIG_BLK_DEV_NVME=y
@@ -83,7 +83,7 @@ def test_parts_that_the_kernel_does_not_support_are_mistakes_with_a_place(tmp_pa
     assert problems(tmp_path, "debian-6.1", KernelAbilities(TABLE, tmp_path)) == [
         line.replace("NAME", "debian-6.1 (6.1.0-x)") for line in LACKS
     ]
-    # Of --kernel, of the default, and of a file that names none.
+    # The kernel of --kernel, the default, and a file that names no kernel.
     assert len(problems(tmp_path, "debian-6.12", KernelAbilities(TABLE, tmp_path, "debian-6.1"))) == 2
     assert len(problems(tmp_path, "", KernelAbilities(TABLE, tmp_path, default="debian-6.1"))) == 2
     assert problems(tmp_path, "", KernelAbilities(TABLE, tmp_path)) == []

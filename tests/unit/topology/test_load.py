@@ -26,9 +26,11 @@ def test_a_mistake_is_reported_in_the_file_that_contains_it(tmp_path: Path) -> N
     (tmp_path / "base.yaml").write_text(
         "version: 1\nguests:\n  g0:\n    disks:\n      a: {type: nvme, size: 1G, profil: hdd-7200}\n"
     )
-    said = errors("version: 1\nextends: base.yaml\nguests: {g0: {cpus: 99}}\n", tmp_path / "top.yaml")
-    assert said[1:] == [f"{tmp_path}/base.yaml:5:33: guests.g0.disks.a.profil: unknown key; did you mean 'profile'?"]
-    assert said[0].startswith(f"{tmp_path}/top.yaml:3:21: guests.g0.cpus: ")
+    messages = errors("version: 1\nextends: base.yaml\nguests: {g0: {cpus: 99}}\n", tmp_path / "top.yaml")
+    assert messages[1:] == [
+        f"{tmp_path}/base.yaml:5:33: guests.g0.disks.a.profil: unknown key; did you mean 'profile'?"
+    ]
+    assert messages[0].startswith(f"{tmp_path}/top.yaml:3:21: guests.g0.cpus: ")
 
 
 @pytest.mark.parametrize(

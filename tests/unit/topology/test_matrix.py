@@ -75,10 +75,10 @@ def test_a_mistake_in_a_matrix_is_reported_with_its_place(old: str, new: str, me
 
 
 def test_a_mistake_of_several_points_names_one_and_counts_the_others() -> None:
-    said = errors(
+    messages = errors(
         MATRIX.replace("cpus: [1, 2]", "cpus: [1, 99, 98]").replace("exclude: [{disk: nvme, cpus: 2}]", "exclude: []")
     )
-    assert [line.endswith("(at disk=virtio-blk,cpus=99,direct=true and 1 more points)") for line in said] == [
+    assert [line.endswith("(at disk=virtio-blk,cpus=99,direct=true and 1 more points)") for line in messages] == [
         True,
         False,
     ]

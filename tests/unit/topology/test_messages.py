@@ -7,7 +7,7 @@ from testbed.topology import Topology
 from testbed.topology.load import parse
 from tests.support.topologies import errors
 
-# One mistake each: the text after `version: 1\nguests:\n  g0:\n`, and the messages that it gets, whole.
+# One mistake each: the text after `version: 1\nguests:\n  g0:\n`, and its complete messages.
 MISTAKES = {
     "unknown key, with a suggestion": (
         "    kernl: x\n",
@@ -167,5 +167,10 @@ def test_users_of_one_file_may_state_or_omit_its_size() -> None:
 
 
 def test_all_mistakes_are_reported_at_once_in_file_order() -> None:
-    said = errors("version: 2\nguests:\n  g0:\n    cpus: 99\n    memory: x\n    disk: {}\n")
-    assert [message.split(": ")[0] for message in said] == ["a.yaml:1:10", "a.yaml:4:11", "a.yaml:5:13", "a.yaml:6:5"]
+    messages = errors("version: 2\nguests:\n  g0:\n    cpus: 99\n    memory: x\n    disk: {}\n")
+    assert [message.split(": ")[0] for message in messages] == [
+        "a.yaml:1:10",
+        "a.yaml:4:11",
+        "a.yaml:5:13",
+        "a.yaml:6:5",
+    ]

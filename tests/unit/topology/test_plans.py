@@ -1,4 +1,4 @@
-"""What a topology becomes: QEMU's commands, steps in the guest, a picture, and values to read back."""
+"""What is made from a topology: QEMU's commands, steps in the guest, a picture, and values to read back."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Timelines: what the YAML says, and what is done when."""
+"""Timelines: the entries in YAML, and the actions that they become."""
 
 import itertools
 import re

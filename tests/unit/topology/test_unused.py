@@ -8,7 +8,7 @@ from pydantic import Field
 from testbed.errors import TopologyError
 from testbed.topology import GuestModel, unused
 
-# A part of each kind that scenarios have no use for, and one line of what is said of each.
+# A part of each kind that scenarios do not use, and a line of the message for each.
 STACKED = """\
 version: 1
 guests:
