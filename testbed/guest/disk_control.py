@@ -40,7 +40,8 @@ class DiskCondition:
 class DiskControl:
     """Controls all disks of one guest. The exports write their logs into the guest's log folder.
 
-    `on_trouble` is called if an export ends by itself. `limits_changed` counts changes of limits, each after it was made.
+    `on_trouble` is called if an export ends by itself. `limits_changed` counts changes of limits, each after it was
+    made.
     """
 
     def __init__(self, qmp: GuestMonitor, spec: LaunchSpec, hotplug: Hotplug, on_trouble: OnFailure) -> None:
@@ -207,9 +208,11 @@ class DiskControl:
     async def unplug(self, name: str, *, surprise: bool = False) -> None:
         """Unplug a disk, whatever in the guest uses it; its contents are kept for `plug`.
 
-        `surprise`: the disk fails every request before the guest is told, also the writes by which the guest would flush it.
+        `surprise`: the disk fails every request before the guest is told, also the writes by which the guest would
+        flush it.
 
-        :raise UsageError: there is no such disk, or it cannot be hot-plugged. :raise GuestError: the guest does not release it.
+        :raise UsageError: there is no such disk, or it cannot be hot-plugged. :raise GuestError: the guest does not
+        release it.
         """
         self._hot(name)
         await self.hang(name, 0)
@@ -260,7 +263,8 @@ class DiskControl:
             await self._qmp.execute("block_resize", {"node-name": blockdev.top_node(name), "size": size_bytes})
 
     async def cut_power(self, share: float, seed: int) -> dict[str, int]:
-        """End all requests of the disks with a volatile cache, and lose what is only in it, but for a random `share` of the blocks.
+        """End all requests of the disks with a volatile cache, and lose what is only in it, but for a random `share` of
+        the blocks.
 
         Returns how many blocks each disk lost. The guest cannot be used afterwards.
         """

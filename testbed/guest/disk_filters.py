@@ -1,4 +1,6 @@
-"""What stands between one emulated disk and its file: block filters in QEMU, and an NBD export that delays and fails requests."""
+"""What stands between one emulated disk and its file: block filters in QEMU, and an NBD export that delays and fails
+requests.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ from testbed.topology.disks import Disk
 class DiskFilters:
     """The state of one disk or namespace: its filters, its exports, and what they do now.
 
-    `export` serves the disk's own file, `image` the image file that the disk is an overlay of; both exist or neither. `hangs_until`: when a
-    hang ends, on the clock of `time.monotonic()`; `hang_end` is the task that waits for that. Hold `changing` while you change a disk.
+    `export` serves the disk's own file, `image` the image file that the disk is an overlay of; both exist or neither.
+    `hangs_until`: when a hang ends, on the clock of `time.monotonic()`; `hang_end` is the task that waits for that.
+    Hold `changing` while you change a disk.
     """
 
     def __init__(self, name: str, owner: str, qmp: GuestMonitor, spec: LaunchSpec, on_trouble: OnFailure) -> None:
@@ -51,7 +54,10 @@ class DiskFilters:
         return tuple(export for export in (self.export, self.image) if export is not None)
 
     def hang_mistakes(self) -> Iterable[str]:
-        """Yield why a hanging disk cannot be changed: QEMU, and the whole guest with it, would wait for the disk's requests."""
+        """Yield the reason why a hanging disk cannot be changed.
+
+        QEMU, and the whole guest with it, would wait for the disk's requests.
+        """
         left = self.hangs_until - time.monotonic()
         if left > 0:
             yield f"it hangs for another {left:.1f} s; let it go first: hang off"

@@ -1,4 +1,5 @@
-"""Starts guests from what is opened once: host facts, kernels, the image, templates, and the session that owns sockets and scratch disks.
+"""Starts guests from what is opened once: host facts, kernels, the image, templates, and the session that owns sockets
+and scratch disks.
 
 async with open_factory(progress) as factory:
     kernel = await factory.kernel("debian-6.1")
@@ -90,7 +91,9 @@ class GuestFactory:
         on_wait: OnWait | None = None,
         at_once: bool = False,
     ) -> AsyncIterator[Admitted]:
-        """Wait until the host has room for guests that start and end together, and reserve it. `guest` and `guests` do not wait.
+        """Wait until the host has room for guests that start and end together, and reserve it.
+
+        `guest` and `guests` do not wait.
 
         `cores`: how many the guests keep busy. `on_wait` is called with what the wait is for; see `Admission.admitted`.
         """
@@ -142,10 +145,11 @@ class GuestFactory:
         surviving_disks: Path | None = None,
         on_state: OnState = ignore_state,
     ) -> AsyncIterator[Guest]:
-        """Start a guest and yield it when it is ready: a clone of its machine's template, or booted cold if requested or necessary.
+        """Start a guest and yield it when it is ready: a clone of its machine's template, or booted cold if requested
+        or necessary.
 
-        `savable`: it may become a snapshot. `surviving_disks`: a folder with the disks of a guest whose power was cut, which become its own.
-        `on_state` is called with each state that it reaches.
+        `savable`: it may become a snapshot. `surviving_disks`: a folder with the disks of a guest whose power was cut,
+        which become its own. `on_state` is called with each state that it reaches.
 
         :raise GuestLost: it did not get ready. :raise DeviceMismatch: its disks are not those of the topology.
         """
@@ -320,7 +324,8 @@ async def open_factory(
 
     `sharing`: how many factories share the disk quota of one run; see `Quota`.
 
-    :raise HostError: this machine cannot run guests; the message says what to do. :raise UsageError: there is no such kernel.
+    :raise HostError: this machine cannot run guests; the message says what to do. :raise UsageError: there is no such
+    kernel.
     """
     folders = paths.folders()
     images = paths.shipped("images")

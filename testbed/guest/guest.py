@@ -1,7 +1,7 @@
 """A running guest: its QEMU, its channels and its disks. `launch` makes it; see launch.py.
 
-Every wait ends early if the guest is lost: QEMU exits, QMP or the console reports a fatal event, or a deadline passes. The error names the
-stage that the guest had reached.
+Every wait ends early if the guest is lost: QEMU exits, QMP or the console reports a fatal event, or a deadline passes.
+The error names the stage that the guest had reached.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ _KILLED = (-signal.SIGKILL, -signal.SIGTERM)
 
 
 class Guest(Liveness):
-    """A running guest, made by `launch`. `disks` maps names of the topology to the guest's devices, `disk_names` each MAJ:MIN to its name.
+    """A running guest, made by `launch`.
+
+    `disks` maps names of the topology to the guest's devices, `disk_names` each MAJ:MIN to its name.
 
     `on_disks_changed` is called when a disk may have another path than before.
     """
@@ -289,9 +291,11 @@ class Guest(Liveness):
         self._qemu_stays = True
 
     async def cut_power(self, folder: Path, *, share: float, seed: int) -> dict[str, int]:
-        """End the guest as a power failure would: its disks' volatile caches are lost, but for a random `share` of their blocks.
+        """End the guest as a power failure would: its disks' volatile caches are lost, but for a random `share` of
+        their blocks.
 
-        Moves the disks into the new `folder`, for another guest's `surviving_disks`. Returns how many blocks each disk lost.
+        Moves the disks into the new `folder`, for another guest's `surviving_disks`. Returns how many blocks each disk
+        lost.
         """
         lost = await self.hardware.cut_power(share, seed)
         folder.mkdir(mode=0o700, parents=True)
@@ -300,7 +304,9 @@ class Guest(Liveness):
         return lost
 
     async def move_disks_to(self, folder: Path) -> None:
-        """Kill QEMU and move the guest's disks into a folder, before the guest's end is noticed and its files are removed."""
+        """Kill QEMU and move the guest's disks into a folder, before the guest's end is noticed and its files are
+        removed.
+        """
         await self._kill()
         self.hotplug.move_disks_to(folder)
 
@@ -311,7 +317,10 @@ class Guest(Liveness):
             await self._process.wait()
 
     async def save_dmesg(self) -> None:
-        """Save the log of a running kernel. Lines that the console lacks are findings, and so is a log that cannot be read."""
+        """Save the log of a running kernel.
+
+        Lines that the console lacks are findings, and so is a log that cannot be read.
+        """
         if self._shell is not None and not self._lost.done():
             try:
                 printed = await self.run(*dmesg.COMMAND, timeout_s=10)

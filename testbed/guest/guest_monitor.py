@@ -12,7 +12,8 @@ from testbed.qemu.qmp import QmpCommand
 class GuestMonitor:
     """Runs QMP commands for one guest.
 
-    Every method raises GuestLost if the guest ends, or `limit_s` passes, before QEMU answers; otherwise as the method of `Monitor` does.
+    Every method raises GuestLost if the guest ends, or `limit_s` passes, before QEMU answers; otherwise as the method
+    of `Monitor` does.
     """
 
     def __init__(self, monitor: Monitor, wait: Wait, limit_s: float) -> None:

@@ -1,4 +1,5 @@
-"""Launches a guest: from a launch spec to a machine that answers over SSH with the devices of its topology, and back to nothing.
+"""Launches a guest: from a launch spec to a machine that answers over SSH with the devices of its topology, and back to
+nothing.
 
 async with launch(spec, key) as guest:
     await guest.shell.run(["uname", "-r"])
@@ -165,10 +166,11 @@ async def _restore(guest: Guest, template: SavedState) -> None:
 
 
 async def _wake(guest: Guest, key: SshKey, hotplugs: tuple[QmpCommand, ...]) -> None:
-    """Give the guest its randomness, clock, name, keys and disks, and connect to it over SSH; a clone's CPUs run from here on.
+    """Give the guest its randomness, clock, name, keys and disks, and connect to it over SSH; a clone's CPUs run from
+    here on.
 
-    A clone finds all of that when it wakes: its disks, its identity, and our connection in the backlog of its SSH server, which is stopped
-    until the guest has been reseeded. It handles them at once, on all its cores.
+    A clone finds all of that when it wakes: its disks, its identity, and our connection in the backlog of its SSH
+    server, which is stopped until the guest has been reseeded. It handles them at once, on all its cores.
     """
     is_clone = guest.spec.template is not None
     limit = guest.deadlines.ssh_s

@@ -26,7 +26,9 @@ _LOG_FILES = (
 
 
 def set_aside(logs: Path) -> str:
-    """Move the logs of a start that failed into a folder of their own; returns where they are, for a message, or nothing."""
+    """Move the logs of a start that failed into a folder of their own; returns where they are, for a message, or
+    nothing.
+    """
     files = [logs / name for name in _LOG_FILES if (logs / name).exists()]
     if not files:
         return ""

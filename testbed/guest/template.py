@@ -1,8 +1,8 @@
 """Makes templates: boots a machine once, warms it up, and saves its state without data disks.
 
-The warm-up does what every clone does first (an SSH handshake, a command, plugging and unplugging a disk of each kind), so that clones find
-pages cached and lazy initialization done. Data disks are unplugged before the state is saved: NVMe refuses to be saved, and clones bring
-their own.
+The warm-up does what every clone does first (an SSH handshake, a command, plugging and unplugging a disk of each kind),
+so that clones find pages cached and lazy initialization done. Data disks are unplugged before the state is saved: NVMe
+refuses to be saved, and clones bring their own.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def diskless_model(machine: MachineId) -> GuestModel:
 class TemplateMaker:
     """Makes the template of one machine.
 
-    `boot_spec`: returns the launch spec of a cold boot that writes its logs into the given folder. `booting`: limits how many guests boot
-    at once. `runs`: where a boot that failed leaves its logs.
+    `boot_spec`: returns the launch spec of a cold boot that writes its logs into the given folder. `booting`: limits
+    how many guests boot at once. `runs`: where a boot that failed leaves its logs.
     """
 
     boot_spec: Callable[[Path], LaunchSpec]

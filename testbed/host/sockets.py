@@ -12,10 +12,10 @@ from testbed.errors import WireBroken
 
 
 def bind_socket(path: Path, kind: socket.SocketKind) -> socket.socket:
-    """A unix socket at a path, of this user alone."""
+    """Bind a unix socket to a path; only this user can connect to it."""
     own = socket.socket(socket.AF_UNIX, kind)
     try:
-        os.fchmod(own.fileno(), 0o600)  # what bind makes has the mode of its socket
+        os.fchmod(own.fileno(), 0o600)  # bind() creates the file with the mode of the socket
         own.bind(str(path))
     except OSError:
         own.close()
@@ -24,9 +24,11 @@ def bind_socket(path: Path, kind: socket.SocketKind) -> socket.socket:
 
 
 async def connect_to_guest(guest: str, port: int, made: Callable[[], socket.socket] = socket.socket) -> socket.socket:
-    """A connection to a port of 127.0.0.1 that QEMU forwards to the guest, in the network of which a socket is `made`.
+    """Connect to a port of 127.0.0.1 that QEMU forwards to a guest.
 
-    :raise WireBroken: nobody listens.
+    `made` creates the socket, in the right network namespace.
+
+    :raise WireBroken: nothing listens there.
     """
     try:
         wire = made()
@@ -36,7 +38,7 @@ async def connect_to_guest(guest: str, port: int, made: Callable[[], socket.sock
         wire.setblocking(False)
         await asyncio.get_running_loop().sock_connect(wire, ("127.0.0.1", port))
     except BaseException as error:
-        wire.close()  # also of a caller who does not wait any longer
+        wire.close()  # also if the caller is cancelled
         if isinstance(error, OSError):
             raise WireBroken(f"guest {guest}: SSH on port {port}: {error}") from error
         raise

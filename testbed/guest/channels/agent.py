@@ -15,7 +15,7 @@ _MAX_ANSWER_BYTES = 8 << 20
 
 
 class Agent:
-    """Speaks lines with process 1 of the guest (images/guest/testbed-agent)."""
+    """The agent's port: requests and answers are single lines. The guest's end is images/guest/testbed-agent."""
 
     def __init__(self, guest: str) -> None:
         self._guest = guest
@@ -25,14 +25,17 @@ class Agent:
         self._turns = itertools.count()
 
     async def connect(self, path: Path) -> None:
+        """Connect to the unix socket of the agent's port."""
         self._reader, self._writer = await open_channel(path)
 
     async def ask(self, verb: str, **words: str) -> tuple[tuple[str, ...], str]:
-        """Ask something that is answered in several lines, the last of which begins with `verb`: those before it, and what that one says.
+        """Send a request whose answer has several lines, the last of which begins with `verb`; returns the lines before
+        it, and its rest.
 
-        One at a time; an answer to somebody who has stopped waiting is not taken for one to the next.
+        Requests are sent one at a time. Late answers to a request whose caller has given up are dropped.
 
-        :raise GuestError: the agent says that it failed, or more than anybody asked for. :raise WireBroken: the wire is closed.
+        :raise GuestError: the agent reports a failure, or answers too much. :raise WireBroken: the connection is
+        closed.
         """
         async with self._turn:
             mark = f"turn={next(self._turns)}"
@@ -53,7 +56,7 @@ class Agent:
                     lines.clear()
 
     async def exchange(self, verb: str, answer: str, **words: str) -> str:
-        """Say one line and wait for the one that answers it; see `expect`."""
+        """Send one line and wait for the line that answers it; see `expect`."""
         async with self._turn:
             self.send(verb, **words)
             return await self.expect(answer)
@@ -61,7 +64,7 @@ class Agent:
     async def expect(self, word: str) -> str:
         """Wait for a line that begins with `word`, and return the rest of it.
 
-        :raise GuestError: the agent says that it failed. :raise WireBroken: the wire is closed.
+        :raise GuestError: the agent reports a failure. :raise WireBroken: the connection is closed.
         """
         while True:
             verb, _, rest = (await self._line(word)).partition(" ")
@@ -69,7 +72,7 @@ class Agent:
                 return rest
 
     async def _line(self, word: str) -> str:
-        """The next line, on the way to one that begins with `word`."""
+        """Read the next line. `word` is what the caller waits for, for messages."""
         assert self._reader is not None
         try:
             line = (await self._reader.readline()).decode(errors="replace")
@@ -85,10 +88,11 @@ class Agent:
         return said
 
     def send(self, verb: str, **words: str) -> None:
-        """Send one line; values must not hold spaces."""
+        """Send one line; values must not contain spaces."""
         assert self._writer is not None
         self._writer.write((" ".join([verb, *(f"{name}={value}" for name, value in words.items())]) + "\n").encode())
 
     def close(self) -> None:
+        """Close the connection."""
         if self._writer is not None:
             self._writer.close()

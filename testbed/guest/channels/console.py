@@ -1,4 +1,4 @@
-"""Reads a guest's serial console: writes it to a file, finds reports of the kernel in it, and passes it on to listeners."""
+"""Reads a guest's serial console: logs it, finds the kernel's reports in it, and passes it on to listeners."""
 
 from __future__ import annotations
 
@@ -19,21 +19,25 @@ MAX_LINE_BYTES = 16 << 10
 _TAIL_LINES = 15
 # A call trace comes in pieces, a few milliseconds apart.
 _QUIET_S, _LAST_WORDS_S = 0.3, 2.0
-# A guest that floods its console fills neither the disk nor our memory: the log has its first words, and its last ones.
+# A guest that floods its console fills neither the disk nor our memory: the log has the beginning and the end of the
+# output.
 _MAX_LOG_BYTES = 32 << 20
 _LAST_BYTES = 1 << 20
-# Of each kind, so that a flood of I/O errors leaves room for the warning behind it.
+# Findings of each kind that are kept, so that a flood of I/O errors leaves room for a warning after it.
 _MAX_FINDINGS = 500
 
 
 async def open_channel(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to the unix socket of one of a guest's serial ports."""
     return await asyncio.open_unix_connection(path, limit=MAX_LINE_BYTES)
 
 
 class Console:
-    """Reads everything that a guest prints, keeps it in a file, and says at once when the guest cannot go on.
+    """Reads everything that a guest prints, logs it, and reports at once a finding that the guest cannot survive.
 
-    The file is ours and not QEMU's `logfile=`: that one gets a character again for each time the socket was full (QEMU 7.2).
+    We write the log, not QEMU's `logfile=`, which repeats a character each time the socket was full (QEMU 7.2).
+    `on_fatal` is called with a panic or an oops, `on_trouble` if the log cannot be written. `dmesg`, once it is set,
+    completes `findings` in `close`.
     """
 
     def __init__(self, log: Path, on_fatal: Callable[[kernel_log.Finding], None], on_trouble: OnFailure) -> None:
@@ -47,16 +51,17 @@ class Console:
         self._reader = kernel_log.ConsoleReader()
         self._found: Counter[kernel_log.Kind] = Counter()
         self.findings: list[kernel_log.Finding] = []
-        self.dmesg: KernelLog | None = None  # completes `findings` at the end
+        self.dmesg: KernelLog | None = None
         self.printed_bytes = 0
 
     async def connect(self, path: Path) -> None:
+        """Connect to the unix socket of the console, and read it from now on."""
         reader, self._writer = await open_channel(path)
         self._task = asyncio.create_task(self._watched(reader, self._writer), name=f"console {path}")
 
     @contextlib.contextmanager
     def listening(self, listener: Callable[[bytes], None]) -> Iterator[None]:
-        """Lets a listener have everything that is printed, as it comes."""
+        """Pass everything that is printed to a listener, as it arrives."""
         self._listeners.append(listener)
         try:
             yield
@@ -64,13 +69,13 @@ class Console:
             self._listeners.remove(listener)
 
     async def type(self, data: bytes) -> None:
-        """Send what a keyboard would, and wait until the guest has room for more."""
+        """Send input to the console, and wait until the socket has room for more."""
         if self._writer is not None:
             self._writer.write(data)
             await self._writer.drain()
 
     async def _watched(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Where it fails, nobody looks at what the guest prints any longer, and it may print that it has died."""
+        """Read the console; a failure ends the guest, since its panic would not be noticed any more."""
         try:
             await self._watch(reader, writer)
         except Exception as error:
@@ -107,7 +112,7 @@ class Console:
             writer.close()
 
     def _finish(self, log: BinaryIO, last: bytearray) -> None:
-        """What was printed last goes below what was first, and a note of what is missing between."""
+        """Write the end of a flood below its beginning, and how much is left out in between."""
         tail = bytes(last[-_LAST_BYTES:])
         cut = self.printed_bytes - _MAX_LOG_BYTES - len(tail)
         if tail:
@@ -120,6 +125,7 @@ class Console:
                 log.write(note.encode() + tail)
 
     def _take(self, raw: bytes) -> None:
+        """Classify one line of the output."""
         line = raw.decode(errors="replace")
         if line.strip():
             self._tail.append(kernel_log.clean(line.rstrip()))
@@ -133,11 +139,13 @@ class Console:
             self._on_fatal(finding)
 
     def tail(self) -> tuple[str, ...]:
-        """The last lines."""
+        """Return the last lines."""
         return tuple(self._tail)
 
     async def wait_until_quiet(self) -> None:
-        """After a panic or an oops: wait until the guest has nothing more to say about it. For two seconds at most."""
+        """Wait, after a panic or an oops, until its call trace has been printed: until nothing more comes, at most two
+        seconds.
+        """
         until = time.monotonic() + _LAST_WORDS_S
         while self._task is not None and not self._task.done() and any(finding.kind.fatal for finding in self.findings):
             quiet_at = self._read_at + _QUIET_S
@@ -147,11 +155,12 @@ class Console:
             await asyncio.sleep(min(quiet_at, until) - now)
 
     async def wait_closed(self) -> None:
-        """Wait until the wire is closed and everything on it was read."""
+        """Wait until the connection is closed and everything from it was read."""
         if self._task is not None:
             await asyncio.wait({self._task})
 
     async def close(self) -> None:
+        """Stop reading, and merge the kernel's own log into the findings."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

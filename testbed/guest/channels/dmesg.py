@@ -1,10 +1,14 @@
-"""The kernel's own log beside its console: what the console did not show, and what on it was a program's. Pure.
+"""Compares the kernel's log with its console: finds what the console did not show, and what on it came from a program.
 
-The console shows what is printed while it is watched, down to warnings. The log has also what a clone's template printed when it booted,
-what a program hid by lowering the console's level, what the kernel says as mere information (kmemleak), and who wrote each line: whatever
-is written to /dev/kmsg looks like a line of the kernel on the console, and has another facility in the log.
+Pure.
 
-Sources: printk's levels and facilities, include/linux/kern_levels.h and syslog(3); taints, Documentation/admin-guide/tainted-kernels.rst.
+The console shows what is printed while it is read, down to warnings. The log also has what a clone's template printed
+when it booted, what a program hid by lowering the console's level, what the kernel logs as mere information (kmemleak),
+and who wrote each line: a line that a program wrote to /dev/kmsg looks like the kernel's on the console, but has
+another facility in the log.
+
+Sources: printk's levels and facilities, include/linux/kern_levels.h and syslog(3); taints,
+Documentation/admin-guide/tainted-kernels.rst.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from testbed.guest.channels.kernel_log import ConsoleReader, Finding, Kind, clea
 from testbed.regex import LONGEST_LINE, compile_linear
 from testbed.units import is_digits
 
-# What is asked of a guest. Not `--raw`: util-linux 2.38 ors the facility into the level there.
+# The command that reads the log. Not `--raw`: util-linux 2.38 ors the facility into the level there.
 COMMAND = ("sh", "-c", "cat /proc/sys/kernel/tainted; exec dmesg --decode")
 _PRIORITY = compile_linear(r"^(\w+) *:(emerg|alert|crit|err|warn|notice|info|debug) *: (\[ *\d+\.\d+\])")
 # A log buffer of 16 MiB, the largest of any distribution's kernel, has fewer.
@@ -30,8 +34,9 @@ _TAINTS = {5: "a bad page", 7: "an oops", 9: "a warning", 14: "a soft lockup"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelLog:
-    """A guest's log: `text` as people read it; lines with their facility and level; the bits of `tainted`. `unread`: why not all of it was
-    read, or nothing.
+    """A guest's log: `text` as dmesg prints it, `lines` with facility and level, and the bits of `tainted`.
+
+    `unread`: why part of it could not be read; empty if all was read.
     """
 
     text: str
@@ -41,12 +46,15 @@ class KernelLog:
 
 
 def unreadable(why: object) -> KernelLog:
-    """The log of a guest that did not give it."""
+    """Return the log of a guest whose log could not be read."""
     return KernelLog(text="", lines=(), tainted=0, unread=str(why).strip().partition("\n")[0])
 
 
 def parse(said: str, *, cut: bool = False) -> KernelLog:
-    """What `COMMAND` has printed; `cut`: and there was more. A line without a priority continues the one above it, at its time."""
+    """Parse the output of `COMMAND`.
+
+    A line without a priority continues the one above it, at its time. `cut`: the output was truncated.
+    """
     first, _, raw = said.partition("\n")
     lines: list[tuple[str, str, str]] = []
     text: list[str] = []
@@ -72,9 +80,9 @@ def parse(said: str, *, cut: bool = False) -> KernelLog:
 
 
 def merge(shown: Iterable[Finding], log: KernelLog, most: int) -> list[Finding]:
-    """The console's findings and the log's, in the order of their times, no more than `most` of a kind from the log.
+    """Merge the findings of the console with those of the log, ordered by time; from the log at most `most` of a kind.
 
-    A log that was not read is a finding: without one, nobody knows what else the kernel reported.
+    A log that was not read is a finding: without it, other reports of the kernel are unknown.
     """
     kernel, programs = _found(log, of_kernel=True), _found(log, of_kernel=False)
     theirs = _places(programs) - _places(kernel)
@@ -102,18 +110,22 @@ def merge(shown: Iterable[Finding], log: KernelLog, most: int) -> list[Finding]:
 
 
 def _places(findings: Iterable[Finding]) -> set[tuple[float | None, str]]:
-    """What the same lines are on a console: a kernel without CONFIG_PRINTK_TIME stamps none there."""
+    """Return how findings of the log look on the console: a kernel without CONFIG_PRINTK_TIME stamps no line there."""
     return {(seconds, finding.text) for finding in findings for seconds in (finding.seconds, None)}
 
 
 def _found(log: KernelLog, *, of_kernel: bool) -> list[Finding]:
-    """The broad class is for warnings and worse: what is information uses its words as well."""
+    """Return the findings of the log.
+
+    Kind.OTHER counts for warnings and worse only: information uses the same words.
+    """
     reader = ConsoleReader()
     found = [(level, reader.take(line)) for facility, level, line in log.lines if (facility == _KERNEL) is of_kernel]
     return [one for level, one in found if one is not None and (one.kind is not Kind.OTHER or level in _LOUD)]
 
 
 def _of_taints(tainted: int) -> list[Finding]:
+    """Return a finding for a report that left a taint but no line."""
     said = [what for bit, what in _TAINTS.items() if tainted >> bit & 1]
     text = (
         f"/proc/sys/kernel/tainted is {tainted}: {', '.join(said)}, of which neither the console nor the log has a line"

@@ -1,7 +1,8 @@
-"""Guest console lines to findings. Takes lines, does no I/O: recorded consoles of real kernels are its tests.
+"""Classifies lines of a guest's console. Pure; tested on recorded consoles of real kernels.
 
-The classes refine a broad last one: a line of the kernel's that begins an alarm (WARNING, BUG, Oops, UBSAN, INFO and their like) and that
-no class knows is `OTHER`, and so is a report of which no line is known. A new format is a finding of the wrong class, not nothing.
+The classes refine a broad last one: a kernel line that begins an alarm (WARNING, BUG, Oops, UBSAN, INFO and the like)
+and matches no class is `OTHER`, and so is a report none of whose lines matches. So a report in a new format is found
+under the wrong class, not missed.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import re2
 from testbed.regex import LONGEST_LINE, compile_linear
 from testbed.text import printable
 
-# "[   12.345678] " or "[   12.345678][  T123] " before a kernel line; an SSH server's lines have other brackets. What a program has left on
-# the line before it is not the kernel's.
+# The time stamp before a kernel line, "[   12.345678] " or "[   12.345678][  T123] "; an SSH server's lines have other
+# brackets. Text before the stamp was printed by a program and is not the kernel's.
 _STAMP = compile_linear(r"\[\s*(?P<seconds>[0-9]{1,12}\.[0-9]{6})\](?:\[\s*[TC]\d+\])?\s?(?P<text>.*)$")
 
 
 class Kind(enum.Enum):
-    """What a console line says. A guest after PANIC or OOPS is lost to whoever waits for it."""
+    """Kinds of reports. PANIC and OOPS end every wait on the guest."""
 
     PANIC = "panic"
     OOPS = "oops"
@@ -49,17 +50,21 @@ class Kind(enum.Enum):
 
     @property
     def fatal(self) -> bool:
+        """Whether the guest cannot go on."""
         return self in (Kind.PANIC, Kind.OOPS)
 
     @property
     def splat(self) -> bool:
-        """Whether the kernel reports a mistake of its own, and not one of a disk or a limit that was set on purpose."""
+        """Whether the kernel reports a bug of its own, not an error of a disk or a limit that was set on purpose."""
         return self not in (Kind.OOM, Kind.IO_ERROR, Kind.DISK, Kind.PROGRAM, Kind.UNREAD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One line that matters; `seconds` is the guest's time since boot, None where the line has no stamp. UNREAD: there may be more."""
+    """One report, by its first line; `seconds` since boot, None if the line has no time stamp.
+
+    UNREAD: there may be more reports.
+    """
 
     kind: Kind
     seconds: float | None
@@ -68,11 +73,12 @@ class Finding:
 
 # First match wins; RE2's syntax. The texts are those of 5.10 to 7.2, in the files that are named.
 _CLASSES: tuple[tuple[Kind | None, str], ...] = (
-    # Nothing; before the class `ODEBUG: ` below.
+    # No report; must come before the class `ODEBUG: ` below.
     (None, r"^ODEBUG: selftest passed"),
     # kernel/panic.c
     (Kind.PANIC, r"Kernel panic - not syncing"),
-    # arch/x86/mm/fault.c, arch/x86/kernel/{dumpstack,traps,fred}.c, lib/bug.c. die() says `WHAT: CODE [#N]`, since 6.10 behind `Oops: `.
+    # arch/x86/mm/fault.c, arch/x86/kernel/{dumpstack,traps,fred}.c, lib/bug.c. die() says `WHAT: CODE [#N]`, since 6.10
+    # behind `Oops: `.
     (
         Kind.OOPS,
         r"BUG: (?:unable to handle|kernel NULL pointer|(?:.* )?stack guard page was hit|invalid or fatal FRED event)",
@@ -109,18 +115,22 @@ _CLASSES: tuple[tuple[Kind | None, str], ...] = (
     (Kind.LIST_CORRUPTION, r"list_(?:add|del) (?:double add|corruption)"),
     (Kind.REFCOUNT, r"refcount_t: |percpu ref \(.*\) <= 0|percpu_ref_kill_and_confirm called more than once"),
     (Kind.LEAK, r"kmemleak: \d+ new suspected memory leaks|BUG: memory leak|unreferenced object 0x"),
-    # kernel/panic.c: `CPU: N PID: N at FILE:LINE SYMBOL`, since 6.19 `FILE:LINE at SYMBOL, CPU#N: COMM/PID`. lib/debugobjects.c
+    # kernel/panic.c: `CPU: N PID: N at FILE:LINE SYMBOL`, since 6.19 `FILE:LINE at SYMBOL, CPU#N: COMM/PID`.
+    # lib/debugobjects.c
     (Kind.WARNING, r"WARNING: (?:CPU: \d+ PID: \d+ |(?:\S+:\d+ )?at .*, CPU#\d+: |.* at \S+:\d+)|ODEBUG: "),
-    # kernel/hung_task.c, fs/fs-writeback.c; kernel/{watchdog,watchdog_hld,workqueue}.c; kernel/rcu/{tree_stall,tree_exp,tasks}.h
+    # kernel/hung_task.c, fs/fs-writeback.c; kernel/{watchdog,watchdog_hld,workqueue}.c;
+    # kernel/rcu/{tree_stall,tree_exp,tasks}.h
     (Kind.HUNG_TASK, r"INFO: task .+ blocked|INFO: The task .* has been waiting for writeback"),
     (Kind.LOCKUP, r"\b(?:[sS]oft|[hH]ard|workqueue) lockup\b|Watchdog detected hard LOCKUP"),
     (Kind.RCU_STALL, r"INFO: .*\bdetected .*stall|\brcu\w* kthread (?:starved|timer wakeup)"),
     # mm/{oom_kill,page_alloc}.c
     (
         Kind.OOM,
-        r"invoked oom-killer|[oO]ut of memory(?:: Killed process| and no killable)|page allocation (?:failure: order:|stall )",
+        r"invoked oom-killer|[oO]ut of memory(?:: Killed process| and no killable)"
+        r"|page allocation (?:failure: order:|stall )",
     ),
-    # block/blk-{core,mq}.c, fs/{buffer,fserror}.c, mm/page_io.c; drivers/{block/loop,nvme/host/core,scsi/scsi_lib,scsi/scsi_logging}.c
+    # block/blk-{core,mq}.c, fs/{buffer,fserror}.c, mm/page_io.c;
+    # drivers/{block/loop,nvme/host/core,scsi/scsi_lib,scsi/scsi_logging}.c
     (
         Kind.IO_ERROR,
         r"\berror, dev \S+,? |Buffer I/O error on dev|blk_update_request: .*error|loop: Write error at byte offset",
@@ -137,11 +147,13 @@ _CLASSES: tuple[tuple[Kind | None, str], ...] = (
     ),
     (
         Kind.FILESYSTEM,
-        r"EXT4-fs .*(?:Remounting filesystem read-only|I/O error|IO failure|csum_verify|[cC]hecksum .*(?:fail|invalid))",
+        r"EXT4-fs .*(?:Remounting filesystem read-only|I/O error|IO failure)"
+        r"|EXT4-fs .*(?:csum_verify|[cC]hecksum .*(?:fail|invalid))",
     ),
     (
         Kind.FILESYSTEM,
-        r"EXT4-fs .*(?:allocation failed|[dD]ata (?:loss|will be lost))|Aborting journal on device|JBD2: .*(?:[eE]rror|corrupt)",
+        r"EXT4-fs .*(?:allocation failed|[dD]ata (?:loss|will be lost))"
+        r"|Aborting journal on device|JBD2: .*(?:[eE]rror|corrupt)",
     ),
     (
         Kind.FILESYSTEM,
@@ -166,11 +178,12 @@ _CLASSES: tuple[tuple[Kind | None, str], ...] = (
         Kind.DISK,
         r"timing out command|\bata\d+(?:\.\d+)?: (?:exception Emask|failed command|SRST failed|hard resetting link)",
     ),
-    # Nothing, where no class above knows the line and it begins so: what follows a report, behind its subsystem's name, and what a healthy
-    # kernel says of its processor (arch/x86/kernel/cpu/bugs.c) or its command line.
+    # No report, if no class above matches: lines that follow a report, after its subsystem's name, and what a healthy
+    # kernel prints about its processor (arch/x86/kernel/cpu/bugs.c) or its command line.
     (
         None,
-        r"^(?:[\w-]+(?: \(\S+\))?: )?INFO: (?:lockdep is turned off|(?:Expedited )?[Ss]tall ended|NMI handler|recovery required)",
+        r"^(?:[\w-]+(?: \(\S+\))?: )?"
+        r"INFO: (?:lockdep is turned off|(?:Expedited )?[Ss]tall ended|NMI handler|recovery required)",
     ),
     (None, r"^(?:Spectre V2 |RETBleed|ITS|Speculative Return Stack Overflow|process): WARNING: "),
     (None, r"^WARNING: (?:Spectre|Unprivileged eBPF|'bootconfig' found)"),
@@ -180,32 +193,35 @@ for _, _pattern in _CLASSES:
     _FOUND.Add(_pattern)
 _FOUND.Compile()
 
-# What begins an alarm, in lines that the kernel has stamped: programs use these words as well.
+# The beginning of an alarm, in lines with a kernel time stamp only: programs use these words as well.
 _ALARM = re2.compile(r"\b(?:WARNING|BUG|INFO|UBSAN|KCSAN|KASAN|KFENCE|KMSAN|PANIC|Oops): |\bBUG[ ,]|^(?:WARNING|BUG)\b")
-# How a program names itself in the kernel's log (`systemd[1]: `); a subsystem of the kernel has no number there.
+# The prefix of a program's line in the kernel's log (`systemd[1]: `); a kernel subsystem's has no number.
 _PROGRAM = re2.compile(r"^[^\s\[]+\[\d+\]: ")
-# No class has a shorter line.
+# No class matches a shorter line.
 _SHORTEST = 3
 _CUT_HERE, _END = "[ cut here ]", "---[ end trace "
 _TASK = compile_linear(r"CPU: [0-9]+ .{0,40}PID: [0-9]+ Comm: ")
-# Between the first line that says what is wrong and the task: an oops has five.
+# At most this many lines between a report's heading and its line of the task: an oops has five.
 _HEADING_LINES = 12
-# A splat in one pattern that can be read, for a search that names no class (`repro --script` without `--expect`).
+# One readable pattern for any splat, used if the user names none (`repro --script` without `--expect`).
 ANY_SPLAT = (
-    r"\b(?:WARNING|BUG|INFO|UBSAN|KCSAN|KASAN|KFENCE|KMSAN|ODEBUG|PANIC|Oops): |\bBUG[ ,]|\[ cut here \]|\[#\d+\]|[kK]ernel BUG at"
-    r"|general protection fault|Kernel panic|DEBUG_LOCKS_WARN_ON|hard LOCKUP|kthread (?:starved|timer)|memory leaks|unreferenced object"
+    r"\b(?:WARNING|BUG|INFO|UBSAN|KCSAN|KASAN|KFENCE|KMSAN|ODEBUG|PANIC|Oops): "
+    r"|\bBUG[ ,]|\[ cut here \]|\[#\d+\]|[kK]ernel BUG at"
+    r"|general protection fault|Kernel panic|DEBUG_LOCKS_WARN_ON|hard LOCKUP|kthread (?:starved|timer)"
+    r"|memory leaks|unreferenced object"
     r"|: bad p.d |Bad swap|slab error|Possible data corruption"
-    r"|(?:-fs|FS|XFS|JBD2|journal).*(?:[eE]rror|[cC]orrupt|[sS]hut|on device|read-only|failed|[dD]ata (?:loss|will)|rectify|inconsistent)"
+    r"|(?:-fs|FS|XFS|JBD2|journal).*"
+    r"(?:[eE]rror|[cC]orrupt|[sS]hut|on device|read-only|failed|[dD]ata (?:loss|will)|rectify|inconsistent)"
 )
 
 
 def clean(line: str, most: int = 1000) -> str:
-    """The line without what could steer a terminal, and not longer than `most` characters: a guest chooses these bytes."""
+    """Return a line without control characters, at most `most` characters long: the guest chooses these bytes."""
     return printable(line[: 4 * most])[:most]
 
 
 def classify(line: str) -> Finding | None:
-    """What one console line says, or None where it says nothing that matters."""
+    """Return the report that one console line begins, or None."""
     return _classify(line, *split_stamp(line))
 
 
@@ -217,7 +233,10 @@ def _classify(line: str, seconds: float | None, text: str) -> Finding | None:
 
 
 def split_stamp(line: str) -> tuple[float | None, str]:
-    """The time since boot, None where the line has no stamp, and the text; the kernel's lines have at most 1 KiB (LOG_LINE_MAX)."""
+    """Split a line into the seconds since boot (None without a time stamp) and its text.
+
+    Kernel lines have at most 1 KiB (LOG_LINE_MAX).
+    """
     line = line[:LONGEST_LINE]
     stamped = _STAMP.search(line) if "[" in line else None
     return (float(stamped[1]), stamped[2]) if stamped else (None, line)
@@ -229,19 +248,22 @@ def _finding(kind: Kind, line: str) -> Finding:
 
 
 class ConsoleReader:
-    """Lines of one console, in order: `take` is `classify`, and knows a report by its frame where it knows none of its lines.
+    """Classifies the lines of one console in order.
 
-    A report of __warn() or die() (kernel/panic.c) has its heading, the task that it is of (`CPU: N PID: N Comm: ...`), and at its end
-    `end trace`. Its first line, `cut here`, is below the console's level in 7.2.
+    Beyond `classify`, it recognizes a report by its frame if none of its lines matches.
+
+    A report of __warn() or die() (kernel/panic.c) has a heading, the task (`CPU: N PID: N Comm: ...`), and `end trace`
+    at its end. Its first line, `cut here`, is below the console's level in 7.2.
     """
 
     def __init__(self) -> None:
-        # The lines before the task, None for one that says what is wrong; those since `cut here` where there was one.
+        # The lines before the task's, since `cut here` if there was one; None stands for a line that matched a class.
         self._before: deque[str | None] = deque(maxlen=_HEADING_LINES)
         self._is_cut = False
         self._unknown: str | None = None
 
     def take(self, line: str) -> Finding | None:
+        """Return the report that this line begins, or whose end shows that it was not recognized; else None."""
         if len(line) < _SHORTEST:
             self._before.append(line)
             return None
@@ -262,7 +284,7 @@ class ConsoleReader:
         return found
 
     def _heading(self) -> str | None:
-        """What a report begins with, None where its lines say what is wrong."""
+        """Return the heading of a report; None if one of its lines matched a class."""
         if None in self._before or not self._before:
             return None
         return self._before[0 if self._is_cut else -1]

@@ -1,4 +1,4 @@
-"""Commands in the guest over SSH: its errors turned into ours, its output bounded."""
+"""Runs commands in a guest over SSH, with bounded output, and translates asyncssh's errors."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from testbed.host.logfile import Log
 
 # dropbear ends the connection at a command of 9000 bytes (MAX_CMD_LEN); a longer one is read by a shell of its own.
 _LONGEST_COMMAND = 8000
-# Hears what a command prints, as it comes.
+# Called with what a command prints, as it arrives.
 Listener = Callable[[bytes], None]
-# A guest may answer anything; more than this is cut off.
+# The limit of what is kept of a command's output: the guest chooses how much it prints.
 _MAX_OUTPUT_BYTES = 8 << 20
-# The same of a file.
+# The limit of a file that is copied out of a guest.
 _MAX_FILE_BYTES = 16 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """How a command in the guest ended; `signal` names what killed it, or is empty.
+    """How a command in the guest ended; `signal` names the signal that killed it, or is empty.
 
-    `stdout` and `stderr` are text, in which U+FFFD stands for what is not UTF-8; `stdout_bytes` and `stderr_bytes` are as they came.
-    `truncated`: one of them was longer than 8 MiB, and what came after that is not here.
+    `stdout` and `stderr` are text, in which U+FFFD replaces invalid UTF-8; `stdout_bytes` and `stderr_bytes` are
+    unchanged. `truncated`: one of them was longer than 8 MiB, and the rest was dropped.
     """
 
     status: int
@@ -47,25 +47,29 @@ class Result:
 
     @property
     def stdout(self) -> str:
+        """The standard output as text."""
         return self.stdout_bytes.decode(errors="replace")
 
     @property
     def stderr(self) -> str:
+        """The standard error as text."""
         return self.stderr_bytes.decode(errors="replace")
 
     def last_output(self, most: int = 2000) -> str:
-        """The last characters of its errors, or of its output where it had none, for a message; says what is missing before and after."""
-        said = self.stderr or self.stdout
-        before = f"[{len(said) - most} characters before] " if len(said) > most else ""
+        """Return the end of the standard error, or of the output if there was none, for a message; it says how much is
+        left out.
+        """
+        text = self.stderr or self.stdout
+        before = f"[{len(text) - most} characters before] " if len(text) > most else ""
         after = f" [cut off at {_MAX_OUTPUT_BYTES >> 20} MiB]" if self.truncated else ""
-        return f"{before}{said[-most:].rstrip()}{after}"
+        return f"{before}{text[-most:].rstrip()}{after}"
 
 
 class Shell:
-    """Connections as root to one guest, of which each runs one command at a time.
+    """SSH connections as root to one guest; each runs one command at a time.
 
-    When a command of several on one connection ends while another begins, dropbear (2022.83) now and then closes the channel of the
-    new one, whose command may have run all the same: seen in 4 of 60 commands, four at once.
+    When a command of several on one connection ends while another begins, dropbear (2022.83) now and then closes the
+    channel of the new one, whose command may have run nevertheless: seen in 4 of 60 commands, four at once.
     """
 
     def __init__(
@@ -98,7 +102,8 @@ class Shell:
     ) -> Shell:
         """Log in over a connected socket; the caller owns the deadline. `endpoint`: where further connections are made.
 
-        :raise GuestError: the server has another host key. :raise HostError: other users of this machine keep the server busy.
+        :raise GuestError: the server has another host key. :raise HostError: other users of this machine keep the
+        server busy.
         :raise WireBroken: the server refuses the login, or does not speak SSH.
         """
 
@@ -123,7 +128,7 @@ class Shell:
     async def run(self, command: Sequence[str], *, check: bool = True, timeout_s: float | None = None) -> Result:
         """Run one program; `command` is its argv, each word quoted for the guest's shell.
 
-        :raise CommandFailed: it ended with another status than 0, or not in time, while `check`.
+        :raise CommandFailed: it did not end in time; or its status is not 0, and `check` is set.
         :raise WireBroken: the connection broke.
         """
         return await self._run(shlex.join(command), b"", check, timeout_s)
@@ -138,12 +143,12 @@ class Shell:
         listeners: tuple[Listener, Listener] | None = None,
         stdin: bytes = b"",
     ) -> Result:
-        """Run a script; it gets `arguments` as $1, $2, ... For `sh` the login shell reads it itself: one exec less.
+        """Run a script with `arguments` as $1, $2, ... For `sh` the login shell itself runs it, which saves an exec.
 
-        `listeners`: who hears its output, and its errors, as they come. `stdin`: what it reads, and never the script itself.
+        `listeners`: called with its standard output and its standard error as they arrive. `stdin`: its standard input.
         """
         if interpreter == "sh":
-            # On its first line, so that messages have the script's own lines.
+            # On the script's first line, so that the shell's messages have the script's line numbers.
             text = f"{shlex.join(['set', '--', *arguments])}; {text}"
             return await self._run(text, stdin, check, timeout_s, listeners)
         return await self._run(
@@ -152,7 +157,7 @@ class Shell:
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncssh.SSHClientConnection]:
-        """One that runs nothing else meanwhile. It ends with a block that ends otherwise than well: what was run may run still."""
+        """Reserve a connection. An exception closes it, since the command that it runs may still be running."""
         while self._free and self._free[-1].is_closed():
             self._all.remove(self._free.pop())
         if not self._free:
@@ -183,13 +188,13 @@ class Shell:
         shown = _shown(command)
         command = self._exports + command
         if len(script := command.encode()) > _LONGEST_COMMAND:
-            # The same shell reads it, and no byte of what it is to read itself.
+            # The same shell reads the script from its input, and no byte more, which is for the script.
             command, stdin = f'eval "$(head -c {len(script)})"', script + stdin
         try:
             async with asyncio.timeout(limit), self._connection() as connection:
                 child = await connection.create_process(command, encoding=None)
                 try:
-                    with contextlib.suppress(BrokenPipeError):  # a command that reads nothing may have ended by now
+                    with contextlib.suppress(BrokenPipeError):  # a command that reads no input may have ended
                         child.stdin.write(stdin)
                         child.stdin.write_eof()
                     (stdout, more_output), (stderr, more_errors) = await asyncio.gather(
@@ -198,7 +203,8 @@ class Shell:
                     )
                     await child.wait_closed()
                 finally:
-                    # Not waited for: the server closes the channel when the command ends, and this may be because it does not.
+                    # Do not wait: the server closes the channel when the command ends, and we may be here because it
+                    # does not end.
                     child.close()
         except TimeoutError:
             raise CommandFailed(self._guest, shown, f"none within {limit:.0f} s", "") from None
@@ -222,7 +228,8 @@ class Shell:
     async def put(self, source: Path, target: str) -> None:
         """Copy a file of this machine into the guest, with its holes; the caller owns the deadline.
 
-        :raise GuestError: the guest does not take it. :raise HostError: it cannot be read, or changes meanwhile.
+        :raise GuestError: the guest cannot write it. :raise HostError: the file cannot be read, or was changed during
+        the copy.
         :raise WireBroken: the connection broke.
         """
         async with self._transfer(f"{source} to {target}") as sftp:
@@ -230,7 +237,7 @@ class Shell:
             has_holes = before.st_blocks * 512 < before.st_size
             await sftp.put(str(source), target, follow_symlinks=True, sparse=has_holes)
             if has_holes:
-                # What is written ends where the last data does.
+                # The copy ends at the last data; add the hole at the end.
                 await sftp.truncate(target, before.st_size)
             after = source.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
@@ -239,10 +246,13 @@ class Shell:
             )
 
     async def get(self, source: str, target: Path, *, most_bytes: int | None = None) -> None:
-        """Copy a file of the guest, of at most `most_bytes` (16 GiB without it), to this machine; the caller owns the deadline. Raises as
-        `put`."""
+        """Copy a file of the guest to this machine, at most `most_bytes` (default 16 GiB); the caller owns the
+        deadline.
+
+        Raises as `put`.
+        """
         async with self._transfer(f"{source} out of it") as sftp:
-            # A copy that takes holes into account does not notice that it is shorter than the file (asyncssh 2.24).
+            # A sparse copy does not notice that it is shorter than the file (asyncssh 2.24).
             bounded = _at_most(self._guest, most_bytes or _MAX_FILE_BYTES)
             await sftp.get(source, str(target), follow_symlinks=True, sparse=False, progress_handler=bounded)
 
@@ -266,7 +276,7 @@ class Shell:
             )
 
     async def close(self) -> None:
-        """Drop the connections; a server that no longer answers is not waited for."""
+        """Abort the connections; waits at most 1 s for the server."""
         for connection in self._all:
             connection.abort()
         with contextlib.suppress(TimeoutError, asyncssh.Error, OSError):
@@ -275,30 +285,30 @@ class Shell:
 
 
 def _at_most(guest: str, most_bytes: int) -> Callable[[bytes, bytes, int, int], None]:
-    """What is told how far a copy is, and ends one that is too large."""
+    """Return a progress handler that ends a copy that is too large."""
 
-    def told(source: bytes, target: bytes, copied_bytes: int, total_bytes: int) -> None:
+    def check(source: bytes, target: bytes, copied_bytes: int, total_bytes: int) -> None:
         if max(copied_bytes, total_bytes) > most_bytes:
             name = source.decode(errors="replace")
             raise GuestError(f"guest {guest}: {name}: expected a file of at most {most_bytes} bytes, got more")
 
-    return told
+    return check
 
 
 def _shown(command: str) -> str:
-    """A command as messages call it: a script by its first lines."""
+    """Return a command as it is shown in messages: a script by its first lines."""
     first, *more = command.strip().splitlines()
     return f"{first}; {more[0][:60]} ..." if more else first
 
 
 async def _bounded(stream: asyncssh.SSHReader[bytes], listeners: Listener | None = None) -> tuple[bytes, bool]:
-    """All that a stream says, up to the limit, and whether there was more, which is read and dropped."""
+    """Read a stream to its end; returns its bytes up to the limit, and whether there were more, which are dropped."""
     kept: list[bytes] = []
     size_bytes = 0
     while data := await stream.read(65536):
         if listeners is not None:
             listeners(data)
-            # What is there already is read without a wait: others have their turn meanwhile.
+            # Buffered data is read without waiting: let other tasks run.
             await asyncio.sleep(0)
         if size_bytes < _MAX_OUTPUT_BYTES:
             kept.append(data[: _MAX_OUTPUT_BYTES - size_bytes])

@@ -41,7 +41,8 @@ async def open_connection(guest: str, wire: socket.socket, credentials: Credenti
             config=None,
             agent_path=None,
             preferred_auth="publickey",
-            # Handshakes are dear under emulation: one algorithm of each kind, and the ones that the server has cheapest.
+            # Handshakes are dear under emulation: one algorithm of each kind, and the ones that the server has
+            # cheapest.
             kex_algs=["curve25519-sha256"],
             encryption_algs=["chacha20-poly1305@openssh.com"],
             server_host_key_algs=["ssh-ed25519"],

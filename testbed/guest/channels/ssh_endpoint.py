@@ -25,9 +25,9 @@ class Endpoint(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """What both sides prove who they are with. `key`: ours. `host_key`: the public half of the server's.
+    """Keys of an SSH connection. `key`: ours. `host_key`: the public half of the server's.
 
-    `key_installed`: is set once the server knows our key, which is not offered before; None if it knows the key already.
+    `key_installed` is set once the server accepts our key, which is not offered before; None if it does already.
     """
 
     key: SshKey
@@ -36,8 +36,9 @@ class Credentials:
 
 
 class ForwardedPort:
-    """The port that QEMU forwards to a guest's SSH server, on 127.0.0.1 of `netns`; None: of this machine's own network, where every user
-    reaches it. QEMU chooses the `port`.
+    """The port that QEMU forwards to a guest's SSH server: on 127.0.0.1 in the network namespace `netns`, or, if that
+    is None, of this machine, where every user can connect to it. QEMU chooses the number, which is then written to
+    `port`.
     """
 
     def __init__(self, guest: str, netns: NetworkNamespace | None) -> None:
@@ -45,14 +46,14 @@ class ForwardedPort:
         self.port = 0
 
     async def connect(self) -> socket.socket:
-        """A connection to it.
+        """Connect to the port.
 
-        :raise WireBroken: nobody listens.
+        :raise WireBroken: nothing listens there.
         """
         if self._netns is None:
             return await connect_to_guest(self._guest, self.port)
         return await connect_to_guest(self._guest, self.port, self._netns.socket)
 
     def why_silent(self) -> str:
-        """Who else is connected, where anybody may be: what explains a server that does not answer."""
+        """Return which other users are connected to the port, to explain a server that does not answer; or nothing."""
         return other_users.describe_connections(self.port) if self._netns is None and self.port else ""

@@ -1,4 +1,4 @@
-"""SSH keys of guests and of this side, in the forms that each program wants."""
+"""SSH keys of guests and of the testbed, in the formats of OpenSSH and dropbear."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 @dataclass(frozen=True, slots=True)
 class SshKey:
-    """An ed25519 key by the 32 bytes of its private half."""
+    """An ed25519 key, stored as the 32 bytes of its private half."""
 
     private: bytes = field(repr=False)
 
     @classmethod
     def new(cls) -> SshKey:
+        """Generate a key."""
         return cls(Ed25519PrivateKey.generate().private_bytes_raw())
 
     @property
     def public(self) -> str:
-        """As a line of `authorized_keys` and `known_hosts`: `ssh-ed25519 BASE64`."""
+        """The public half as in `authorized_keys` and `known_hosts`: `ssh-ed25519 BASE64`."""
         return self._key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
     @property
     def openssh(self) -> str:
-        """As OpenSSH's own file of a private key."""
+        """The private key in OpenSSH's file format."""
         return self._key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
 
     @property
     def dropbear(self) -> bytes:
-        """As dropbear's own file of a host key: name and key pair, each an SSH string (its source, signkey.c and ed25519.c)."""
+        """The key in dropbear's host key format: name and key pair, each an SSH string (its source, signkey.c and
+        ed25519.c).
+        """
         name, pair = b"ssh-ed25519", self.private + self._key.public_key().public_bytes_raw()
         return struct.pack(">I", len(name)) + name + struct.pack(">I", len(pair)) + pair
 

@@ -1,4 +1,4 @@
-"""The connection to the SSH server of a guest that wakes up."""
+"""Connects to the SSH server of a guest while the guest wakes up."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 async def connect(
     spec: LaunchSpec, port: ForwardedPort, key: SshKey, host_key: SshKey, identified: asyncio.Event, log: Log
 ) -> Shell:
-    """Shake hands with a clone as soon as its server goes on, and log in when it has been told of the `key` (`identified`).
+    """Shake hands with a clone as soon as its server runs, and log in once it knows our `key`, when `identified` is
+    set.
 
-    :raise GuestError: it has another host key. :raise WireBroken: it refuses us, or nobody listens.
+    :raise GuestError: it has another host key. :raise WireBroken: it refuses the login, or nothing listens.
     """
     if spec.template is None:
-        await identified.wait()  # nothing listens before
+        await identified.wait()  # the SSH server of a guest that boots does not listen before
     wire = await port.connect()
     try:
         shell = await asyncio.to_thread(_load_client)
@@ -41,7 +42,9 @@ async def connect(
 
 
 def _load_client() -> type[Shell]:
-    """The SSH client. It takes about 0.3 s to load, which is half of a clone's start: it is loaded meanwhile."""
+    """Import the SSH client, which takes about 0.3 s, half of a clone's start: hence in a thread, while the clone wakes
+    up.
+    """
     from testbed.guest.channels.ssh import Shell
 
     return Shell
