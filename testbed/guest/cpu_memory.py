@@ -1,4 +1,4 @@
-"""What a running guest's machine itself does on command: memory that a balloon takes away, CPUs that go and come."""
+"""Changes a running guest's machine: memory by a balloon, CPUs by taking them offline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from testbed.units import MIB, format_size, parse_whole
 _BALLOON = {"driver": "virtio-balloon-pci", "id": "balloon"}
 _ENOUGH_BYTES = MIB
 _POLL_S = 0.1
-# A guest gives memory back in steps of 1 MiB; one that has made no step in so long gives no more.
+# A guest gives memory back in steps of 1 MiB; after this long without a step, it gives no more.
 _PATIENCE_S = 5.0
 
 # CPU 0 cannot go offline.
@@ -29,11 +29,13 @@ done
 
 
 async def set_memory(guest: Guest, wanted_bytes: int | None) -> None:
-    """Take memory from a guest until it has so much left, or give all of it back (None). It is taken by a virtio balloon, which is
-    plugged in when it is first wanted. A guest that does not give so much has what it had before.
+    """Set how much memory a guest has; None gives it all of its memory back.
 
-    :raise UsageError: it cannot have so much, there is no slot for the balloon, or it is a clone.
-    :raise GuestError: it does not give so much, or dies of it.
+    A virtio balloon takes the memory; it is plugged in at the first use. If the guest does not give up enough, it gets
+    back what it had.
+
+    :raise UsageError: the size is out of range, there is no free slot for the balloon, or the guest is a clone.
+    :raise GuestError: the guest does not give up that much memory, or ends.
     """
     most = guest.spec.machine.memory_bytes
     target = most if wanted_bytes is None else wanted_bytes
@@ -63,8 +65,11 @@ async def set_memory(guest: Guest, wanted_bytes: int | None) -> None:
 
 
 def _refuse_clone(guest: Guest) -> None:
-    """QEMU gives what the balloon takes back to the host, which for memory that is mapped from a file, private or not, is a hole in the
-    file (softmmu/physmem.c: ram_block_discard_range); that file is what all clones of a template start from.
+    """Refuse to take memory from a clone.
+
+    QEMU returns what the balloon takes to the host. If the memory is mapped from a file, privately or not, that punches
+    a hole into the file (softmmu/physmem.c: ram_block_discard_range), and all clones of a template start from that
+    file.
     """
     if guest.spec.template is not None:
         raise UsageError(
@@ -74,17 +79,17 @@ def _refuse_clone(guest: Guest) -> None:
 
 
 async def memory_state(guest: Guest) -> int:
-    """How much memory a guest has now, in bytes."""
+    """Return how much memory a guest has now, in bytes."""
     return await _left(guest) or guest.spec.machine.memory_bytes
 
 
 async def has_balloon(guest: Guest) -> bool:
-    """Whether memory was ever taken from a guest."""
+    """Return whether a balloon was plugged into the guest."""
     return await _left(guest) is not None
 
 
 async def _left(guest: Guest) -> int | None:
-    """What the balloon leaves the guest; None where there is no balloon."""
+    """Return how much memory the balloon leaves the guest; None without a balloon."""
     with contextlib.suppress(HostError):  # "No balloon device has been activated"
         return int((await guest.monitor.execute("query-balloon", log=False))["actual"])
     return None
@@ -95,19 +100,20 @@ async def _plug_balloon(guest: Guest) -> None:
     port = len(model.disks) + len(model.networks)
     if port >= ports:
         raise UsageError(
-            f"memory: expected a free slot for the balloon, got {port} disks and networks in {ports}; take one out of the topology"
+            f"memory: expected a free slot for the balloon, got {port} disks and networks in {ports};"
+            " take one out of the topology"
         )
     await guest.monitor.execute("device_add", _BALLOON | {"bus": f"port{port}"})
     await guest.run("modprobe", "virtio_balloon")
 
 
 async def set_cpus(guest: Guest, wanted: int | None) -> None:
-    """Take CPUs of a guest offline until so many are left, or all of them online again (None).
+    """Set how many CPUs of a guest are online; None brings all of them online.
 
-    The kernel does what it does when a CPU is unplugged; the virtual CPU itself stays, because QEMU 7.2's TCG ends in glibc's
-    `malloc(): unsorted double linked list corrupted` when one is plugged in again.
+    The kernel does the same as if a CPU was unplugged. The virtual CPU itself stays, because QEMU 7.2's TCG crashes in
+    glibc (`malloc(): unsorted double linked list corrupted`) when one is plugged in again.
 
-    :raise UsageError: it cannot have so many. :raise GuestError: the guest refuses.
+    :raise UsageError: the guest does not have that many. :raise GuestError: its kernel refuses.
     """
     most = guest.spec.machine.cpus
     count = most if wanted is None else wanted
@@ -119,13 +125,13 @@ async def set_cpus(guest: Guest, wanted: int | None) -> None:
 
 
 async def cpu_state(guest: Guest) -> int:
-    """How many CPUs of a guest are online now."""
+    """Return how many CPUs of a guest are online."""
     file = "/sys/devices/system/cpu/online"
     return online_cpus((await guest.run("cat", file)).stdout, f"guest {guest.name}: {file}")
 
 
 def online_cpus(text: str, where: str) -> int:
-    """How many CPUs a list such as `0-2,5` names.
+    """Return how many CPUs a list such as `0-2,5` has.
 
     :raise ReadingError: it is no such list.
     """

@@ -1,4 +1,4 @@
-"""The guest's disks as its agent lists them, compared with the topology."""
+"""Compares the guest's disks, as its agent lists them, with the topology. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _MOST_DIGITS = 17
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """One whole disk in the guest. `number` is MAJ:MIN as io.stat writes it; `id` its number among disks of one serial, or empty."""
+    """One whole disk in the guest.
+
+    `number`: MAJ:MIN, as in io.stat. `id`: its number among the disks with its serial, or empty.
+    """
 
     path: str
     number: str
@@ -43,14 +46,14 @@ def query_command(count: int) -> dict[str, str]:
 
 
 def count_disks(disks: Mapping[str, Disk]) -> int:
-    """How many whole disks the guest has of these."""
+    """Return how many whole disks the guest sees for these: one more for each namespace."""
     return sum(1 + len(blockdev.namespaces(disk)) for disk in disks.values())
 
 
 def parse(listing: str) -> tuple[Device, ...]:
-    """The disks of the agent's answer, `KIND,NAME,MAJ:MIN,SECTORS,READ-ONLY,SERIAL-IN-HEX,ID` each.
+    """Parse the agent's answer: `KIND,NAME,MAJ:MIN,SECTORS,READ-ONLY,SERIAL-IN-HEX,ID` for each disk.
 
-    What does not have this form is left out, and so missed by `differences`.
+    An entry of another form is skipped, so that `differences` reports its disk as missing.
     """
     found: list[Device] = []
     for entry in listing.split():
@@ -73,6 +76,7 @@ def parse(listing: str) -> tuple[Device, ...]:
 
 
 def _text(in_hex: str, header: int) -> str:
+    """Decode a serial, which begins after a header of some bytes."""
     try:
         return clean(bytes.fromhex(in_hex)[header:].decode(errors="replace").strip("\0 \n"))
     except ValueError:
@@ -80,8 +84,8 @@ def _text(in_hex: str, header: int) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Wanted:
-    """What a disk or a namespace must be in the guest."""
+class _ExpectedDisk:
+    """How a disk or a namespace of the topology must look in the guest."""
 
     where: str
     kind: str
@@ -91,59 +95,61 @@ class _Wanted:
     id: str = ""
 
 
-def _wanted(disks: Mapping[str, Disk]) -> dict[str, _Wanted]:
-    found: dict[str, _Wanted] = {}
+def _expected(disks: Mapping[str, Disk]) -> dict[str, _ExpectedDisk]:
+    """Return the disks and namespaces that the guest must have, by name."""
+    found: dict[str, _ExpectedDisk] = {}
     for name, disk in disks.items():
         identity, more = blockdev.serial_of(name, disk), blockdev.namespaces(disk)
         own = {"where": f"disks.{name}", "kind": disk.type, "serial": identity}
-        found[name] = _Wanted(**own, size_bytes=disk.size, read_only=disk.read_only, id="1" if more else "")
-        for number, (other, one) in enumerate(more.items(), start=2):
-            own["where"] = f"disks.{name}.namespaces.{other}"
-            found[other] = _Wanted(**own, size_bytes=one.size, read_only=False, id=str(number))
+        found[name] = _ExpectedDisk(**own, size_bytes=disk.size, read_only=disk.read_only, id="1" if more else "")
+        for number, (namespace, settings) in enumerate(more.items(), start=2):
+            own["where"] = f"disks.{name}.namespaces.{namespace}"
+            found[namespace] = _ExpectedDisk(**own, size_bytes=settings.size, read_only=False, id=str(number))
     return found
 
 
-def _is(device: Device, wanted: _Wanted) -> bool:
-    return device.serial == wanted.serial and wanted.id in ("", device.id)
+def _matches(device: Device, expected: _ExpectedDisk) -> bool:
+    return device.serial == expected.serial and expected.id in ("", device.id)
 
 
 def by_name(disks: Mapping[str, Disk], found: tuple[Device, ...]) -> dict[str, Device]:
-    """The guest's device of each disk and namespace of the topology that is there."""
-    wanted = _wanted(disks)
-    return {name: device for name, one in wanted.items() for device in found if _is(device, one)}
+    """Return the guest's device of each disk and namespace of the topology, where there is one."""
+    expected = _expected(disks)
+    return {name: device for name, disk in expected.items() for device in found if _matches(device, disk)}
 
 
 def by_number(disks: Mapping[str, Disk], found: tuple[Device, ...]) -> dict[str, str]:
-    """What each MAJ:MIN is called: a disk or a namespace as in the topology, those that every guest has `root disk` and `modules disk`."""
+    """Return the name of each MAJ:MIN: as in the topology, or `root disk` and `modules disk`, which every guest has."""
     own = {ROOT_SERIAL: "root disk", MODULES_SERIAL: "modules disk"}
     names = {device.number: own[device.serial] for device in found if device.serial in own}
     return names | {device.number: name for name, device in by_name(disks, found).items()}
 
 
 def differences(disks: Mapping[str, Disk], found: tuple[Device, ...]) -> tuple[str, ...]:
-    """What the guest has otherwise than the topology says; empty where they agree."""
-    wanted, there = _wanted(disks), by_name(disks, found)
-    said: list[str] = []
-    for text, times in Counter((device.serial, device.id if device.kind == "nvme" else "") for device in found).items():
+    """Return the differences between the guest's disks and the topology, as texts."""
+    expected_disks, there = _expected(disks), by_name(disks, found)
+    texts: list[str] = []
+    serials = Counter((device.serial, device.id if device.kind == "nvme" else "") for device in found)
+    for (serial, _), times in serials.items():
         if times > 1:
-            said.append(f"serial {text[0]}: expected once, got {times} disks with it")
-    for name, one in wanted.items():
+            texts.append(f"serial {serial}: expected once, got {times} disks with it")
+    for name, one in expected_disks.items():
         device = there.get(name)
         if device is None:
-            serials = ", ".join(device.serial for device in found) or "no disk"
-            said.append(f"{one.where}: expected a {one.kind} disk with serial {one.serial}, got {serials}")
+            got = ", ".join(device.serial for device in found) or "no disk"
+            texts.append(f"{one.where}: expected a {one.kind} disk with serial {one.serial}, got {got}")
             continue
         if DISK_KINDS[device.kind] != DISK_KINDS[one.kind]:
-            said.append(f"{one.where}.type: expected {one.kind}, got {device.kind} ({device.path})")
+            texts.append(f"{one.where}.type: expected {one.kind}, got {device.kind} ({device.path})")
         if device.size_bytes != one.size_bytes:
-            said.append(f"{one.where}.size: expected {one.size_bytes} bytes, got {device.size_bytes} ({device.path})")
+            texts.append(f"{one.where}.size: expected {one.size_bytes} bytes, got {device.size_bytes} ({device.path})")
         if device.read_only != one.read_only:
             expected, got = ("read-only", "writable") if one.read_only else ("writable", "read-only")
-            said.append(f"{one.where}: expected it {expected}, got a {got} {device.path}")
-    own = {one.serial for one in wanted.values()} | {ROOT_SERIAL, MODULES_SERIAL}
-    said += [
+            texts.append(f"{one.where}: expected it {expected}, got a {got} {device.path}")
+    own = {one.serial for one in expected_disks.values()} | {ROOT_SERIAL, MODULES_SERIAL}
+    texts += [
         f"{device.path}: expected no such disk, got one with serial {device.serial!r}"
         for device in found
         if device.serial not in own
     ]
-    return tuple(said)
+    return tuple(texts)

@@ -1,4 +1,4 @@
-"""Does to a running guest's disks and machine what somebody says in words, and says in the same words how they are."""
+"""Applies hardware commands to a running guest, and describes its disks and its machine in the syntax of the commands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _plug(disks: DiskControl, name: str, nothing: None) -> Awaitable[None]:
     return disks.plug(name)
 
 
-_DOES: Mapping[str, Callable[[DiskControl, str, Any], Awaitable[None]]] = {
+_DISK_VERBS: Mapping[str, Callable[[DiskControl, str, Any], Awaitable[None]]] = {
     "throttle": DiskControl.throttle,
     "delay": DiskControl.delay,
     "inject": DiskControl.inject,
@@ -31,34 +31,36 @@ _DOES: Mapping[str, Callable[[DiskControl, str, Any], Awaitable[None]]] = {
     "unplug": _unplug,
     "plug": _plug,
 }
-_DOES_TO_MACHINE: Mapping[str, Callable[[Guest, int | None], Awaitable[None]]] = {
+_MACHINE_VERBS: Mapping[str, Callable[[Guest, int | None], Awaitable[None]]] = {
     "memory": cpu_memory.set_memory,
     "cpus": cpu_memory.set_cpus,
 }
+# By verb: its current settings, as the command that would set them.
 Description = dict[str, list[str]]
 
 
 async def run_action(guest: Guest, action: Action) -> Description:
-    """Do it, and return how the disk, or the machine, is then.
+    """Run one action, and describe the disk, or the machine, afterwards.
 
-    :raise UsageError: it is refused; then nothing has changed. :raise HostError: QEMU refuses it. :raise GuestError: the guest does.
+    :raise UsageError: the action is not possible; nothing has changed. :raise HostError: QEMU refuses it.
+    :raise GuestError: the guest refuses it.
     """
     if action.disk == commands.MACHINE:
-        await _DOES_TO_MACHINE[action.verb](guest, action.value)
+        await _MACHINE_VERBS[action.verb](guest, action.value)
         return await describe_machine(guest)
-    await _DOES[action.verb](guest.hardware, action.disk, action.value)
+    await _DISK_VERBS[action.verb](guest.hardware, action.disk, action.value)
     if action.verb == "plug":
         await guest.refresh_disks()
     return await describe(guest.hardware, action.disk)
 
 
-async def apply(guest: Guest, some: Sequence[str]) -> Description:
-    """`do` what words say; raises as that, and UsageError where they are not understood."""
-    return await run_action(guest, commands.parse(some))
+async def apply(guest: Guest, words: Sequence[str]) -> Description:
+    """Parse and run a command. Raises as `run_action`, and UsageError if it is no command."""
+    return await run_action(guest, commands.parse(words))
 
 
 async def describe_machine(guest: Guest) -> Description:
-    """What memory and CPUs a guest has now."""
+    """Describe the memory and the CPUs that a guest has now."""
     return {
         "memory": [format_size(await cpu_memory.memory_state(guest))],
         "cpus": [str(await cpu_memory.cpu_state(guest))],
@@ -66,7 +68,7 @@ async def describe_machine(guest: Guest) -> Description:
 
 
 async def describe(disks: DiskControl, name: str) -> Description:
-    """How a disk behaves now, and the errors of it that there were.
+    """Describe how a disk behaves now, and the errors that it had.
 
     :raise UsageError: there is no such disk.
     """

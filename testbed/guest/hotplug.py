@@ -1,4 +1,4 @@
-"""The hot-plug slots of one guest's machine: disks and network interfaces put into them, and disks taken out again."""
+"""Plugs disks and network interfaces into a guest's PCI slots, and unplugs disks."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from testbed.topology.model import GuestModel
 
 
 class Hotplug:
-    """The disks' files are in the order's scratch folder, which goes with the guest."""
+    """The hot-plug slots of one guest. The disks' files are in its scratch folder, which is removed with the guest."""
 
     def __init__(self, qmp: GuestMonitor, wait: Wait, spec: LaunchSpec, jail: Jail) -> None:
         self._jail = jail
         self._qmp, self._wait, self._scratch, self._deadlines = qmp, wait, spec.scratch, spec.deadlines
         self._surviving_disks, self._disks = spec.surviving_disks, spec.model.disks
-        self._gone: dict[str, asyncio.Event] = {}
-        self._plugs: list[SwitchPort] = []
+        self._deleted: dict[str, asyncio.Event] = {}
+        self._ports: list[SwitchPort] = []
 
     async def prepare(self, model: GuestModel, wiring: NetworkSockets, snapshot: Snapshot | None) -> DiskCommands:
-        """Make the files of all disks of a topology, empty or as in a snapshot, and listen on its networks; returns the commands for them.
+        """Make the files of all disks, empty or copied from a snapshot, and listen on the networks; returns QEMU's
+        commands for them.
 
-        What a snapshot's state is of must be there before it is loaded.
+        With a snapshot all of them are cold: its devices must exist before its state is loaded.
         """
-        found = blockdev.plan_disks(
+        disks = blockdev.plan_disks(
             model, {name: await self._storage(name, disk, snapshot) for name, disk in model.disks.items()}
         )
         if wiring.ends:
@@ -43,14 +44,14 @@ class Hotplug:
         for link in wiring.ends:
             others = tuple(wiring.inlet(link.network, peer) for peer, _ in link.peers)
             outlet, inlet = wiring.outlet(link.network), wiring.inlet(link.network, wiring.guest)
-            self._plugs.append(SwitchPort(outlet=outlet, inlet=inlet, others=others))
-            self._plugs[-1].open()
+            self._ports.append(SwitchPort(outlet=outlet, inlet=inlet, others=others))
+            self._ports[-1].open()
             self._jail.chown(outlet)
-        hot = found.hot + netdev.netdev_commands(wiring, len(model.disks))
-        return DiskCommands(cold=found.cold + hot, hot=()) if snapshot else replace(found, hot=hot)
+        hot = disks.hot + netdev.netdev_commands(wiring, len(model.disks))
+        return DiskCommands(cold=disks.cold + hot, hot=()) if snapshot else replace(disks, hot=hot)
 
     async def make_overlay(self, file: Path, root: Path, snapshot: Snapshot | None) -> None:
-        """Make the file for what a guest writes to its root disk: empty, or as in a snapshot."""
+        """Make the overlay that a guest's writes to its root disk go to: empty, or copied from a snapshot."""
         wanted = Storage(file=file, format="qcow2", size_bytes=root.stat().st_size, image=(root, "raw"))
         if snapshot is None:
             await disk_files.make_disk_files(wanted)
@@ -60,22 +61,22 @@ class Hotplug:
         self._jail.chown(file)
 
     def move_disks_to(self, folder: Path) -> None:
-        """Move the files of all disks into a folder, for another guest's `surviving_disks`; nobody must write to them any more."""
+        """Move the files of all disks into a folder, for another guest's `surviving_disks`; QEMU must have ended."""
         for name, disk in self._disks.items():
             for store in blockdev.plan_storage(name, disk, self._scratch):
                 store.file.rename(folder / store.file.name)
 
     async def close(self) -> None:
-        """Listen no longer."""
-        for plug in self._plugs:
-            await plug.close()
+        """Close the ports of the networks."""
+        for port in self._ports:
+            await port.close()
 
     async def plug_prepared(self, commands: tuple[QmpCommand, ...]) -> None:
-        """Put in what was prepared; a guest for which QEMU refuses any of it is of no use."""
+        """Plug in what `prepare` has prepared; the guest cannot be used if QEMU refuses any of it."""
         await self._qmp.run_pipelined(commands)
 
     async def plug(self, name: str, disk: Disk, port: int, *, again: bool = False) -> None:
-        """Put a disk into the running guest; `again`: with what it held when it was taken out.
+        """Plug a disk into the running guest; `again`: with the contents that it had when it was unplugged.
 
         :raise HostError: its file cannot be made, or QEMU refuses it.
         """
@@ -84,31 +85,31 @@ class Hotplug:
         await self._qmp.run(commands)
 
     async def unplug(self, name: str, disk: Disk) -> None:
-        """Take a disk out of the running guest, with what it holds; raises as `take_out`."""
+        """Unplug a disk of the running guest and delete its files; raises as `delete_device`."""
         await self.delete_device(name, disk)
         await self.remove_storage(name, disk)
 
     async def delete_device(self, name: str, disk: Disk) -> None:
-        """Take a disk's device out of the running guest; the guest must agree, so a deadline applies.
+        """Unplug a disk's device; the guest must release it, within a deadline.
 
-        :raise GuestError: it does not let it go.
+        :raise GuestError: the guest does not release it.
         """
         device = blockdev.pci_device(name, disk)
-        gone = self._gone[device] = asyncio.Event()
+        deleted = self._deleted[device] = asyncio.Event()
         await self._qmp.execute("device_del", {"id": device})
-        await self._wait(gone.wait(), self._deadlines.command_s)
+        await self._wait(deleted.wait(), self._deadlines.command_s)
 
     async def remove_storage(self, name: str, disk: Disk, *, keep: bool = False) -> None:
-        """Remove what was below a device that is gone. `keep`: what it holds stays."""
+        """Remove the block nodes of a device that is unplugged, and its files unless `keep` is set."""
         await self._qmp.run(blockdev.unplug_commands(name, disk))
         if not keep:
             for store in blockdev.plan_storage(name, disk, self._scratch):
                 store.file.unlink(missing_ok=True)
 
     def on_deleted(self, device: str) -> None:
-        """QEMU says that a device is gone."""
-        if device in self._gone:
-            self._gone[device].set()
+        """Handle QEMU's event that a device was unplugged."""
+        if device in self._deleted:
+            self._deleted[device].set()
 
     async def _storage(self, name: str, disk: Disk, snapshot: Snapshot | None = None) -> tuple[Storage, ...]:
         wanted = blockdev.plan_storage(name, disk, self._scratch)

@@ -17,26 +17,28 @@ from testbed.store.template_files import Template
 from testbed.topology.model import GuestModel
 
 SavedState = Template | Snapshot
-# Waits no longer than that many seconds, nor longer than the guest lives.
+# Awaits at most so many seconds, and no longer than the guest runs.
 Wait = Callable[[Awaitable[Any], float], Awaitable[Any]]
-# Hears of each state that the guest comes into.
+# Called with each state that the guest reaches.
 OnState = Callable[[State], None]
 
 
 def ignore_state(state: State) -> None:
-    """Hears it and does nothing."""
+    """Ignore the state: the default callback."""
     del state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchSpec:
-    """What to launch. `sockets` and `scratch` are new folders of this guest alone; `logs` is where its logs stay.
+    """How to launch a guest.
 
-    `template`: clone this one, or go on from this snapshot; None boots cold, with `host_key` (a private ed25519 key) as its SSH identity.
-    `memory`: where a template that is being made keeps its RAM. `wiring`: its ends of private networks.
-    `surviving_disks`: a folder of disks that outlived another guest, which become its own. `savable`: it may become a
-    snapshot, so that what it writes to its root disk is a file with a name. `on_state`: hears how far it is. `quota`: what its run may take
-    of this machine's disks.
+    `sockets` and `scratch`: new folders of this guest alone. `logs`: the folder of its logs, which stays.
+
+    `template`: the template to clone, or the snapshot to restore; None boots cold, with `host_key` (a private ed25519
+    key) as the host key of the SSH server. `memory`: the file with the RAM of a template that is being made. `wiring`:
+    the guest's ends of private networks. `surviving_disks`: a folder with the disks of another guest, which become this
+    one's. `savable`: the guest may become a snapshot, so its writes to the root disk go to a named file. `on_state`:
+    called with each state. `quota`: how much disk space its run may use.
     """
 
     name: str
@@ -59,7 +61,7 @@ class LaunchSpec:
 
     @property
     def overlay(self) -> Path:
-        """Where a guest that can be saved keeps what it writes to its root disk."""
+        """The overlay of the root disk of a guest that can be saved."""
         return self.scratch / "root.qcow2"
 
     @property

@@ -1,4 +1,4 @@
-"""The life of a guest as a table: what can happen in which state, and how long each wait may take."""
+"""The life cycle of a guest as a table of states and events, and the deadline of each wait. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class State(enum.Enum):
-    """Where a guest is in its life; the value names the stage in messages."""
+    """The states of a guest; the value names the stage in messages."""
 
     PLANNED = "planned"
     LAUNCHED = "waiting for QEMU's monitor"
@@ -21,7 +21,7 @@ class State(enum.Enum):
 
 
 class Event(enum.Enum):
-    """What happens to a guest."""
+    """What happens to a guest; the value is written into the event log."""
 
     SPAWNED = "QEMU was started"
     MONITOR_CONNECTED = "QMP answered"
@@ -34,19 +34,19 @@ class Event(enum.Enum):
 
 
 class Loss(enum.Enum):
-    """What ended a guest, as far as it is known."""
+    """What ended a guest."""
 
     PANIC = "panic"
     OOPS = "oops"
     POWER_OFF = "power-off"
     REBOOT = "reboot"
     QEMU = "qemu"
-    HOST = "host"  # this machine has no room for it, or no program that runs it
-    KILLED = "killed"  # somebody ended QEMU, or the kernel for want of memory
-    MONITOR = "monitor"  # QEMU runs, and cannot be spoken with
+    HOST = "host"  # this machine lacks disk space or a program
+    KILLED = "killed"  # QEMU was killed, by a user or by the OOM killer
+    MONITOR = "monitor"  # QEMU runs, but its monitor is closed
 
 
-# What QEMU's SHUTDOWN event gives as reason (qapi/run-state.json: ShutdownCause).
+# By the reason in QEMU's SHUTDOWN event (qapi/run-state.json: ShutdownCause).
 SHUTDOWNS = {"guest-shutdown": Loss.POWER_OFF, "guest-reset": Loss.REBOOT, "guest-panic": Loss.PANIC}
 
 _ALIVE = (State.LAUNCHED, State.MONITORED, State.AWAKE, State.IDENTIFIED, State.VERIFIED, State.READY)
@@ -64,9 +64,9 @@ NEXT: dict[tuple[State, Event], State] = {
 
 
 def advance(state: State, event: Event) -> State:
-    """The state after an event.
+    """Return the state after an event.
 
-    :raise ValueError: the event cannot happen in this state; a mistake in the testbed.
+    :raise ValueError: the event cannot happen in this state; a bug in the testbed.
     """
     try:
         return NEXT[state, event]
@@ -82,16 +82,17 @@ class Deadlines:
     restore_s: float
     ssh_s: float
     command_s: float
-    stack_s: float  # all of its steps, which make file systems and fill files
+    stack_s: float  # all setup steps, which make filesystems and fill files
     monitor_s: float
 
 
-# A cold boot took 8 to 9 s where these limits were chosen (2 cores, TCG); a slower host gets proportionally more.
+# A cold boot took 8 to 9 s on the host where these limits were chosen (2 cores, TCG); a slower host gets more time in
+# proportion.
 _REFERENCE_BOOT_S = 8.5
 
 
 def deadlines(measured_boot_s: float | None) -> Deadlines:
-    """Limits for a host where a cold boot took `measured_boot_s`; None where nothing was measured yet."""
+    """Return the limits for a host on which a cold boot took `measured_boot_s`; None if that is not known yet."""
     slowness = 4.0 if measured_boot_s is None else max(1.0, measured_boot_s / _REFERENCE_BOOT_S)
     return Deadlines(
         boot_s=90 * slowness,

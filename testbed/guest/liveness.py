@@ -1,4 +1,4 @@
-"""Where a guest is in its life, what ended it, and waits that end when it does."""
+"""Tracks the state of a guest and what ended it; waits that end early if the guest is lost."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from testbed.host.logfile import Log
 
 T = TypeVar("T")
 
-# How long the reason of a guest's end may come after the first sign of it.
+# How long after the first sign of a guest's end its reason may arrive, in seconds.
 LAST_WORDS_S = 3.0
 
 
 async def wait_until_done(work: Coroutine[Any, Any, None]) -> None:
-    """Wait until `work` has ended, also when we are cancelled meanwhile, and however often: what is half taken down stays behind."""
+    """Wait until `work` has ended, even if we are cancelled meanwhile, any number of times: a teardown must not be left
+    unfinished.
+    """
     task, cancelled = asyncio.create_task(work), None
     while not task.done():
         try:
@@ -35,13 +37,16 @@ async def wait_until_done(work: Coroutine[Any, Any, None]) -> None:
 
 
 class Liveness:
-    """Of one guest; `loss` says what ended it."""
+    """The state of one guest.
+
+    `loss`: what ended it. `reached`: when each event happened, on the clock of `time.monotonic()`.
+    """
 
     def __init__(self, spec: LaunchSpec) -> None:
         self.spec = spec
         self.name = spec.name
         self.state = State.PLANNED
-        self.reached: dict[Event, float] = {}  # when each event came, on time.monotonic()'s clock
+        self.reached: dict[Event, float] = {}
         self.loss: Loss | None = None
         self.console = Console(spec.logs / "console.log", self._on_fatal, self._on_trouble)
         self._stages = self.log("stages.jsonl")
@@ -49,24 +54,26 @@ class Liveness:
         self._ending = False
 
     def log(self, name: str) -> Log:
-        """A file of its evidence; a guest whose evidence cannot be kept is of no use."""
+        """Open one of the guest's log files; a guest whose logs cannot be written is lost."""
         return Log(self.spec.logs / name, self._on_trouble)
 
     def advance(self, event: Event) -> None:
+        """Record an event and the new state."""
         self.state = advance(self.state, event)
         self.reached[event] = now = time.monotonic()
         self._stages.note({"monotonic_s": round(now, 6), "event": event.name, "state": self.state.name})
-        self._say(event.value)
+        self._log_event(event.value)
         self.spec.on_state(self.state)
 
-    def _say(self, event: str, *, failed: bool = False) -> None:
+    def _log_event(self, event: str, *, failed: bool = False) -> None:
         eventlog.log_event(event, guest=self.name, logs=self.spec.logs.name, stage=self.state.value, failed=failed)
 
     def _lose(self, why: str, loss: Loss) -> None:
+        """Record what ended the guest; the first report counts."""
         if not self._lost.done() and not self._ending:
             self.loss = loss
             self._lost.set_result(why)
-            self._say(why, failed=True)
+            self._log_event(why, failed=True)
 
     def _on_fatal(self, finding: Finding) -> None:
         self._lose(
@@ -75,11 +82,11 @@ class Liveness:
         )
 
     def _on_trouble(self, why: str) -> None:
-        """Something of this machine is not, or no longer, what the guest needs."""
+        """Handle a failure of this machine: the guest is lost."""
         self._lose(why, Loss.HOST)
 
     def _watch(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A task that works for the guest as long as that lives. Where it fails, nobody does its work any longer, and the guest is lost."""
+        """Start a task that runs as long as the guest; if it fails, its work is no longer done, and the guest is lost."""
 
         async def watched() -> None:
             try:
@@ -90,13 +97,14 @@ class Liveness:
         return asyncio.create_task(watched())
 
     async def lost(self) -> str:
-        """Wait until the guest is lost, and say why."""
+        """Wait until the guest is lost, and return why."""
         return await asyncio.shield(self._lost)
 
     async def wait(self, awaited: Awaitable[T], limit_s: float) -> T:
-        """The result of `awaited`, unless the guest is lost or `limit_s` passes first.
+        """Return the result of `awaited`, unless the guest is lost or `limit_s` passes first.
 
-        :raise GuestLost: names the stage, and shows the console's tail. :raise HostError: the same, where this machine is the reason.
+        :raise GuestLost: the message names the stage and shows the end of the console.
+        :raise HostError: the same, if this machine is the reason.
         """
         task: asyncio.Future[T] = asyncio.ensure_future(awaited)
         try:
@@ -104,7 +112,7 @@ class Liveness:
             await asyncio.wait(first, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
             failure = task.exception() if task.done() else None
             if isinstance(failure, WireBroken):
-                # A dying guest breaks its wires first; give the reason a moment to arrive.
+                # The connections of a dying guest break first; give the reason a moment to arrive.
                 await asyncio.wait({self._lost}, timeout=LAST_WORDS_S)
             if task.done() and (failure is None or not self._lost.done()):
                 return task.result()
@@ -114,11 +122,11 @@ class Liveness:
             await asyncio.gather(task, return_exceptions=True)
 
     def _why_silent(self) -> str:
-        """More about a guest that does not answer, where anybody knows."""
+        """Return why a guest may not answer, to be added to a message; or nothing."""
         return ""
 
     def _end(self, otherwise: str) -> GuestLost | HostError:
-        """What ended it, or a wait for it."""
+        """Return the error of a wait: what ended the guest, or `otherwise`."""
         stage = self.state.value
         if not self._lost.done():
             return GuestLost(self.name, stage, otherwise, self.console.tail())

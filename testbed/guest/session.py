@@ -1,12 +1,13 @@
-"""What one running testbed owns: a folder of sockets and one of scratch disks, each with a lock beside it that dies with the session.
+"""What one running testbed owns: a folder of sockets and one of scratch disks, each with a lock beside it that dies
+with the session.
 
 RUNTIME/NAME/               sockets
         NAME.lock           held while the session lives; says which cache the other half is in
 CACHE/scratch/NAME/         scratch disks
               NAME.lock     the same, and says which runtime folder the other half is in
 
-What a killed testbed left is found by its locks being free, and removed by the next one, wherever that has only one of the two folders in
-common with it.
+What a killed testbed left is found by its locks being free, and removed by the next one, wherever that has only one of
+the two folders in common with it.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reaped:
-    """What killed commands had left and is gone now: `sessions`, by their names; what was `unfinished` in the cache, of snapshots, or
-    temporary; and `guests` that stayed, and whose supervisor is gone.
+    """What killed commands had left and is gone now: `sessions`, by their names; what was `unfinished` in the cache, of
+    snapshots, or temporary; and `guests` that stayed, and whose supervisor is gone.
     """
 
     sessions: tuple[str, ...]
@@ -109,8 +110,10 @@ def _locked_name(folders: Folders, held: contextlib.ExitStack) -> str:
 
 
 def reap(folders: Folders) -> Reaped:
-    """Remove what killed sessions left; returns it. So goes what is half-finished in the cache and among snapshots, what is temporary, and
-    guests that stayed and whose supervisor is gone: of these folders, and of those that a killed session had beside one of these.
+    """Remove what killed sessions left; returns it.
+
+    So goes what is half-finished in the cache and among snapshots, what is temporary, and guests that stayed and whose
+    supervisor is gone: of these folders, and of those that a killed session had beside one of these.
     """
     guests: list[VmRecord] = []
     unfinished = [path.name for path in (*snapshot_files.remove_unfinished(folders.state), *tempdirs.sweep_temporary())]
@@ -169,8 +172,9 @@ OWNER_VARIABLE = "TESTBED_SOCKETS"
 
 
 def _kill_guests(sockets: Path) -> None:
-    """End QEMUs whose sockets are in `sockets`, before the disks that they hold are removed. Their parent-death signal should have done so:
-    this is a second net.
+    """End QEMUs whose sockets are in `sockets`, before the disks that they hold are removed.
+
+    Their parent-death signal should have done so: this is a second net.
     """
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,8 +1,9 @@
 """Shell functions that our scripts in guests share, and what they print, read back. Pure.
 
-What a file says is printed between lines that begin with a random mark, and each end is marked: a file that was not read, was cut, or has
-no end is an error, and no empty text. The functions are for the guest's login shell, dash: bash's `read` seeks back after each line and has
-the kernel make the file again, so that a line may begin in the middle of another one.
+What a file says is printed between lines that begin with a random mark, and each end is marked: a file that was not
+read, was cut, or has no end is an error, and no empty text. The functions are for the guest's login shell, dash: bash's
+`read` seeks back after each line and has the kernel make the file again, so that a line may begin in the middle of
+another one.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ enter() {
     return 1
 }
 """
-# take FILE...: by the shell itself, for a program more takes longer than all of it. `read` cannot tell an error from a file's end: a file
-# that is still there afterwards, and is no folder, was read. section NAME: what is taken from here on. finish: that was all.
+# take FILE...: by the shell itself, for a program more takes longer than all of it. `read` cannot tell an error from a
+# file's end: a file that is still there afterwards, and is no folder, was read. section NAME: what is taken from here
+# on. finish: that was all.
 _TAKE = """\
 take() {
     for taken; do
@@ -67,7 +69,10 @@ done
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileTexts:
-    """The files of one section. `guest`: whose; `texts`: by path; `unread`: why each of the others is not there; `notes`: by name."""
+    """The files of one section.
+
+    `guest`: whose; `texts`: by path; `unread`: why each of the others is not there; `notes`: by name.
+    """
 
     guest: str
     texts: dict[str, str] = field(default_factory=dict)

@@ -17,8 +17,8 @@ from testbed.store.snapshot_files import Snapshot
 async def save_snapshot(guest: Guest, folder: Path, spec: dict[str, Any]) -> Snapshot:
     """Make a snapshot in a new `folder`; the guest goes on afterwards, also where it could not be saved.
 
-    :raise UsageError: it has a balloon. :raise HostError: QEMU cannot save one of its devices (NVMe in those that we know), and says which;
-    or there is too little room, or it went while QEMU wrote.
+    :raise UsageError: it has a balloon. :raise HostError: QEMU cannot save one of its devices (NVMe in those that we
+    know), and says which; or there is too little room, or it went while QEMU wrote.
     :raise GuestError: it does not answer.
     """
     if await cpu_memory.has_balloon(guest):

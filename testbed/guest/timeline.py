@@ -3,9 +3,9 @@
     async with playing(guest):
         await guest.run("fio", ...)
 
-One line of JSON for each action, in `timeline.jsonl` beside the guest's logs: `monotonic_s` and `guest_s` (its uptime) when it began, what
-it did (`do`) and how the disk or the machine is then (`now`), or the `error`; one with `reached` for each event; at the end one with
-`missed` for each act that never began.
+One line of JSON for each action, in `timeline.jsonl` beside the guest's logs: `monotonic_s` and `guest_s` (its uptime)
+when it began, what it did (`do`) and how the disk or the machine is then (`now`), or the `error`; one with `reached`
+for each event; at the end one with `missed` for each act that never began.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ _POLL_S = 0.25
 
 
 class TimelineRunner:
-    """One timeline on one guest; `failures` are what went wrong, in the order in which it did, `missed` the acts that have not begun."""
+    """One timeline on one guest; `failures` are what went wrong, in the order in which it did, `missed` the acts that
+    have not begun.
+    """
 
     def __init__(self, guest: Guest, at: Clock, log: Log) -> None:
         self._guest, self._clock, self._log = guest, at, log
@@ -108,7 +110,8 @@ class TimelineRunner:
 
 @contextlib.asynccontextmanager
 async def run_timeline(guest: Guest, acts: Sequence[TimelineEntry] | None = None) -> AsyncIterator[list[str]]:
-    """The timeline of a guest's topology, or another, meanwhile; what has not begun at the end does not happen, and is in the list then.
+    """The timeline of a guest's topology, or another, meanwhile; what has not begun at the end does not happen, and is
+    in the list then.
 
     :raise TestbedError: the first of its actions that failed, where nothing else did.
     """
