@@ -1,13 +1,12 @@
-"""What one running testbed owns: a folder of sockets and one of scratch disks, each with a lock beside it that dies
-with the session.
+"""What one testbed process owns: a folder of sockets and a folder of scratch disks, each with a lock file beside it.
 
 RUNTIME/NAME/               sockets
-        NAME.lock           held while the session lives; says which cache the other half is in
+        NAME.lock           locked while the session exists; contains the path of the cache with the other folder
 CACHE/scratch/NAME/         scratch disks
-              NAME.lock     the same, and says which runtime folder the other half is in
+              NAME.lock     the same, with the path of the runtime folder
 
-What a killed testbed left is found by its locks being free, and removed by the next one, wherever that has only one of
-the two folders in common with it.
+The lock of a killed testbed is free. The next testbed that shares one of the two folders with it removes what it left
+in both.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _NAME, _LOCK = re.compile(r"[0-9a-f]{8}"), re.compile(r"[0-9a-f]{8}\.lock")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """`sockets` and `scratch` are removed when the session ends."""
+    """The folders of one session; they are removed when it ends."""
 
     name: str
     sockets: Path
@@ -43,8 +42,8 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reaped:
-    """What killed commands had left and is gone now: `sessions`, by their names; what was `unfinished` in the cache, of
-    snapshots, or temporary; and `guests` that stayed, and whose supervisor is gone.
+    """What was removed of killed commands: `sessions`, by name; `unfinished` entries of the cache, snapshots and
+    temporary folders; and `guests` (VMs) whose supervisor is gone.
     """
 
     sessions: tuple[str, ...]
@@ -57,13 +56,13 @@ class Reaped:
 
 @contextlib.contextmanager
 def open_session(folders: Folders) -> Iterator[Session]:
-    """A session of this process; sweeps up after killed ones first.
+    """Open a session of this process; first removes what killed ones left.
 
     :raise HostError: its folders cannot be made.
     """
     reap(folders)
-    with contextlib.ExitStack() as held:
-        name = _locked_name(folders, held)
+    with contextlib.ExitStack() as locks:
+        name = _locked_name(folders, locks)
         session = Session(name=name, sockets=folders.runtime / name, scratch=folders.scratch / name)
         try:
             session.sockets.mkdir(mode=0o700)
@@ -82,7 +81,8 @@ def _lock_file(place: Path, name: str) -> Path:
     return place / f"{name}.lock"
 
 
-def _locked_name(folders: Folders, held: contextlib.ExitStack) -> str:
+def _locked_name(folders: Folders, keep: contextlib.ExitStack) -> str:
+    """Choose a new name and lock it in both folders, until `keep` is closed."""
     halves = ((folders.scratch, folders.runtime, "TESTBED_CACHE"), (folders.runtime, folders.cache, "XDG_RUNTIME_DIR"))
     while True:
         name = secrets.token_hex(4)
@@ -90,7 +90,7 @@ def _locked_name(folders: Folders, held: contextlib.ExitStack) -> str:
             for place, other, variable in halves:
                 path = _lock_file(place, name)
                 try:
-                    # Nobody else opens it, and keeps a dead session from being seen as one.
+                    # The mode keeps other users from opening it: their lock would make a dead session look alive.
                     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                     lock = locks.enter_context(os.fdopen(descriptor, "wb", buffering=0))
                     locks.callback(path.unlink, missing_ok=True)
@@ -103,17 +103,17 @@ def _locked_name(folders: Folders, held: contextlib.ExitStack) -> str:
                         f"{path}: cannot be locked: {error.strerror}; name another place with {variable}"
                     ) from error
             else:
-                # A reaper may have taken a new file for a leftover just before it was locked.
+                # `reap` of another process may have removed a new file just before we locked it.
                 if all(_lock_file(place, name).exists() for place, _, _ in halves):
-                    held.enter_context(locks.pop_all())
+                    keep.enter_context(locks.pop_all())
                     return name
 
 
 def reap(folders: Folders) -> Reaped:
-    """Remove what killed sessions left; returns it.
+    """Remove what killed sessions left, and return what was removed.
 
-    So goes what is half-finished in the cache and among snapshots, what is temporary, and guests that stayed and whose
-    supervisor is gone: of these folders, and of those that a killed session had beside one of these.
+    This includes unfinished entries of the cache, unfinished snapshots, temporary folders, and VMs whose supervisor is
+    gone: in these folders, and in the folders that a killed session used together with one of these.
     """
     guests: list[VmRecord] = []
     unfinished = [path.name for path in (*snapshot_files.remove_unfinished(folders.state), *tempdirs.sweep_temporary())]
@@ -127,20 +127,21 @@ def reap(folders: Folders) -> Reaped:
     admission.sweep(folders.admission)
     for here in (folders.scratch, folders.runtime):
         for path in sorted(here.glob("*.lock")):
-            with _dead(path) as said:
-                if said is None or not _LOCK.fullmatch(path.name):
+            with _leftover(path) as content:
+                if content is None or not _LOCK.fullmatch(path.name):
                     continue
-                if said:  # or it died before it had anything
-                    there = Path(os.fsdecode(said))
+                if content:  # empty: it was killed before it had folders
+                    there = Path(os.fsdecode(content))
                     of = replace(folders, cache=there) if here == folders.runtime else replace(folders, runtime=there)
                     if of != folders and there.is_dir():
                         sweep(of)
                     _kill_guests(of.runtime / path.stem)
                     _remove_half(of.scratch if here == folders.runtime else of.runtime, path.stem)
-                # Last: as long as its lock is there, the other half is known.
+                # Last: the lock file names the other folder, as long as it exists.
                 _remove_half(here, path.stem)
             reaped[path.stem] = None
-        # A session locks its name before it makes its folders, and removes them before that.
+        # A session makes its folders after its lock files, and removes them before: a folder without a lock is a
+        # leftover.
         for folder in here.iterdir():
             if _NAME.fullmatch(folder.name) and not _lock_file(here, folder.name).exists():
                 _remove_half(here, folder.name)
@@ -149,17 +150,17 @@ def reap(folders: Folders) -> Reaped:
 
 
 @contextlib.contextmanager
-def _dead(path: Path) -> Iterator[bytes | None]:
-    """Where a dead session's lock, which is held meanwhile, says that its other half is; None of one that lives."""
-    with contextlib.ExitStack() as held:
+def _leftover(path: Path) -> Iterator[bytes | None]:
+    """Lock the lock file of a dead session and yield its content; None if the session still runs."""
+    with contextlib.ExitStack() as stack:
         try:
-            lock = held.enter_context(path.open("rb"))
+            lock = stack.enter_context(path.open("rb"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            said = lock.read()
+            content = lock.read()
         except OSError:
             yield None
             return
-        yield said
+        yield content
 
 
 def _remove_half(place: Path, name: str) -> None:
@@ -167,20 +168,20 @@ def _remove_half(place: Path, name: str) -> None:
     _lock_file(place, name).unlink(missing_ok=True)
 
 
-# A variable of QEMU's environment that says whose it is: its folder of sockets.
+# A variable in QEMU's environment: the folder of its guest's sockets.
 OWNER_VARIABLE = "TESTBED_SOCKETS"
 
 
 def _kill_guests(sockets: Path) -> None:
-    """End QEMUs whose sockets are in `sockets`, before the disks that they hold are removed.
+    """Kill QEMU processes whose sockets are in `sockets`, before their disks are removed.
 
-    Their parent-death signal should have done so: this is a second net.
+    Normally their parent-death signal has ended them already.
     """
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            words, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+            argv, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
         except OSError:
             continue
-        if b"qemu-system" in words and f"{OWNER_VARIABLE}={sockets}/".encode() in environment:
+        if b"qemu-system" in argv and f"{OWNER_VARIABLE}={sockets}/".encode() in environment:
             with contextlib.suppress(OSError):
                 os.kill(int(process.name), signal.SIGKILL)

@@ -1,9 +1,9 @@
-"""Shell functions that our scripts in guests share, and what they print, read back. Pure.
+"""Shell functions that our scripts in guests share, and the parser of their output. Pure.
 
-What a file says is printed between lines that begin with a random mark, and each end is marked: a file that was not
-read, was cut, or has no end is an error, and no empty text. The functions are for the guest's login shell, dash: bash's
-`read` seeks back after each line and has the kernel make the file again, so that a line may begin in the middle of
-another one.
+The functions print the content of a file between lines with a random mark. A file that was not read, or whose content
+was cut, is an error and not an empty text. The functions are for the guest's login shell, dash: bash's `read` seeks
+back after each line, which makes the kernel generate the file again, so that a line may begin in the middle of another
+one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from testbed import cgroupfs
 from testbed.errors import ReadingError
 from testbed.units import parse_whole
 
-# enter CGROUP: moves the shell that calls it, or fails. What a plain file called cgroup.procs has taken moves nobody.
+# enter CGROUP: moves the calling shell into a cgroup, or fails. It checks the result: writing to a plain file that is
+# called cgroup.procs would succeed and move nothing.
 ENTER = """\
 enter() {
     if [ -d "/sys/fs/cgroup/$1" ] && echo 0 >"/sys/fs/cgroup/$1/cgroup.procs"; then
@@ -26,9 +27,9 @@ enter() {
     return 1
 }
 """
-# take FILE...: by the shell itself, for a program more takes longer than all of it. `read` cannot tell an error from a
-# file's end: a file that is still there afterwards, and is no folder, was read. section NAME: what is taken from here
-# on. finish: that was all.
+# take FILE...: prints files by the shell itself, since one more program would take longer than all of it. `read` does
+# not distinguish an error from the end of a file: a regular file that still exists afterwards counts as read.
+# section NAME: begins a section of the output. note NAME VALUE: records a value. finish: marks the end of the output.
 _TAKE = """\
 take() {
     for taken; do
@@ -46,12 +47,12 @@ finish() { echo "MARK finish"; }
 
 
 def new_separator() -> str:
-    """A mark that no file and no command's output has."""
+    """Return a random mark, which occurs in no file and in no command's output."""
     return f"@{secrets.token_hex(8)}"
 
 
 def function_definitions(mark: str) -> str:
-    """The functions `enter`, `take`, `section`, `note` and `finish`."""
+    """Return the shell functions `enter`, `take`, `section`, `note` and `finish`."""
     return ENTER + _TAKE.replace("MARK", mark)
 
 
@@ -69,9 +70,10 @@ done
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileTexts:
-    """The files of one section.
+    """The files of one section of a script's output.
 
-    `guest`: whose; `texts`: by path; `unread`: why each of the others is not there; `notes`: by name.
+    `texts`: content by path. `unread`: why a file could not be read, by path. `notes`: values by name. `guest`: the
+    guest's name.
     """
 
     guest: str
@@ -80,11 +82,11 @@ class FileTexts:
     notes: dict[str, str] = field(default_factory=dict)
 
     def where(self, path: str) -> str:
-        """How errors name a file."""
+        """Return the name of a file for messages."""
         return f"guest {self.guest}: {path}"
 
     def text(self, path: str) -> str:
-        """What a file said.
+        """Return the content of a file.
 
         :raise ReadingError: it was not read.
         """
@@ -93,9 +95,9 @@ class FileTexts:
         raise ReadingError(self.where(path), "to read it", self.unread.get(path, "nothing: it was not looked at"))
 
     def note(self, name: str) -> str:
-        """What the script noted.
+        """Return a value that the script recorded.
 
-        :raise ReadingError: it did not come so far.
+        :raise ReadingError: it recorded none of that name.
         """
         if name in self.notes:
             return self.notes[name]
@@ -106,9 +108,9 @@ _WHY = {"absent": "no such file", "unread": "an error, or the file is gone"}
 
 
 def sections(output: str, mark: str, guest: str) -> Mapping[str, FileTexts]:
-    """What a script has taken, by section; before the first one it is called "".
+    """Parse the output of a script into sections; what comes before the first one has the name "".
 
-    :raise ReadingError: the script did not come to its `finish`, or what it printed was cut.
+    :raise ReadingError: the script did not reach its `finish`, or its output was cut.
     """
     found = {"": FileTexts(guest=guest)}
     here = found[""]
@@ -139,12 +141,12 @@ def sections(output: str, mark: str, guest: str) -> Mapping[str, FileTexts]:
 
 
 def lines(output: str, word: str) -> list[list[str]]:
-    """The words behind `word` of each line that begins with it, of a script that prints nothing else."""
+    """Return, for each line that begins with `word`, the words after it."""
     return [line.split()[1:] for line in output.splitlines() if line == word or line.startswith(f"{word} ")]
 
 
 def printed_word(output: str, name: str, where: str) -> str:
-    """The word behind `name` in the only line `NAME WORD`.
+    """Return the word after `name` in the only line `NAME WORD`.
 
     :raise ReadingError: there is no such line, or more than one.
     """
@@ -155,16 +157,18 @@ def printed_word(output: str, name: str, where: str) -> str:
 
 
 def printed_number(output: str, name: str, where: str) -> int:
-    """The whole number of the only line `NAME NUMBER`; raises as `printed_word`."""
+    """Return the whole number in the only line `NAME NUMBER`; raises as `printed_word`."""
     return parse_whole(printed_word(output, name, where), f"{where}, {name}")
 
 
 def named_values(
     output: str, word: str, names: tuple[str, ...], where: str, *, values: int = 1
 ) -> dict[str, list[str]]:
-    """By name the values of lines `WORD NAME VALUE...`, of which each name has exactly one, with so many values.
+    """Return the values of lines `WORD NAME VALUE...`, by name.
 
-    :raise ReadingError: one is missing, is there twice, or has more or fewer values.
+    Each of `names` must have exactly one line, with `values` values.
+
+    :raise ReadingError: a name has no line or two, or more or fewer values.
     """
     found: dict[str, list[str]] = {}
     for words in lines(output, word):

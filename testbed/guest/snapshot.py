@@ -1,4 +1,4 @@
-"""Saves a running guest with its disks, while it stands still for a moment."""
+"""Saves a running guest with its disks; the guest is paused meanwhile."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from testbed.store.snapshot_files import Snapshot
 
 
 async def save_snapshot(guest: Guest, folder: Path, spec: dict[str, Any]) -> Snapshot:
-    """Make a snapshot in a new `folder`; the guest goes on afterwards, also where it could not be saved.
+    """Save a snapshot in a new `folder`; the guest goes on afterwards, even if it could not be saved.
 
-    :raise UsageError: it has a balloon. :raise HostError: QEMU cannot save one of its devices (NVMe in those that we
-    know), and says which; or there is too little room, or it went while QEMU wrote.
+    :raise UsageError: it has a balloon.
+    :raise HostError: QEMU cannot save one of its devices (NVMe, in all versions that we know), or the disk is full, or
+    becomes so.
     :raise GuestError: it does not answer.
     """
     if await cpu_memory.has_balloon(guest):
         raise UsageError(
-            f"{guest.name} cannot be saved: a balloon has been plugged in for `memory`, which a guest that goes on would not have"
+            f"{guest.name} cannot be saved: a balloon has been plugged in for `memory`,"
+            " which a restored guest would not have"
         )
     files = _disks(guest)
     leave_bytes = sum(file.lstat().st_blocks * 512 for file in files) + quota.MARGIN_BYTES
@@ -32,7 +34,7 @@ async def save_snapshot(guest: Guest, folder: Path, spec: dict[str, Any]) -> Sna
         try:
             await guest.monitor.execute("stop")
             await _save_state(guest, made / "state", leave_bytes)
-            # QEMU has written out all that it held of them.
+            # Saving the state has flushed the disks.
             for file in files:
                 await snapshot_files.copy_disk(file, made / "disks" / file.name)
         finally:
@@ -43,7 +45,7 @@ async def save_snapshot(guest: Guest, folder: Path, spec: dict[str, Any]) -> Sna
 
 
 def _disks(guest: Guest) -> tuple[Path, ...]:
-    """The files of this machine that hold what is on its disks."""
+    """Return the files of this machine with the contents of the guest's disks."""
     stores = [
         store
         for name, disk in guest.model.disks.items()
@@ -53,16 +55,17 @@ def _disks(guest: Guest) -> tuple[Path, ...]:
 
 
 async def _save_state(guest: Guest, path: Path, leave_bytes: int) -> None:
+    """Save memory and device state. `leave_bytes`: what must stay free on the disk."""
     version, model = guest.spec.host.qemu.version, guest.model
     try:
         await guest.wait(migration.save_state(guest.monitor, path, leave_bytes=leave_bytes), guest.deadlines.restore_s)
     except HostError as error:
         if "non-migratable" not in str(error):
             raise
-        # Of those that we know, QEMU's nvme cannot be saved.
+        # In all versions that we know, QEMU's nvme cannot be saved.
         disks = [f"{name} ({disk.type})" for name, disk in model.disks.items()]
-        unsaved = [said for said in disks if "nvme" in said and "nvme" in str(error)] or disks
+        unsaved = [disk for disk in disks if "nvme" in disk and "nvme" in str(error)] or disks
         raise HostError(
-            f"{guest.name} cannot be saved: QEMU {version} cannot save a guest with {', '.join(unsaved)}; a guest to be saved has"
-            f" virtio-blk disks only: {error}"
+            f"{guest.name} cannot be saved: QEMU {version} cannot save a guest with {', '.join(unsaved)};"
+            f" a guest to be saved has virtio-blk disks only: {error}"
         ) from error

@@ -1,11 +1,11 @@
-"""Plays a guest's timeline: waits for each act's time or event, does it, and logs it on both clocks.
+"""Runs a guest's timeline: waits for each act's time or event, runs it, and logs it with the times of both clocks.
 
-    async with playing(guest):
+    async with run_timeline(guest):
         await guest.run("fio", ...)
 
-One line of JSON for each action, in `timeline.jsonl` beside the guest's logs: `monotonic_s` and `guest_s` (its uptime)
-when it began, what it did (`do`) and how the disk or the machine is then (`now`), or the `error`; one with `reached`
-for each event; at the end one with `missed` for each act that never began.
+Writes `timeline.jsonl` into the guest's log folder, one JSON object a line. For each action: `monotonic_s` and
+`guest_s` (the guest's uptime) when it began, the action (`do`), and how the disk or the machine is afterwards (`now`),
+or the `error`. For each event: `reached`. At the end, for each act that never began: `missed`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ _POLL_S = 0.25
 
 
 class TimelineRunner:
-    """One timeline on one guest; `failures` are what went wrong, in the order in which it did, `missed` the acts that
-    have not begun.
+    """Runs one timeline on one guest.
+
+    `failures`: the errors until now, in order of time. `missed`: the acts that have not begun.
     """
 
     def __init__(self, guest: Guest, at: Clock, log: Log) -> None:
@@ -40,7 +41,7 @@ class TimelineRunner:
         self.missed: dict[int, str] = {}
 
     async def run(self, acts: Sequence[TimelineEntry]) -> None:
-        """Do all of it, from now on; acts do not wait for each other."""
+        """Run all acts from now on; they do not wait for each other."""
         begin = time.monotonic()
         self.missed = {number: format_entry(act) for number, act in enumerate(acts)}
         async with asyncio.TaskGroup() as group:
@@ -72,7 +73,7 @@ class TimelineRunner:
             self._note(began, act=number, do=timed.text, now=now, took_s=round(time.monotonic() - began, 6))
 
     async def _reached(self, when: When) -> str:
-        """Wait for an event; says which it was."""
+        """Wait for an event; returns its name for the log."""
         if when.mark is not None:
             await self._guest.marks.wait_for_mark(when.mark)
             return f"mark {when.mark}"
@@ -81,8 +82,9 @@ class TimelineRunner:
         return await self._counted(when)
 
     async def _counted(self, when: When) -> str:
+        """Wait until a cgroup's counter is above or below a limit."""
         while True:
-            # A cgroup that is not there yet has counted nothing.
+            # The cgroup may not exist yet.
             value = await readings.read_counter(self._guest, {}, str(when.cgroup), str(when.counter))
             if value is not None and (
                 (when.above is not None and value > when.above) or (when.below is not None and value < when.below)
@@ -95,7 +97,7 @@ class TimelineRunner:
         self._note(time.monotonic(), act=number, **more, error=str(error))
 
     def log_missed(self) -> None:
-        """Log what has not begun, and will not."""
+        """Log the acts that have not begun, when the timeline ends."""
         for number, act in self.missed.items():
             self._note(time.monotonic(), act=number, missed=act)
 
@@ -110,18 +112,18 @@ class TimelineRunner:
 
 @contextlib.asynccontextmanager
 async def run_timeline(guest: Guest, acts: Sequence[TimelineEntry] | None = None) -> AsyncIterator[list[str]]:
-    """The timeline of a guest's topology, or another, meanwhile; what has not begun at the end does not happen, and is
-    in the list then.
+    """Run the timeline of a guest's topology, or `acts`, until the block ends; acts that have not begun by then are in
+    the list.
 
-    :raise TestbedError: the first of its actions that failed, where nothing else did.
+    :raise TestbedError: the error of the first action that failed, unless the block raised another one.
     """
-    wanted = guest.model.timeline if acts is None else acts
+    timeline = guest.model.timeline if acts is None else acts
     missed: list[str] = []
-    if not wanted:
+    if not timeline:
         yield missed
         return
     runner = TimelineRunner(guest, await clock.read_clock(guest), guest.log(LOG))
-    task = asyncio.create_task(runner.run(wanted))
+    task = asyncio.create_task(runner.run(timeline))
     try:
         yield missed
     finally:
