@@ -1,5 +1,4 @@
-"""Starts guests from what is opened once: host facts, kernels, the image, templates, and the session that owns sockets
-and scratch disks.
+"""Starts guests from what is opened once: host facts, kernels, the image, templates, and a session.
 
 async with open_factory(progress) as factory:
     kernel = await factory.kernel("debian-6.1")
@@ -145,8 +144,7 @@ class GuestFactory:
         surviving_disks: Path | None = None,
         on_state: OnState = ignore_state,
     ) -> AsyncIterator[Guest]:
-        """Start a guest and yield it when it is ready: a clone of its machine's template, or booted cold if requested
-        or necessary.
+        """Start a guest and yield it when it is ready: a clone of a template, or booted cold if requested or necessary.
 
         `savable`: it may become a snapshot. `surviving_disks`: a folder with the disks of a guest whose power was cut,
         which become its own. `on_state` is called with each state that it reaches.
@@ -324,8 +322,7 @@ async def open_factory(
 
     `sharing`: how many factories share the disk quota of one run; see `Quota`.
 
-    :raise HostError: this machine cannot run guests; the message says what to do. :raise UsageError: there is no such
-    kernel.
+    :raise HostError: this machine cannot run guests. :raise UsageError: there is no such kernel.
     """
     folders = paths.folders()
     images = paths.shipped("images")

@@ -291,11 +291,9 @@ class Guest(Liveness):
         self._qemu_stays = True
 
     async def cut_power(self, folder: Path, *, share: float, seed: int) -> dict[str, int]:
-        """End the guest as a power failure would: its disks' volatile caches are lost, but for a random `share` of
-        their blocks.
+        """End the guest as a power failure would: volatile caches are lost, but for a random `share` of their blocks.
 
-        Moves the disks into the new `folder`, for another guest's `surviving_disks`. Returns how many blocks each disk
-        lost.
+        Moves the disks into the new `folder`, for another guest's `surviving_disks`. Returns each disk's lost blocks.
         """
         lost = await self.hardware.cut_power(share, seed)
         folder.mkdir(mode=0o700, parents=True)
@@ -304,9 +302,7 @@ class Guest(Liveness):
         return lost
 
     async def move_disks_to(self, folder: Path) -> None:
-        """Kill QEMU and move the guest's disks into a folder, before the guest's end is noticed and its files are
-        removed.
-        """
+        """Kill QEMU and move the guest's disks into a folder, before its end is noticed and its files are removed."""
         await self._kill()
         self.hotplug.move_disks_to(folder)
 
@@ -317,10 +313,7 @@ class Guest(Liveness):
             await self._process.wait()
 
     async def save_dmesg(self) -> None:
-        """Save the log of a running kernel.
-
-        Lines that the console lacks are findings, and so is a log that cannot be read.
-        """
+        """Save the kernel's log. Reports that the console lacks are findings, and so is a log that cannot be read."""
         if self._shell is not None and not self._lost.done():
             try:
                 printed = await self.run(*dmesg.COMMAND, timeout_s=10)
