@@ -63,7 +63,7 @@ class DiskFilters:
             yield f"it hangs for another {left:.1f} s; let it go first: hang off"
 
     async def require_export(self) -> Export:
-        """Return the export that serves the disk; start it and put it in the place of the disk's file if there is none."""
+        """Return the disk's export; if there is none, start it and put it in the place of the disk's file."""
         if self.export is None:
             storage = self.storage
             try:

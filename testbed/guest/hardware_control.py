@@ -1,4 +1,4 @@
-"""Applies hardware commands to a running guest, and describes its disks and its machine in the syntax of the commands."""
+"""Applies hardware commands to a running guest, and describes its state in the same syntax."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ async def _clone(guest: Guest, template: SavedState, key: SshKey) -> None:
 
 
 async def _start(guest: Guest) -> tuple[QmpCommand, ...]:
-    """Start QEMU, paused, and connect to it; returns the commands that plug in the guest's disks and network devices."""
+    """Start QEMU, paused, and connect to it; returns the commands that plug in disks and network devices."""
     spec = guest.spec
     snapshot = spec.template if isinstance(spec.template, Snapshot) else None
     memory = Memory(file=spec.template.memory) if spec.template else spec.memory

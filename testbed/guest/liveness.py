@@ -86,7 +86,7 @@ class Liveness:
         self._lose(why, Loss.HOST)
 
     def _watch(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start a task that runs as long as the guest; if it fails, its work is no longer done, and the guest is lost."""
+        """Start a task that runs as long as the guest; if the task fails, the guest is lost."""
 
         async def watched() -> None:
             try:

@@ -22,7 +22,6 @@ LARGE_FILES: set[str] = {
     "tests/unit/vms/test_vms.py",
 }
 LONG_FUNCTIONS: set[str] = {
-    "testbed/guest/setup/survey.py:parse",
     "testbed/bugs/bundle.py:pack",
 }
 MANY_PARAMETERS: set[str] = set()

@@ -1,4 +1,4 @@
-"""A kernel's symbols for gdb: from /proc/kallsyms or a System.map to an ELF file that has nothing else. Pure.
+"""Converts a kernel's symbols, from /proc/kallsyms or a System.map, to an ELF file for gdb that has only them. Pure.
 
 Formats: elf(5); a line of kallsyms and of System.map is `ADDRESS TYPE NAME`, a module's with `[MODULE]` behind.
 """
@@ -10,21 +10,23 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-# gdb wants functions in a section: one that covers them all, and has no bytes, so that memory is read from the guest.
+# gdb needs functions to be in a section: one that covers all of them, without contents, so that gdb reads the guest's
+# memory.
 _TEXT_KINDS, _DATA_KINDS = frozenset("tTwW"), frozenset("dDbBrRvV")
 _EHDR, _SHDR, _SYM = struct.Struct("<16sHHIQQQIHHHHHH"), struct.Struct("<IIQQQQIIQQ"), struct.Struct("<IBBHQQ")
 _SHT_SYMTAB, _SHT_STRTAB, _SHT_NOBITS = 2, 3, 8
 _STT_OBJECT, _STT_FUNC, _STB_GLOBAL = 1, 2, 1
 _SHN_ABS = 0xFFF1
 _X86_64 = 62
-# Twice KSYM_NAME_LEN (include/linux/kallsyms.h); symbols may share one that is as long as the file.
+# Twice KSYM_NAME_LEN (include/linux/kallsyms.h): in a hostile file, many symbols could share one name as long as the
+# file.
 _LONGEST_NAME = 1024
 _ADDRESS = re.compile("[0-9a-fA-F]{1,16}")
 
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """`kind` is nm(1)'s letter."""
+    """A symbol; `kind` is the letter that nm(1) shows."""
 
     address: int
     kind: str
@@ -32,7 +34,7 @@ class Symbol:
 
 
 def parse(text: str) -> Iterator[Symbol]:
-    """The symbols in kallsyms or a System.map; lines that are none, and addresses that are hidden (0), are left out."""
+    """Yield the symbols of kallsyms or a System.map; skips other lines and hidden addresses (0)."""
     for line in text.splitlines():
         words = line.split()
         if len(words) < 3 or len(words[1]) != 1:
@@ -43,12 +45,12 @@ def parse(text: str) -> Iterator[Symbol]:
 
 
 def address_of(symbols: Iterable[Symbol], name: str) -> int | None:
-    """Where a symbol is."""
+    """Return the address of a symbol; None if there is no such symbol."""
     return next((symbol.address for symbol in symbols if symbol.name == name), None)
 
 
 def make_elf(symbols: Iterable[Symbol], offset: int = 0) -> bytes:
-    """An ELF file of the symbols, each moved by `offset`."""
+    """Return an ELF file with the symbols, each moved by `offset`."""
     kept = [symbol for symbol in symbols if symbol.kind in _TEXT_KINDS | _DATA_KINDS]
     code = [symbol.address + offset for symbol in kept if symbol.kind in _TEXT_KINDS]
     low, high = (min(code), min(max(code) + 4096, (1 << 64) - 1)) if code else (0, 0)
@@ -78,9 +80,9 @@ def make_elf(symbols: Iterable[Symbol], offset: int = 0) -> bytes:
 
 
 def read_elf(data: bytes) -> Iterator[Symbol]:
-    """The symbols of an ELF file such as a vmlinux, all as code.
+    """Yield the symbols of an ELF file such as a vmlinux, all as code.
 
-    :raise ValueError: it is no such file, or damaged.
+    :raise ValueError: it is no 64-bit ELF file, or damaged.
     """
     if data[:6] != b"\x7fELF\x02\x01":
         raise ValueError("expected a 64-bit ELF file")

@@ -1,4 +1,4 @@
-"""A guest's memory as a file that crash and drgn read: QEMU's dump-guest-memory, of guests that run, stand still, or have died."""
+"""Writes a guest's memory into a file for crash and drgn, by QEMU's dump-guest-memory, also of a dead guest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _LIMIT_S = 600.0
 
 
 async def prepare_dump(guest: Guest) -> None:
-    """Let the guest's kernel tell QEMU of its VMCOREINFO, which readers of a dump need; one that does not answer has told, or will not."""
+    """Load the driver by which the guest's kernel gives QEMU its VMCOREINFO, which readers of a dump need.
+
+    Does nothing if the guest does not answer.
+    """
     if not (await guest.monitor.execute("query-status"))["running"]:
         return
     with contextlib.suppress(GuestError):
@@ -28,11 +31,12 @@ async def prepare_dump(guest: Guest) -> None:
 
 
 async def write_dump(guest: Guest, path: Path, kind: Format = "elf") -> int:
-    """Write the guest's memory into a new file; its size in bytes. The guest stands still meanwhile.
+    """Write the guest's memory into a new file and return its size in bytes. The guest is paused meanwhile.
 
-    `kind`: elf, which drgn, gdb and crash read, or kdump-zlib, which is smaller and, as QEMU writes it (flattened), for crash.
+    `kind`: elf, for drgn, gdb and crash; or kdump-zlib, which is smaller and, as QEMU writes it (flattened), for crash
+    only.
 
-    :raise HostError: there is no room for it, it exists, or QEMU cannot; then there is no file.
+    :raise HostError: the disk is too full, the file exists, or QEMU fails; no new file is left then.
     """
     need = guest.spec.machine.memory_bytes + quota.MARGIN_BYTES
     try:
@@ -49,23 +53,23 @@ async def write_dump(guest: Guest, path: Path, kind: Format = "elf") -> int:
             os.close(descriptor)
         arguments = {"paging": False, "protocol": "fd:dump", "format": kind, "detach": True}
         await guest.monitor.execute("dump-guest-memory", arguments)
-        await _finished(guest, path)
+        await _wait_for_dump(guest, path)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
     return path.stat().st_size
 
 
-async def _finished(guest: Guest, path: Path) -> None:
+async def _wait_for_dump(guest: Guest, path: Path) -> None:
     async with asyncio.timeout(_LIMIT_S):
-        while (said := await guest.monitor.execute("query-dump", log=False))["status"] in ("active", "none"):
+        while (answer := await guest.monitor.execute("query-dump", log=False))["status"] in ("active", "none"):
             await asyncio.sleep(0.05)
-    if said["status"] != "completed":
-        raise HostError(f"{path}: QEMU: expected a dump, got {said['status']}")
+    if answer["status"] != "completed":
+        raise HostError(f"{path}: QEMU: expected a dump, got {answer['status']}")
 
 
 async def write_dump_or_reason(guest: Guest, path: Path) -> str:
-    """Write it after a try; where it is, or why there is none, in words."""
+    """Write the memory into a file and return its path; or, if that fails, a text that says why."""
     try:
         await write_dump(guest, path)
     except TestbedError as error:

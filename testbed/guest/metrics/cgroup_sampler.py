@@ -1,12 +1,13 @@
-"""Reads again and again what a guest's control groups have counted: asks process 1, which is there anyway and in the root group.
+"""Samples the counters of a guest's cgroups, through process 1 of the guest, which runs in the root cgroup anyway.
 
-A sample is a JSON object: `monotonic_s` (ours), `guest_s` (the guest's uptime when it was read) and `guest_error_s` (they are at most that
-far apart), and by its path for each control group below the root that has counted since the last sample, or None for one that is gone:
-    memory, anon, file, shmem, slab    bytes that it has now (memory.current, memory.stat)
-    oom_kill                           tasks of it that were killed
-    memory_stall_us, io_stall_us       how long some task has waited, in all (memory.pressure, io.pressure)
-    io                                 by device, a disk by its name in the topology, the guest's own as `root disk`: rbytes, wbytes,
-                                       rios, wios
+A sample is a JSON object: `monotonic_s` (our clock), `guest_s` (the guest's uptime when the counters were read; the two
+agree within `guest_error_s`), and `groups`: by path, each cgroup below the root whose counters changed since the last
+sample, or null if it was removed:
+    memory, anon, file, shmem, slab    bytes in use now (memory.current, memory.stat)
+    oom_kill                           tasks that were killed
+    memory_stall_us, io_stall_us       total time in which some task waited (memory.pressure, io.pressure)
+    io                                 by device (a disk by its name in the topology, the guest's own as `root disk`):
+                                       rbytes, wbytes, rios, wios
 """
 
 from __future__ import annotations
@@ -22,28 +23,29 @@ from testbed.guest.guest import Guest
 from testbed.guest.metrics import recorder
 
 LOG = "cgroups.jsonl"
-# Of the guest's time: an answer about 8 groups took 15 ms, one about 64 groups 75 to 150 ms (`./tb bench sampling`).
+# Share of the guest's time that samples may take: reading 8 cgroups took 15 ms, 64 cgroups 75 to 150 ms
+# (`./tb bench sampling`).
 _MOST_SHARE = 0.04
 _LOOP = 7  # the major number of loop devices, Documentation/admin-guide/devices.txt
 
 
 class CgroupSampler:
-    """Of one guest. The first sample has every group, later ones those that have counted since."""
+    """Samples one guest. The first sample has every cgroup, later ones those whose counters have changed."""
 
     def __init__(self, guest: Guest) -> None:
         self._guest, self._fresh = guest, True
 
     async def sample(self) -> dict[str, Any]:
-        """One sample.
+        """Take one sample.
 
         :raise GuestError: the guest does not answer.
         """
         guest = self._guest
         asked = time.monotonic()
-        lines, said = await guest.wait(
+        lines, answer = await guest.wait(
             guest.agent.ask("counts", **({"fresh": "1"} if self._fresh else {})), guest.deadlines.command_s
         )
-        uptime_s = clock.parse_uptime(said)
+        uptime_s = clock.parse_uptime(answer)
         at = clock.clock_between(uptime_s, asked, time.monotonic())
         self._fresh = False
         groups = cgroupfs.parse_group_counts(lines)
@@ -59,13 +61,14 @@ class CgroupSampler:
 
 
 def _device(number: str, names: dict[str, str]) -> str:
+    """Return the name of a device by its MAJ:MIN."""
     major, _, minor = number.partition(":")
     return names.get(number) or (f"loop{minor}" if major == str(_LOOP) else number)
 
 
 @contextlib.asynccontextmanager
 async def sampling_cgroups(guest: Guest, every_s: float | None) -> AsyncIterator[None]:
-    """Write samples, a line each, beside the guest's logs meanwhile; none where `every_s` is None."""
+    """Write samples into the guest's log folder, a line each, until the block ends; none if `every_s` is None."""
     if every_s is None:
         yield
         return

@@ -1,9 +1,11 @@
-"""Reads again and again what a guest's emulated disks have counted: an oracle that the kernel in the guest cannot bend.
+"""Samples the counters of a guest's emulated disks, which the kernel in the guest cannot falsify.
 
-A sample is a JSON object: `monotonic_s` (ours) and `guest_s` (the guest's uptime, at most `guest_error_s` off), and for each of `disks`
-    rd, wr, flush    `requests`, `failed`, `bytes` and `merged` (not for flushes), `time_ns` of all requests together, and `latency`: how
-                     many took less than each of BOUNDARIES_NS, and at last how many took longer; all since the disk was plugged in
-    throttle         the limits that it has now, by their names in QEMU, and none that is off
+A sample is a JSON object: `monotonic_s` (our clock), `guest_s` (the guest's uptime, within `guest_error_s`), and for
+each of `disks`
+    rd, wr, flush    `requests`, `failed`, `bytes` and `merged` (not for flushes), `time_ns` of all requests together,
+                     and `latency`: how many took less than each of BOUNDARIES_NS, and finally how many took longer;
+                     all since the disk was plugged in
+    throttle         the limits that are set now, by their names in QEMU
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ from testbed.qemu import blockdev
 
 LOG = "samples.jsonl"
 _WAYS = ("rd", "wr", "flush")
-# Upper bounds of what a request takes, in nanoseconds: 50 us to 20 s.
+# Upper bounds of a request's time in the histogram, in nanoseconds: 50 us to 20 s.
 BOUNDARIES_NS = tuple(number * 10**power for power in range(4, 10) for number in (5, 10, 20))
-# Nobody asks any longer.
+# After this time without a sample, the monitor for samples is released.
 _IDLE_S = 5.0
 
 
 class DiskSampler:
-    """Of one guest. Latencies are counted from its first sample on."""
+    """Samples one guest. Latencies are counted from the first sample on."""
 
     def __init__(self, guest: Guest, at: Clock) -> None:
         self._guest, self._clock = guest, at
@@ -41,16 +43,20 @@ class DiskSampler:
 
     @classmethod
     async def start(cls, guest: Guest) -> DiskSampler:
-        """:raise GuestError: the guest does not say what time it is."""
+        """Make a sampler.
+
+        :raise GuestError: the guest's clock cannot be read.
+        """
         return cls(guest, await clock.read_clock(guest))
 
     def is_of(self, guest: Guest) -> bool:
+        """Return whether the sampler is for this guest."""
         return guest is self._guest
 
     async def sample(self) -> dict[str, Any]:
-        """One sample.
+        """Take one sample.
 
-        :raise GuestError: QEMU is gone. :raise HostError: it does not answer.
+        :raise GuestError: QEMU has ended. :raise HostError: it does not answer.
         """
         if self._idle is not None:
             self._idle.cancel()
@@ -60,11 +66,14 @@ class DiskSampler:
             self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._guest.blocking_monitor.disconnect_if_idle)
 
     def read(self) -> dict[str, Any]:
-        """One sample, for a thread of its own: it waits for QEMU. Raises as `sample`; afterwards the guest's `poller` must rest."""
+        """Take one sample, in a thread, since it blocks.
+
+        Raises as `sample`; afterwards call `blocking_monitor.rest`.
+        """
         ask = self._guest.blocking_monitor.execute
         at = time.monotonic()
         if self._limits_of != self._guest.hardware.limits_changed:
-            # They do not change by themselves, and to ask for them takes as long as all of the rest.
+            # Limits change only by our commands, and reading them takes as long as all the rest.
             self._limits, self._limits_of = {}, self._guest.hardware.limits_changed
         found = {}
         for name, entry in readings.group_by_disk(self._guest, ask(readings.BLOCKSTATS)).items():
@@ -84,8 +93,8 @@ class DiskSampler:
         }
 
     def _count_latencies(self, device: str) -> None:
-        """Let QEMU count how long a disk's requests take, from now on; one that comes back must be told again."""
-        with contextlib.suppress(HostError):  # it is just going
+        """Make QEMU count a disk's latencies from now on; needed again after the disk was plugged in again."""
+        with contextlib.suppress(HostError):  # it is being unplugged
             self._guest.blocking_monitor.execute(
                 "block-latency-histogram-set", {"id": device, "boundaries": list(BOUNDARIES_NS)}
             )
@@ -99,6 +108,7 @@ class DiskSampler:
 
 
 def _way(stats: dict[str, Any], way: str) -> dict[str, Any]:
+    """Return the counters of one kind of requests."""
     found = {
         "requests": stats[f"{way}_operations"],
         "failed": stats[f"failed_{way}_operations"],
@@ -112,9 +122,10 @@ def _way(stats: dict[str, Any], way: str) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def sampling_disks(guest: Guest, every_s: float | None = None) -> AsyncIterator[None]:
-    """Write samples, a line each, beside the guest's logs meanwhile: so often, or as its topology says, or none.
+    """Write samples into the guest's log folder, a line each, until the block ends: at this interval, or the
+    topology's, or none.
 
-    :raise GuestError: the guest does not say what time it is.
+    :raise GuestError: the guest's clock cannot be read.
     """
     if every_s is None and guest.model.sample is not None:
         every_s = guest.model.sample / 1e6

@@ -1,4 +1,6 @@
-"""How fast this machine's emulated disks are at most, measured once and kept, and what of a topology asks for more."""
+"""Measures how fast this machine's emulated disks are at most, caches that, and finds profiles of a topology that are
+faster.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,15 @@ from testbed.topology.model import GuestModel
 from testbed.units import MIB, format_size
 
 KINDS = ("virtio-blk", "nvme", "virtio-scsi")
-# Small enough that the host has all of it in memory: it is the emulation that is measured.
+# Small enough that the host caches all of it in memory: only the emulation is measured.
 _SIZE = 256 * MIB
 _DEEP = ("--ioengine=libaio", "--iodepth=32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskSpeed:
-    """Of one kind of disk: random reads of 4 KiB a second, and bytes a second of sequential reads of 1 MiB, 32 at a time; and the median
-    time of one random read alone, in microseconds.
+    """The speed of one kind of disk: random reads of 4 KiB a second and bytes a second of sequential reads of 1 MiB,
+    both at a queue depth of 32; and the median time of a single random read, in microseconds.
     """
 
     iops: float
@@ -38,7 +40,7 @@ class DiskSpeed:
 async def measure(
     factory: GuestFactory, kernel: KernelFiles, logs: Path, *, seconds: float = 3
 ) -> dict[str, DiskSpeed]:
-    """On a guest of its own, one kind after the other.
+    """Measure each kind of disk, one after the other, on a guest of their own.
 
     :raise GuestError: the guest is lost.
     """
@@ -63,37 +65,39 @@ def _file(cache: Path, host: Host) -> Path:
 
 
 def save(found: Mapping[str, DiskSpeed], cache: Path, host: Host) -> None:
-    """Remember it, for this machine and its QEMU."""
+    """Write the speeds into the cache, for this machine and its QEMU."""
     file = _file(cache, host)
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".new")
-    unfinished.write_text(json.dumps({kind: asdict(reach) for kind, reach in found.items()}), encoding="utf-8")
+    unfinished.write_text(json.dumps({kind: asdict(speed) for kind, speed in found.items()}), encoding="utf-8")
     unfinished.replace(file)
 
 
 def load(cache: Path, host: Host) -> dict[str, DiskSpeed]:
-    """What was measured, or nothing."""
+    """Return the speeds from the cache; empty if they were not measured."""
     try:
         return {
-            kind: DiskSpeed(**said) for kind, said in parse_json(_file(cache, host).read_text(encoding="utf-8")).items()
+            kind: DiskSpeed(**values)
+            for kind, values in parse_json(_file(cache, host).read_text(encoding="utf-8")).items()
         }
     except (OSError, ValueError, TypeError):
         return {}
 
 
-def too_fast_profiles(model: GuestModel, reaches: Mapping[str, DiskSpeed]) -> Iterator[str]:
-    """The profiles that this host cannot reach, in words."""
+def too_fast_profiles(model: GuestModel, speeds: Mapping[str, DiskSpeed]) -> Iterator[str]:
+    """Yield a warning for each disk whose profile is faster than this machine."""
     for name, disk in model.disks.items():
-        if disk.profile is None or disk.type not in reaches:
+        if disk.profile is None or disk.type not in speeds:
             continue
-        reach, limits = reaches[disk.type], blockdev.throttle_of(disk)
-        requests = ("requests", max(limits.iops_total, limits.iops_read), reach.iops)
-        bytes_ = ("bytes", max(limits.bps_total, limits.bps_read), reach.bytes_per_s)
+        speed, limits = speeds[disk.type], blockdev.throttle_of(disk)
+        requests = ("requests", max(limits.iops_total, limits.iops_read), speed.iops)
+        bytes_ = ("bytes", max(limits.bps_total, limits.bps_read), speed.bytes_per_s)
         for what, asked, most in (requests, bytes_):
             if asked > most:
-                said, there = (format_size(value) if what == "bytes" else f"{value:.0f}" for value in (asked, most))
+                expected, got = (format_size(value) if what == "bytes" else f"{value:.0f}" for value in (asked, most))
                 scale = (disk.scale or 1) * most / asked
                 yield (
-                    f"disk {name}: expected {said} {what} a second ({disk.profile}), this machine makes {there} at most"
-                    f" (testbed bench disks), so that the machine is the limit; scale: {scale:.1g} is a device that it can be"
+                    f"disk {name}: expected {expected} {what} a second ({disk.profile}), this machine makes {got} at"
+                    f" most (testbed bench disks), so that the machine is the limit; scale: {scale:.1g} is a device"
+                    " that it can be"
                 )

@@ -1,4 +1,4 @@
-"""Loads by fio in a guest, and what fio measured."""
+"""Runs fio in a guest, and parses its figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from testbed.text import parse_json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What one job did: requests and bytes a second, the median of its requests' time in microseconds, and fio's error (an errno, or 0)."""
+    """The figures of one job: requests and bytes a second, the median latency in microseconds, and fio's error (an
+    errno, or 0).
+    """
 
     iops: float
     bytes_per_s: float
@@ -23,9 +25,9 @@ class Load:
 async def run(
     guest: Guest, file: str, *options: str, rw: str = "randread", seconds: float = 5, warm_s: float = 0
 ) -> Load:
-    """Run one job on a device or a file, past the page cache, for so long, after so long that does not count.
+    """Run one job with direct I/O on a device or a file for `seconds`, after `warm_s` that do not count.
 
-    :raise GuestError: fio does not run, or says nothing. Errors of the disk are in the result.
+    :raise GuestError: fio does not run, or prints no figures. Errors of the disk are in the result.
     """
     words = [
         f"--filename={file}",
@@ -47,16 +49,16 @@ async def run(
     try:
         return parse_load(done.stdout, rw)
     except ValueError as error:
-        said = (done.stderr or done.stdout).strip()[-500:]
+        output = (done.stderr or done.stdout).strip()[-500:]
         raise GuestError(
-            f"guest {guest.name}: fio on {file}: expected its figures as JSON, got status {done.status}: {said}"
+            f"guest {guest.name}: fio on {file}: expected its figures as JSON, got status {done.status}: {output}"
         ) from error
 
 
 def parse_load(printed: str, rw: str) -> Load:
-    """The figures of the one job in fio's JSON, before which it may have printed more.
+    """Parse the figures of the only job in fio's JSON, before which fio may have printed other lines.
 
-    :raise ValueError: there are none, or what is no number.
+    :raise ValueError: there are no figures, or they are no numbers.
     """
     try:
         (job,) = parse_json(printed[max(0, printed.find("{")) :])["jobs"]

@@ -1,4 +1,4 @@
-"""What a running guest's disks and control groups count, read at one moment; rates are the difference of two readings."""
+"""Reads the counters of a running guest's disks and cgroups. Rates are the difference of two readings."""
 
 from __future__ import annotations
 
@@ -22,29 +22,32 @@ _COUNTERS_LIMIT_S = 10
 
 
 async def block_devices(guest: Guest) -> dict[str, dict[str, Any]]:
-    """What `query-blockstats` says of each of the topology's disks that is there: `stats`, and `qdev`, the device's own name."""
+    """Return the entry of `query-blockstats` for each disk of the topology that is plugged in: `stats`, and `qdev`, its
+    QOM path.
+    """
     return group_by_disk(guest, await guest.qmp.execute(BLOCKSTATS, log=False))
 
 
 def group_by_disk(guest: Guest, found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """An answer to `query-blockstats`, by the topology's names."""
-    # virtio-blk is named by its backend's QOM path, nvme by the device.
+    """Sort the answer to `query-blockstats` by the names of the topology's disks."""
+    # The qdev of virtio-blk is the QOM path of its backend, that of nvme the device's.
     named = [(str(entry.get("qdev", "")).split("/"), entry) for entry in found]
     return {name: entry for name in guest.model.disks for path, entry in named if f"disk-{name}" in path}
 
 
 async def read_disks(guest: Guest) -> dict[str, dict[str, int]]:
-    """QEMU's counters of each of the topology's disks that is there: rd_bytes, wr_operations and the like."""
+    """Return QEMU's counters of each disk of the topology that is plugged in: rd_bytes, wr_operations and the like."""
     return {name: entry["stats"] for name, entry in (await block_devices(guest)).items()}
 
 
 async def read_disk_bytes(guest: Guest) -> dict[str, tuple[int, int]]:
-    """Bytes that each of the topology's disks has read and written, as its emulated device counted them."""
+    """Return the bytes that each disk of the topology has read and written, as its emulated device counted them."""
     return {name: (own["rd_bytes"], own["wr_bytes"]) for name, own in (await read_disks(guest)).items()}
 
 
 async def read_all(guest: Guest) -> dict[str, Any]:
-    """`at`: seconds; by disk its operations, bytes and time of requests in each direction, its limits, and each control group's bytes.
+    """Return `at`, the time in seconds, and `disks`: for each, the requests, bytes and time in each direction, its
+    limits, and the bytes of each cgroup.
 
     :raise TestbedError: the guest does not answer.
     """
@@ -61,15 +64,15 @@ async def read_all(guest: Guest) -> dict[str, Any]:
         found[name] = {**ways, "limits": await _limits(guest, name), "cgroups": {}}
     at = time.monotonic()
     for group, moved in (await _groups(guest)).items():
-        for name, gauge in found.items():
+        for name, disk in found.items():
             counted = moved.get(guest.disks[name].number) if name in guest.disks else None
             if counted and "rbytes" in counted:
-                gauge["cgroups"][group] = counted["rbytes"] + counted["wbytes"]
+                disk["cgroups"][group] = counted["rbytes"] + counted["wbytes"]
     return {"at": at, "disks": found}
 
 
 async def _groups(guest: Guest) -> dict[str, dict[str, dict[str, int]]]:
-    """What each control group has moved, by MAJ:MIN; without those whose counters cannot be read now: this is for looking at."""
+    """Return the io.stat of each cgroup, by MAJ:MIN. Skips what cannot be read now: this is for display only."""
     found: dict[str, dict[str, dict[str, int]]] = {}
     if guest.hardware.errors.stopped:
         return found
@@ -83,7 +86,7 @@ async def _groups(guest: Guest) -> dict[str, dict[str, dict[str, int]]]:
 
 
 async def _limits(guest: Guest, name: str) -> dict[str, int]:
-    """The limits that QEMU has for a disk now, without those that are off."""
+    """Return the limits that QEMU has set for a disk now."""
     group = blockdev.throttle_group(name, guest.model.disks[name])
     limits = await guest.monitor.throttle_limits(group)
     kinds = (f"{unit}-{which}" for unit in ("iops", "bps") for which in ("total", "read", "write"))
@@ -95,7 +98,8 @@ async def take_files(
 ) -> Mapping[str, FileTexts]:
     """Run a script that takes files of the guest by the functions of `shell_functions`, and return them by section.
 
-    :raise GuestError: the guest does not answer. :raise ReadingError: the script did not come to its `finish`, or its output is cut.
+    :raise GuestError: the guest does not answer. :raise ReadingError: the script did not come to its `finish`, or its
+    output is cut.
     """
     mark = shell_functions.new_separator()
     done = await guest.script(shell_functions.function_definitions(mark) + script, *arguments, timeout_s=timeout_s)
@@ -105,7 +109,8 @@ async def take_files(
 async def read_cgroups(
     guest: Guest, files: Iterable[str], *, depths: Iterable[int], timeout_s: float | None = None
 ) -> FileTexts:
-    """Read `files` of all cgroups at these depths (0: the root), by their paths; a cgroup without a file has no text of it.
+    """Read `files` of all cgroups at these depths (0: the root), by their paths; a cgroup without a file has no text of
+    it.
 
     Raises as `take_files`.
     """
@@ -123,11 +128,13 @@ async def read_cgroup_counters(guest: Guest) -> dict[str, str]:
 
 
 async def read_counter(guest: Guest, texts: Mapping[str, str], cgroup: str, counter: str) -> int | None:
-    """Return a counter, written `FILE` or `FILE NAME`, from `texts` of `read_cgroup_counters`, or read now if it is not there.
+    """Return a counter, written `FILE` or `FILE NAME`, from `texts` of `read_cgroup_counters`, or read now if it is not
+    there.
 
     None: the cgroup does not exist, or has no such file.
 
-    :raise GuestError: the guest does not answer. :raise ReadingError: the file has no such name, or its value is no number.
+    :raise GuestError: the guest does not answer. :raise ReadingError: the file has no such name, or its value is no
+    number.
     """
     name, _, key = counter.partition(" ")
     path = name if cgroup == "/" else f"{cgroup}/{name}"

@@ -1,4 +1,6 @@
-"""Writes samples into a file, a line of JSON each, while something else goes on; a guest that is lost keeps what was written until then."""
+"""Writes samples into a file, a line of JSON each, while a block runs; if the guest is lost, the samples until then
+stay.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,15 @@ from testbed.errors import HostError, ReadingError, TestbedError
 from testbed.host.logfile import write_error
 
 Sample = Callable[[], Awaitable[dict[str, Any]]]
-# How long the last sample may take, which is asked for when what went on is over.
+# How long the last sample, at the end of the block, may take.
 _LAST_S = 5.0
 
 
 @contextlib.asynccontextmanager
 async def record_samples(sample: Sample, every_s: float, file: Path, *, most_share: float = 1.0) -> AsyncIterator[None]:
-    """A sample at once, then so often, and a last one at the end, unless that came by an error.
+    """Write a sample at once, then every `every_s`, and one at the end unless the block raises.
 
-    `most_share`: of the time that may pass in waiting for samples; where they take longer, they are taken less often.
+    `most_share`: the share of time that samples may take; if they take longer, they are taken less often.
     """
     over = asyncio.Event()
     task = asyncio.create_task(_write(sample, every_s, most_share, file, over))
@@ -36,16 +38,17 @@ async def record_samples(sample: Sample, every_s: float, file: Path, *, most_sha
         task.cancel()
         (ended,) = await asyncio.gather(task, return_exceptions=True)
     if isinstance(ended, Exception):
-        raise _said(ended, file)
+        raise _as_host_error(ended, file)
 
 
-def _said(failure: Exception, file: Path) -> Exception:
+def _as_host_error(failure: Exception, file: Path) -> Exception:
+    """Translate an error of the file."""
     return HostError(write_error(file, failure)) if isinstance(failure, OSError) else failure
 
 
 async def _write(sample: Sample, every_s: float, most_share: float, file: Path, over: asyncio.Event) -> None:
     due = time.monotonic()
-    # An answer may be late because the guest is busy; the quickest of the last ones says what one costs.
+    # The fastest of the last samples tells what one costs: others are late because the guest is busy.
     took: deque[float] = deque(maxlen=4)
     with file.open("a", encoding="utf-8") as log:
         while True:
@@ -55,7 +58,7 @@ async def _write(sample: Sample, every_s: float, most_share: float, file: Path, 
             except ReadingError:
                 raise
             except TestbedError:
-                return  # a guest that is lost says why elsewhere
+                return  # the guest is lost; its own error reports why
             log.flush()
             if last:
                 return
@@ -67,7 +70,9 @@ async def _write(sample: Sample, every_s: float, most_share: float, file: Path, 
 
 
 def next_due(due: float, ended: float, cost_s: float, every_s: float, most_share: float) -> float:
-    """When the next sample is taken after one that was due and ended then, where one costs so much; none is made up for."""
+    """Return when the next sample is due, after one that was due and ended at these times and cost so much; skips
+    missed ones.
+    """
     return max(due + every_s, ended - cost_s + cost_s / most_share)
 
 
@@ -75,7 +80,10 @@ def next_due(due: float, ended: float, cost_s: float, every_s: float, most_share
 async def record_samples_in_thread(
     read: Callable[[], dict[str, Any]], interrupt: Callable[[], None], every_s: float, file: Path
 ) -> AsyncIterator[None]:
-    """The same by a thread, in which `read` may wait: that takes half the processor time. `interrupt` ends a wait of `read` that lasts."""
+    """Do the same in a thread, where `read` may block, which takes half the CPU time.
+
+    `interrupt` ends a `read` that blocks too long.
+    """
     writer = _Writer(read, every_s, file)
     writer.start()
     try:
@@ -88,11 +96,11 @@ async def record_samples_in_thread(
             interrupt()
             await asyncio.to_thread(writer.join)
     if writer.failure is not None:
-        raise _said(writer.failure, file)
+        raise _as_host_error(writer.failure, file)
 
 
 class _Writer(threading.Thread):
-    """Writes until it is `over`, and then one sample more where that is the `last` one, or until the guest is lost."""
+    """Writes samples until `over` is set, then one more if `last` is set; or until the guest is lost."""
 
     def __init__(self, read: Callable[[], dict[str, Any]], every_s: float, file: Path) -> None:
         super().__init__(name="samples", daemon=True)
@@ -105,7 +113,7 @@ class _Writer(threading.Thread):
             with (
                 self._file.open("a", encoding="utf-8") as log,
                 contextlib.suppress(TestbedError),
-            ):  # a guest that is lost says why elsewhere
+            ):  # the guest is lost; its own error reports why
                 due = now = time.monotonic()
                 while not self.over.wait(due - now) or self.last:
                     log.write(json.dumps(self._read()) + "\n")
@@ -114,5 +122,5 @@ class _Writer(threading.Thread):
                         return
                     now = time.monotonic()
                     due = max(due + self._every_s, now)
-        except Exception as error:  # it is raised by whoever waits for this thread
+        except Exception as error:  # raised by `record_samples_in_thread`
             self.failure = error

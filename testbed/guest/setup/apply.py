@@ -1,4 +1,6 @@
-"""Makes a topology's stack and control groups on a running guest, reads them back, and unwinds them again, whatever happens in between."""
+"""Sets up a topology's block stack, cgroups and networks on a running guest, reads them back, and undoes them in the
+end.
+"""
 
 from __future__ import annotations
 
@@ -13,30 +15,33 @@ from testbed.guest.setup.readback import Expected
 from testbed.guest.setup.steps import Step, do_script, steps_done, undo_script
 from testbed.topology.model import GuestModel
 
-# The mark that a guest reaches when its stack stands.
+# The mark that is reached when the stack is set up.
 STACK_MARK = "stack"
 
 
-def _planned(guest: Guest, wanted: GuestModel | None) -> tuple[Stack, tuple[Step, ...], tuple[Expected, ...]]:
+def _plan(guest: Guest, model: GuestModel | None) -> tuple[Stack, tuple[Step, ...], tuple[Expected, ...]]:
+    """Plan the stack, all steps, and what to read back."""
     own = guest.model
-    model = own if wanted is None else wanted
+    stacked = own if model is None else model
     disks = {name: device.path for name, device in guest.disks.items()}
-    plan = block_stack.plan_stack(model, disks, again=guest.spec.surviving_disks is not None)
-    group_steps, group_facts = cgroups.plan_cgroups(model, plan.devices)
-    link_steps, link_facts = networks.plan_links(guest.spec.wiring.ends if wanted is None else ())
+    plan = block_stack.plan_stack(stacked, disks, again=guest.spec.surviving_disks is not None)
+    group_steps, group_facts = cgroups.plan_cgroups(stacked, plan.devices)
+    link_steps, link_facts = networks.plan_links(guest.spec.wiring.ends if model is None else ())
     device_facts = disk_facts.expected_facts(own.disks, guest.disks, own.cpus)
     return plan, link_steps + plan.steps + group_steps, link_facts + device_facts + plan.facts + group_facts
 
 
-async def apply_steps(guest: Guest, wanted: GuestModel | None = None) -> tuple[Stack, tuple[Step, ...]]:
-    """Make everything that stands on a guest's disks; returns what is there, and its steps for `unwind`.
+async def apply_steps(guest: Guest, model: GuestModel | None = None) -> tuple[Stack, tuple[Step, ...]]:
+    """Set up what the topology, or `model`, puts on the guest's disks; returns the stack, and the steps for
+    `undo_steps`.
 
-    :raise CommandFailed: a step failed; the ones before it are undone. :raise DeviceMismatch: the guest has it otherwise; all is undone.
+    :raise CommandFailed: a step failed; the steps before it are undone.
+    :raise DeviceMismatch: what was read back differs from the topology; all steps are undone.
     """
-    plan, steps, facts = _planned(guest, wanted)
+    plan, steps, facts = _plan(guest, model)
     if not steps and not facts:
         return plan, steps
-    # One command for both: under emulation that saves a tenth of a second.
+    # One command sets up and reads back: under emulation that saves a tenth of a second.
     limit = guest.deadlines.stack_s
     made = await guest.script(do_script(steps) + readback.script(facts), check=False, timeout_s=limit)
     done = steps_done(made.stdout)
@@ -45,13 +50,12 @@ async def apply_steps(guest: Guest, wanted: GuestModel | None = None) -> tuple[S
             raise CommandFailed(
                 guest.name, f"step {done + 1} of {len(steps)} of the stack", str(made.status), made.stderr
             )
-        said = readback.differences(facts, made.stdout)
-        if said:
-            raise DeviceMismatch(guest.name, said)
+        if differences := readback.differences(facts, made.stdout):
+            raise DeviceMismatch(guest.name, differences)
     except BaseException:
-        # What went wrong first is what is told; a guest that is gone has taken its stack along.
+        # Report the first error only; a guest that was lost has no stack to undo.
         with contextlib.suppress(TestbedError):
-            await _unwind_running(guest, steps[:done])
+            await _undo_if_running(guest, steps[:done])
         raise
     return plan, steps
 
@@ -62,24 +66,24 @@ async def undo_steps(guest: Guest, steps: tuple[Step, ...]) -> None:
         await guest.script(undo_script(steps), timeout_s=guest.deadlines.stack_s)
 
 
-async def _unwind_running(guest: Guest, steps: tuple[Step, ...]) -> None:
-    """The same after an error: a guest that stands still, as in a debugger, undoes nothing, and shall not hold up whoever ends it."""
+async def _undo_if_running(guest: Guest, steps: tuple[Step, ...]) -> None:
+    """Undo steps after an error, unless the guest is paused, as by a debugger: it would not answer."""
     if steps and (await guest.qmp.execute("query-status"))["running"]:
         await undo_steps(guest, steps)
 
 
 @contextlib.asynccontextmanager
-async def stack_applied(guest: Guest, wanted: GuestModel | None = None, *, built: bool = False) -> AsyncIterator[Stack]:
-    """The stack of the guest's topology, or of `wanted`, undone in reverse order at the end; raises as `build`.
+async def stack_applied(guest: Guest, model: GuestModel | None = None, *, built: bool = False) -> AsyncIterator[Stack]:
+    """Set up the stack of the guest's topology, or of `model`, and undo it in reverse order at the end.
 
-    `built`: it stands already, for the guest is a snapshot's.
+    `built`: the stack exists already, because the guest was restored from a snapshot. Raises as `apply_steps`.
     """
-    plan, steps = _planned(guest, wanted)[:2] if built else await apply_steps(guest, wanted)
+    plan, steps = _plan(guest, model)[:2] if built else await apply_steps(guest, model)
     guest.marks.reach(STACK_MARK)
     try:
         yield plan
     except BaseException:
         with contextlib.suppress(TestbedError):
-            await _unwind_running(guest, steps)
+            await _undo_if_running(guest, steps)
         raise
     await undo_steps(guest, steps)

@@ -1,5 +1,6 @@
-"""A guest's stack to the ordered steps that make it, each beside its undoing, and to what must be read back. Pure: knows the guest's disks,
-touches nothing."""
+"""Plans a guest's block stack: the ordered steps that set it up, each with the command that undoes it, and what to read
+back. Pure.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +17,18 @@ from testbed.topology.storage import Dm, File, Filesystem, Loop, Md, Swap
 from testbed.units import KIB, MIB
 
 MOUNTS = "/mnt"
-# A key of 64 bytes for aes-xts, of no secrecy: what is tested is the path of the I/O.
+# A key of 64 bytes for aes-xts. It is no secret: only the path of the I/O is tested.
 _DM_KEY = "0f" * 64
 
 _NO_DIRECT_IO = (
-    "a kernel gives a loop no direct I/O, and says nothing, where the loop's blocks or its offset are no multiples of the logical block "
-    "size below, or the filesystem below can do none"
+    "a kernel gives a loop no direct I/O, without an error, where the loop's blocks or its offset are no multiples of"
+    " the logical block size below, or the filesystem below can do none"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopDevice:
-    """Where a loop of the topology is: its device, its backing file (or device), and the disks below it."""
+    """A loop of the topology in the guest: its device, its backing file or device, and the disks below it."""
 
     path: str
     backing_file: str
@@ -36,7 +37,10 @@ class LoopDevice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """Steps in the order of making them; `devices` and `loops` are what is there afterwards, by name."""
+    """A planned stack: its steps in order, and what to read back.
+
+    `devices` (/dev paths) and `loops` exist afterwards, by name.
+    """
 
     steps: tuple[Step, ...]
     facts: tuple[Expected, ...]
@@ -45,10 +49,10 @@ class Stack:
 
 
 def plan_stack(guest: GuestModel, disks: Mapping[str, str], *, again: bool = False) -> Stack:
-    """The steps for everything that stands on a guest's disks. `disks`: /dev path of each disk and namespace. `again`: the disks hold it
-    already, so that nothing is made on them, only attached and mounted.
+    """Plan the stack on a guest's disks. `disks`: the /dev path of each disk and namespace.
 
-    A loop's number is its place among the guest's loops.
+    `again`: the disks have the contents already, so that filesystems are mounted and files attached, but not made. A
+    loop device's number is the loop's position among the guest's loops.
     """
     made = build_graph(guest)
     paths = _paths(guest, made, disks)
@@ -66,6 +70,7 @@ def plan_stack(guest: GuestModel, disks: Mapping[str, str], *, again: bool = Fal
 
 
 def _paths(guest: GuestModel, made: Graph, disks: Mapping[str, str]) -> dict[str, str]:
+    """Return the /dev path of each block device, by name."""
     numbers = {name: number for number, name in enumerate(guest.loops)}
     arrays = {name: number for number, name in enumerate(guest.md)}
     found: dict[str, str] = {}
@@ -87,6 +92,7 @@ def _paths(guest: GuestModel, made: Graph, disks: Mapping[str, str]) -> dict[str
 
 
 def _disks_below(made: Graph, key: Key) -> Iterator[str]:
+    """Yield the disks and namespaces that a device is on."""
     for needed, _ in made.nodes[key].needs:
         if isinstance(made.nodes[needed].model, Disk | NamespaceOf):
             yield needed.name
@@ -95,7 +101,7 @@ def _disks_below(made: Graph, key: Key) -> Iterator[str]:
 
 
 class _Planner:
-    """Collects steps and facts, a node at a time, each after what it stands on."""
+    """Collects steps and facts; add each node after the nodes below it."""
 
     def __init__(self, made: Graph, paths: Mapping[str, str], known: Mapping[Key, int], *, again: bool) -> None:
         self._made, self._paths, self._sizes, self._again = made, paths, known, again
@@ -125,7 +131,7 @@ class _Planner:
                 self._swap(swap, where)
 
     def _is_there(self, node: Node) -> bool:
-        """Whether it was made before, and outlived whoever made it: nothing below is in memory."""
+        """Return whether an earlier guest has made it on a disk: nothing below it is in memory."""
         return self._again and not self._in_memory(node)
 
     def _in_memory(self, node: Node) -> bool:
@@ -133,7 +139,7 @@ class _Planner:
         return on_memory or any(self._in_memory(self._made.nodes[needed]) for needed, _ in node.needs)
 
     def backing(self, of: Loop) -> str:
-        """What a loop stands on, as the guest calls it."""
+        """Return the path of a loop's backing file or device in the guest."""
         return f"{MOUNTS}/{of.backing}" if of.file else self._paths[of.holder]
 
     def _step(self, what: str, *do: str, undo: str | None = None) -> None:
@@ -171,8 +177,8 @@ class _Planner:
         commands = {
             "sparse": (truncate,),
             "fallocated": (sh("fallocate", "-l", str(file.size), path),),
-            # From the root cgroup: what is done with it later is charged where it is done, not where the file was made. Past the page
-            # cache, which takes a quarter of the time, where the filesystem can.
+            # In the root cgroup, so that later I/O is charged where it is done, not where the file was made. With
+            # direct I/O if the filesystem supports it, which takes a quarter of the time.
             "written": (
                 *((_write(path, blocks, direct=not self._on_tmpfs(file)),) if blocks else ()),
                 *((truncate,) if rest or not blocks else ()),
@@ -207,7 +213,7 @@ class _Planner:
         if device_key(name) in self._sizes:
             expected["size"] = ("size", str(self._sizes[device_key(name)] // 512))
         if loop.logical_block_size is None:
-            # Above a disk with larger blocks the loop has those, from some kernel on.
+            # Newer kernels give the loop the block size of the disk below, if that is larger.
             del expected["logical-block-size"]
         reasons = {"direct-io": _NO_DIRECT_IO if loop.direct_io else ""}
         self.facts += [
@@ -216,7 +222,7 @@ class _Planner:
         ]
 
     def _read_ahead(self, name: str, size_bytes: int | None, where: str) -> None:
-        """Before anything on the device is opened: an open file keeps what it found."""
+        """Set the read-ahead of a device, before any file on it is opened: an open file keeps the old value."""
         if size_bytes is None:
             return
         block = self._paths[name].removeprefix("/dev/")
@@ -247,7 +253,7 @@ class _Planner:
             rows = "".join(
                 f"{start} {count} linear {path} 0\\n" for start, count, path in zip(starts, sectors, on, strict=True)
             )
-        # The guest has no udev: dmsetup makes the node itself when it is told so.
+        # The guest has no udev: with this variable dmsetup makes the device node itself.
         create, remove = (f"DM_DISABLE_UDEV=1 {sh('dmsetup', verb, name)}" for verb in ("create", "remove"))
         self._step(f"dm-{dm.type} {name} on {', '.join(on)}", f"printf '{rows}' | {create}", undo=remove)
 

@@ -1,28 +1,28 @@
-"""A guest's control groups to the steps that make them and what must be read back. Pure."""
+"""Plans the steps that make a guest's cgroups, and what to read back. Pure."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
 
+from testbed import cgroupfs
 from testbed.guest.setup.readback import Expected
 from testbed.guest.setup.steps import Step, sh
 from testbed.topology.cgroups import Cgroup
 from testbed.topology.model import GuestModel
 
-ROOT = "/sys/fs/cgroup"
 _COST_OFF = "enable=0"
 
 
 def plan_cgroups(guest: GuestModel, devices: Mapping[str, str]) -> tuple[tuple[Step, ...], tuple[Expected, ...]]:
-    """The steps for the guest's control groups, parents first. `devices`: /dev path of each device of the topology.
+    """Plan the guest's cgroups, parents first. `devices`: the /dev path of each device of the topology.
 
-    io.max and the like are given to whole disks: a partition's limits are its disk's.
+    io.max and the like name whole disks: a partition has the limits of its disk.
     """
     steps: list[Step] = []
     facts: list[Expected] = []
     for path in _with_parents(guest):
-        folder = ROOT if path == "/" else f"{ROOT}/{path}"
+        folder = cgroupfs.ROOT if path == "/" else f"{cgroupfs.ROOT}/{path}"
         group = guest.cgroups.get(path, Cgroup())
         values = list(_values(group, devices))
         enabled = " ".join(f"+{name}" for name in _controllers(path, guest))
@@ -32,7 +32,9 @@ def plan_cgroups(guest: GuestModel, devices: Mapping[str, str]) -> tuple[tuple[S
         undo = sh("rmdir", folder)
         if path == "/":
             undo = (
-                " && ".join([_write(f"{ROOT}/io.cost.qos", _COST_OFF, devices[name]) for name in group.io_cost_qos])
+                " && ".join(
+                    [_write(f"{cgroupfs.ROOT}/io.cost.qos", _COST_OFF, devices[name]) for name in group.io_cost_qos]
+                )
                 or "true"
             )
         make = [] if path == "/" else [sh("mkdir", folder)]
@@ -48,7 +50,7 @@ def plan_cgroups(guest: GuestModel, devices: Mapping[str, str]) -> tuple[tuple[S
 
 
 def _with_parents(guest: GuestModel) -> list[str]:
-    """Every path and its parents, parents first, in the file's order; the root first."""
+    """Return every path and its parents: the root first, parents before children, else in the order of the file."""
     found: dict[str, None] = {}
     for path in sorted(guest.cgroups, key=lambda path: path != "/"):
         words = [] if path == "/" else path.split("/")
@@ -60,7 +62,9 @@ def _with_parents(guest: GuestModel) -> list[str]:
 
 
 def _controllers(path: str, guest: GuestModel) -> list[str]:
-    """What a group must enable for its children: what it says, and what the keys of the groups below it need."""
+    """Return the controllers that a cgroup enables for its children: those it lists, and those that its descendants
+    need.
+    """
     wanted: dict[str, None] = dict.fromkeys(guest.cgroups[path].controllers if path in guest.cgroups else ())
     for other, group in guest.cgroups.items():
         if other != path and (path == "/" or other.startswith(f"{path}/")):
@@ -72,7 +76,7 @@ def _controllers(path: str, guest: GuestModel) -> list[str]:
 
 
 def _values(group: Cgroup, devices: Mapping[str, str]) -> Iterator[tuple[str, str, str | None]]:
-    """(file, text, /dev path of the device whose MAJ:MIN comes before it) of each value to write."""
+    """Yield each value to write: file, text, and the /dev path of a device whose MAJ:MIN goes before the text."""
     for field in (
         "memory_min",
         "memory_low",
@@ -112,5 +116,6 @@ def _pairs(values: Mapping[str, object]) -> str:
 
 
 def _write(file: str, text: str, of: str | None) -> str:
+    """Return the shell command that writes a value, after the MAJ:MIN of the device `of`."""
     number = f'"$(stat -Lc %Hr:%Lr {shlex.quote(of)}) "' if of is not None else ""
     return f"echo {number}{shlex.quote(text)} >{shlex.quote(file)}"

@@ -7,7 +7,7 @@ from testbed.guest.setup.steps import Step, sh
 from testbed.topology.networks import Link
 
 _HOSTS = "/etc/hosts"
-# Finds the interface by its address, calls it as the network, and gives it its own. It was plugged in a moment ago.
+# Finds the interface by its MAC address and renames it to the network's name. It was plugged in a moment ago.
 _FIND = """\
 for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
     for nic in /sys/class/net/*; do
@@ -26,7 +26,7 @@ done"""
 
 
 def plan_links(ends: tuple[Link, ...]) -> tuple[tuple[Step, ...], tuple[Expected, ...]]:
-    """Each interface under its network's name and with its address, and the other guests' names in /etc/hosts."""
+    """Plan the name and the address of each interface, and the other guests' names in /etc/hosts."""
     steps: list[Step] = []
     facts: list[Expected] = []
     for link in ends:

@@ -1,4 +1,4 @@
-"""What a guest must have after it was set up, and what it has: files of /proc and /sys against the topology. Pure."""
+"""Checks a guest after its setup: compares files of /proc and /sys with the topology. Pure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from testbed.units import is_digits, is_number
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What a file of the guest must say, or how much a folder must hold: each of the words of `expected` must stand there.
+    """What a file of the guest must contain, or how many entries a folder must have: all words of `expected`.
 
-    `line`: only the line that begins so counts; `{NUMBER}` in it is MAJ:MIN of `of`. `where`: the place in the topology that says so.
-    `reason`: why a kernel may have it otherwise.
+    `line`: only lines that begin with this count; `{NUMBER}` in it stands for the MAJ:MIN of the device `of`. `where`:
+    the place in the topology. `reason`: why a kernel may differ.
     """
 
     where: str
@@ -25,7 +25,7 @@ class Expected:
     reason: str = ""
 
 
-# Of a folder, how much is in it.
+# Prints a file, or how many entries a folder has.
 _SHOW = """\
 show() {
     if [ -d "$1" ]; then
@@ -36,14 +36,15 @@ show() {
     fi
 }"""
 
-# Of what a guest has otherwise.
+# How much of a file that differs is shown, in characters.
 _MOST_SHOWN = 300
 
 
 def script(facts: tuple[Expected, ...]) -> str:
-    """Prints `read back`, `number PATH MAJ:MIN` of each device that a fact names, and each fact's file after a line `== N`.
+    """Return a script that prints `read back`, `number PATH MAJ:MIN` for each device of a fact, and each fact's file
+    after `== N`.
 
-    The files are read by the shell itself: a program for each would take longer than all of it.
+    The shell itself reads the files: one program per file would take longer than all of it.
     """
     devices = sorted({fact.of for fact in facts if fact.of is not None})
     numbers = [f"echo number {shlex.quote(path)} $(stat -Lc %Hr:%Lr {shlex.quote(path)})" for path in devices]
@@ -52,22 +53,21 @@ def script(facts: tuple[Expected, ...]) -> str:
 
 
 def differences(facts: tuple[Expected, ...], output: str) -> tuple[str, ...]:
-    """What the guest has otherwise than the topology says, from what `script` printed; empty where they agree."""
+    """Return the differences between the guest and the topology, as texts, from the output of `script`."""
     numbers, texts = _parts(output.partition("read back\n")[2])
-    said = []
+    differing = []
     for number, fact in enumerate(facts):
         begin = fact.line.format(NUMBER=numbers.get(fact.of or "", "?"))
         lines = [line for line in texts.get(number, ()) if line.replace("\t", " ").startswith(begin)]
-        if not any(_says(line[len(begin) :], fact.expected) for line in lines):
+        if not any(_contains(line[len(begin) :], fact.expected) for line in lines):
             got = "; ".join(line.strip() for line in lines)[:_MOST_SHOWN] or "nothing"
-            said.append(
-                f"{fact.where}: expected {fact.expected}, got {got} ({fact.file}){f'; {fact.reason}' if fact.reason else ''}"
-            )
-    return tuple(said)
+            reason = f"; {fact.reason}" if fact.reason else ""
+            differing.append(f"{fact.where}: expected {fact.expected}, got {got} ({fact.file}){reason}")
+    return tuple(differing)
 
 
 def _parts(output: str) -> tuple[Mapping[str, str], Mapping[int, list[str]]]:
-    """MAJ:MIN by device, and the lines of each file by its number."""
+    """Parse the output: MAJ:MIN by device, and the lines of each file by the number of its fact."""
     numbers: dict[str, str] = {}
     texts: dict[int, list[str]] = {}
     text: list[str] | None = None
@@ -84,12 +84,12 @@ def _parts(output: str) -> tuple[Mapping[str, str], Mapping[int, list[str]]]:
     return numbers, texts
 
 
-def _says(line: str, expected: str) -> bool:
-    """Whether each expected word stands in a line; numbers may be written otherwise (`100` and `100.00`)."""
-    words = {_plain(word) for word in line.split()}
-    return all(_plain(word) in words for word in expected.split())
+def _contains(line: str, expected: str) -> bool:
+    """Return whether a line has each expected word; numbers may be formatted differently (`100` and `100.00`)."""
+    words = {_normalized(word) for word in line.split()}
+    return all(_normalized(word) in words for word in expected.split())
 
 
-def _plain(word: str) -> str:
+def _normalized(word: str) -> str:
     name, equals, value = word.rpartition("=")
     return f"{name}{equals}{float(value):g}" if "." in value and is_number(value) else word

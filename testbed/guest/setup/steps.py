@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Shell commands of one step, and the one that undoes them; every word that comes from a topology is quoted."""
+    """Shell commands of one step, and the command that undoes them. Every word from a topology is quoted."""
 
     what: str
     do: tuple[str, ...]
@@ -16,13 +16,16 @@ class Step:
 
 
 def sh(*words: str) -> str:
-    """One command, each word quoted for the shell."""
+    """Return one shell command with each word quoted."""
     return shlex.join(words)
 
 
 def do_script(steps: tuple[Step, ...]) -> str:
-    """One shell script for all steps: one SSH command costs more than most steps. Prints `done N` after each step, and stops at the first
-    that fails, so that exactly the ones that were made can be undone."""
+    """Return one shell script for all steps: an SSH command costs more than most steps.
+
+    The script prints `done N` after each step and stops at the first failure, so that exactly the finished steps can be
+    undone.
+    """
     lines = []
     for number, step in enumerate(steps):
         commands = " && ".join(step.do)
@@ -31,11 +34,14 @@ def do_script(steps: tuple[Step, ...]) -> str:
 
 
 def undo_script(steps: tuple[Step, ...]) -> str:
-    """Undo steps, in reverse; goes on where one fails, and then ends with status 1."""
+    """Return a shell script that undoes steps in reverse order.
+
+    It goes on after a failure, and then ends with status 1.
+    """
     lines = [f"{step.undo} || failed=1" for step in reversed(steps) if step.undo is not None]
     return "\n".join(["failed=0", *lines, "exit $failed"]) + "\n"
 
 
 def steps_done(output: str) -> int:
-    """How many steps `do_script` finished, from what it printed."""
+    """Return how many steps `do_script` finished, from its output."""
     return sum(line.startswith("done ") for line in output.partition("read back\n")[0].splitlines())

@@ -1,8 +1,8 @@
-"""What stands on a guest's disks while a scenario measures its claim: devices, filesystems, swap and control groups, as the guest's kernel
-lists them. Pure: a script of shell builtins, and its output to values.
+"""Records what stands on a guest's disks while a scenario measures its claim: block devices, filesystems, swap and
+cgroups, as the guest's kernel lists them. Pure: makes a shell script, and parses its output.
 
-The script is a file in the guest, which the steps of a scenario source where the claim is measured; the first time counts. It starts no
-program: each would take longer than all of its reading.
+The script is a file in the guest. The steps of a scenario source it where the claim is measured; only the first time
+counts. It uses shell builtins alone, since one program would take longer than all of its reading.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from testbed.regex import compile_linear
 from testbed.units import KIB, parse_whole
 
 _SCRIPT, _LOG = "/run/testbed-survey", "/run/testbed-survey.log"
-# What steps have where the claim is measured. Where nobody has put the script there, it does nothing.
+# The command that steps run where the claim is measured. It does nothing if the script was not put into the guest.
 TAKE = f"[ ! -e {_SCRIPT} ] || . {_SCRIPT}"
-# Prints what it was; nothing where no step has taken one.
+# Prints the survey; nothing if no step has taken one.
 SHOW = f'[ ! -e {_LOG} ] || while read -r line; do echo "$line"; done <{_LOG}\n'
 
 _BLOCK = (
     *("dev", "size", "ro", "queue/logical_block_size", "queue/read_ahead_kb", "queue/scheduler"),
     *("loop/backing_file", "loop/dio", "loop/offset", "loop/sizelimit", "dm/name", "md/level"),
 )
-# Files of a control group, with the value that limits nothing.
+# Files of a cgroup, with the value that limits nothing.
 _LIMITS = {
     "memory.min": "0",
     "memory.low": "0",
@@ -43,7 +43,7 @@ _LIMITS = {
     "io.cost.model": "",
     "io.cost.qos": "",
 }
-# Of more control groups the rest is counted, and not looked at.
+# Further cgroups are counted but not read.
 _MOST_GROUPS = 64
 _TEXT = """\
 [ -e LOG ] || (
@@ -84,7 +84,7 @@ _GIVEN = {
 
 
 def survey_commands(disks: Iterable[str]) -> str:
-    """Shell commands that put the script into a guest. `disks`: the /dev paths of the topology's disks."""
+    """Return shell commands that put the script into a guest. `disks`: the /dev paths of the topology's disks."""
     text = _TEXT
     for word, value in {
         **_GIVEN,
@@ -96,7 +96,7 @@ def survey_commands(disks: Iterable[str]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """An emulated disk, as the host knows it: its name in the topology, type and profile."""
+    """An emulated disk, as the topology describes it."""
 
     name: str
     type: str
@@ -105,11 +105,13 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A block device. `kind`: loop, dm, md, or a disk's type; `profile`: of a disk that behaves like a real one. `name`: a disk's in the
-    topology, a dm device's own, else that of `device`, its /dev path; `number`: its MAJ:MIN.
+    """A block device. `kind`: loop, dm, md, or a disk's type.
 
-    `backing_file`, `direct_io`, `offset_bytes` and `size_limit_bytes` (0: none) of a loop; `partitions`: bytes by /dev path; `on`: the /dev
-    paths of what a dm or md device stands on.
+    `profile`: the profile of a disk, if it has one. `name`: of a disk in the topology, of a dm device, else of the
+    device node. `device`: its /dev path. `number`: its MAJ:MIN.
+
+    Loops have `backing_file`, `direct_io`, `offset_bytes` and `size_limit_bytes` (0: none). `partitions`: sizes in
+    bytes by /dev path. `on`: the /dev paths below a dm or md device.
     """
 
     kind: str
@@ -132,7 +134,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
-    """A filesystem. `source`: what /proc/mounts calls its device; `options` as it lists them."""
+    """A mounted filesystem; `source` and `options` as in /proc/mounts."""
 
     mount_point: str
     type: str
@@ -142,7 +144,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swap:
-    """A swap area: `on` a file or a device."""
+    """A swap area on a file or a device."""
 
     on: str
     size_bytes: int
@@ -150,7 +152,7 @@ class Swap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A control group, by its path below the root (`/`). `limits`: lines of its files that limit something, by file."""
+    """A cgroup, by its path below the root (`/`). `limits`: the lines of its files that limit something, by file."""
 
     path: str
     limits: Mapping[str, tuple[str, ...]]
@@ -158,8 +160,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What stood there. `cpus`: those online, such as 0-1; `controllers`: those enabled for the groups below the root; `more_groups`: how
-    many there are beyond `groups`.
+    """What was set up in a guest.
+
+    `cpus`: the online CPUs, such as 0-1. `controllers`: the controllers that are enabled below the root. `more_groups`:
+    how many cgroups there are beyond `groups`.
     """
 
     cpus: str
@@ -173,116 +177,152 @@ class Survey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SurveyError:
-    """No survey, and why."""
+    """Why there is no survey."""
 
     why: str
 
 
-# What every guest has mounted before anything stands on its disks (images/guest/testbed-init), as SOURCE PLACE.
-_OWN_MOUNTS = frozenset({("tmp", "/tmp"), ("mnt", "/mnt"), ("run", "/run"), ("shm", "/dev/shm")})  # noqa: S108 - in the guest
+# Mounts that every guest has from its start (images/guest/testbed-init): source and mount point.
+_OWN_MOUNTS = frozenset(
+    {("tmp", "/tmp"), ("mnt", "/mnt"), ("run", "/run"), ("shm", "/dev/shm")}  # noqa: S108 - in the guest
+)
 _OWN_PLACES = frozenset({"/", "/proc", "/sys", "/dev", "/dev/pts", "/lib/modules", "/usr/lib/modules"})
-# Where scenarios ask whether a controller has a file (scenarios/base.py).
+# The cgroup in which scenarios check whether a controller has a file (scenarios/scenario.py).
 _PROBE = "/probe"
-# A guest chooses what it answers; that of 32 control groups has 200 lines.
+# The guest chooses its output; that for 32 cgroups has 200 lines.
 _LONGEST, _MOST_LINES = 300, 3000
 _CHOSEN = compile_linear(r"\[([^\[\]\s]+)\]")
 _ESCAPED = compile_linear(r"\\([0-7]{3})")
 
 
 def parse(output: str, disks: Mapping[str, Hardware]) -> Survey | SurveyError:
-    """What `SHOW` printed. `disks`: by /dev path. Half of a survey, or one with something else in it, is none."""
+    """Parse the output of `SHOW`.
+
+    `disks`: by /dev path. An incomplete survey, or one with unknown lines, is an error.
+    """
     lines = [line.partition(" ")[::2] for line in output.splitlines()]
     if not lines:
         return SurveyError(why="its steps were not at the claim, or take no survey there")
     if lines[-1] != ("end", "") or len(lines) > _MOST_LINES:
         return SurveyError(why=f"the survey of the guest has no end within {_MOST_LINES} lines")
-    blocks: dict[str, dict[str, str]] = {}
-    groups: dict[str, dict[str, tuple[str, ...]]] = {}
-    mounts: list[Mount] = []
-    swaps: list[Swap] = []
-    about = {"cpus": "", "controllers": ""}
-    more = 0
-    block: dict[str, str] = {}
-    group: dict[str, tuple[str, ...]] = {}
     try:
+        records = _Records()
         for word, rest in lines[:-1]:
-            match word:
-                case "cpus" | "controllers":
-                    about[word] = _text(rest)
-                case "more":
-                    more = _number(rest)
-                case "block":
-                    block = blocks[rest] = {}
-                case "part" | "below":
-                    name, _, value = rest.partition(" ")
-                    block[f"{word} {name}"] = value
-                case "group":
-                    group = groups[rest or "/"] = {}
-                case "limit":
-                    file, _, value = rest.partition(" ")
-                    group[file] = (*group.get(file, ()), _text(value))
-                case "mount":
-                    mounts += _mount(rest)
-                case "swap":
-                    swaps += _swap(rest)
-                case _ if word in _BLOCK:
-                    block[word] = rest
-                case _:
-                    raise ValueError(f"{word!r} is no word of a survey")
-        return Survey(
-            **about,
-            blocks=tuple(_block(name, said, disks) for name, said in blocks.items()),
-            mounts=tuple(mounts),
-            swaps=tuple(swaps),
-            more_groups=more,
-            groups=tuple(
-                Group(path=_text(path), limits=limits)
-                for path, limits in groups.items()
-                if path != _PROBE and (limits or path != "/")
-            ),
-        )
+            records.add(word, rest)
+        return records.survey(disks)
     except (KeyError, ValueError, ReadingError) as error:
         return SurveyError(
             why=f"the survey of the guest is not understood: {type(error).__name__}: {_text(str(error))}"
         )
 
 
-def _block(name: str, said: Mapping[str, str], disks: Mapping[str, Hardware]) -> Block:
-    """:raise KeyError, ValueError: it is none that was asked for."""
+class _Records:
+    """The lines of a survey, grouped by what they describe."""
+
+    def __init__(self) -> None:
+        self._general = {"cpus": "", "controllers": ""}
+        self._more_groups = 0
+        self._blocks: dict[str, dict[str, str]] = {}
+        self._groups: dict[str, dict[str, tuple[str, ...]]] = {}
+        self._mounts: list[Mount] = []
+        self._swaps: list[Swap] = []
+        # The block device and the cgroup that further lines describe.
+        self._block: dict[str, str] = {}
+        self._group: dict[str, tuple[str, ...]] = {}
+
+    def add(self, word: str, rest: str) -> None:
+        """Add one line, of its first word and the rest.
+
+        :raise ValueError: it is no line of a survey. :raise ReadingError: a number of it is none.
+        """
+        match word:
+            case "cpus" | "controllers":
+                self._general[word] = _text(rest)
+            case "more":
+                self._more_groups = _number(rest)
+            case "block":
+                self._block = self._blocks[rest] = {}
+            case "part" | "below":
+                name, _, value = rest.partition(" ")
+                self._block[f"{word} {name}"] = value
+            case "group":
+                self._group = self._groups[rest or "/"] = {}
+            case "limit":
+                file, _, value = rest.partition(" ")
+                self._group[file] = (*self._group.get(file, ()), _text(value))
+            case "mount":
+                self._mounts += _mount(rest)
+            case "swap":
+                self._swaps += _swap(rest)
+            case _ if word in _BLOCK:
+                self._block[word] = rest
+            case _:
+                raise ValueError(f"{word!r} is no word of a survey")
+
+    def survey(self, disks: Mapping[str, Hardware]) -> Survey:
+        """Build the survey from the lines.
+
+        :raise KeyError, ValueError: the lines of a block device are incomplete. :raise ReadingError: a number is none.
+        """
+        return Survey(
+            **self._general,
+            blocks=tuple(_block(name, values, disks) for name, values in self._blocks.items()),
+            mounts=tuple(self._mounts),
+            swaps=tuple(self._swaps),
+            more_groups=self._more_groups,
+            groups=tuple(
+                Group(path=_text(path), limits=limits)
+                for path, limits in self._groups.items()
+                if path != _PROBE and (limits or path != "/")
+            ),
+        )
+
+
+def _block(name: str, values: Mapping[str, str], disks: Mapping[str, Hardware]) -> Block:
+    """Build a block device from its lines.
+
+    :raise KeyError, ValueError: a line is missing, or it is no device of the script's.
+    """
     device = f"/dev/{name}"
     kind = (
-        "loop" if "loop/backing_file" in said else "dm" if "dm/name" in said else "md" if name.startswith("md") else ""
+        "loop"
+        if "loop/backing_file" in values
+        else "dm"
+        if "dm/name" in values
+        else "md"
+        if name.startswith("md")
+        else ""
     )
-    known = Hardware(name=said.get("dm/name", name), type=kind) if kind else disks[device]
-    parts = {word.partition(" ")[2]: value for word, value in said.items() if word.startswith("part ")}
+    known = Hardware(name=values.get("dm/name", name), type=kind) if kind else disks[device]
+    parts = {word.partition(" ")[2]: value for word, value in values.items() if word.startswith("part ")}
     return Block(
         kind=known.type,
         name=_text(known.name),
         profile=known.profile,
         device=_text(device),
-        number=_text(said["dev"]),
-        size_bytes=_number(said["size"]) * 512,
-        read_only=said["ro"] == "1",
-        logical_block_size=_number(said["queue/logical_block_size"]),
-        read_ahead_bytes=_number(said["queue/read_ahead_kb"]) * KIB,
-        scheduler=_chosen(said.get("queue/scheduler", "")),
-        backing_file=_text(said.get("loop/backing_file", "")),
-        direct_io=said.get("loop/dio") == "1",
-        offset_bytes=_number(said.get("loop/offset", "0")),
-        size_limit_bytes=_number(said.get("loop/sizelimit", "0")),
+        number=_text(values["dev"]),
+        size_bytes=_number(values["size"]) * 512,
+        read_only=values["ro"] == "1",
+        logical_block_size=_number(values["queue/logical_block_size"]),
+        read_ahead_bytes=_number(values["queue/read_ahead_kb"]) * KIB,
+        scheduler=_chosen(values.get("queue/scheduler", "")),
+        backing_file=_text(values.get("loop/backing_file", "")),
+        direct_io=values.get("loop/dio") == "1",
+        offset_bytes=_number(values.get("loop/offset", "0")),
+        size_limit_bytes=_number(values.get("loop/sizelimit", "0")),
         partitions={_text(f"/dev/{part}"): _number(sectors) * 512 for part, sectors in parts.items()},
-        on=tuple(_text(f"/dev/{word.partition(' ')[2]}") for word in said if word.startswith("below ")),
+        on=tuple(_text(f"/dev/{word.partition(' ')[2]}") for word in values if word.startswith("below ")),
     )
 
 
 def _chosen(schedulers: str) -> str:
-    """The scheduler in brackets."""
+    """Return the active scheduler, which is in brackets."""
     found = _CHOSEN.search(schedulers)
     return _text(found[1] if found else schedulers)
 
 
 def _mount(line: str) -> Iterator[Mount]:
-    """The mount of a line of /proc/mounts, unless every guest has it.
+    """Yield the mount of a line of /proc/mounts, unless every guest has it.
 
     :raise ValueError: it is no such line.
     """
@@ -292,7 +332,7 @@ def _mount(line: str) -> Iterator[Mount]:
 
 
 def _swap(line: str) -> Iterator[Swap]:
-    """The area of a line of /proc/swaps: path, type, size in KiB, ...; none of its head.
+    """Yield the area of a line of /proc/swaps (path, type, size in KiB, ...), nothing for its header.
 
     :raise ValueError: it is no such line.
     """
@@ -302,15 +342,18 @@ def _swap(line: str) -> Iterator[Swap]:
 
 
 def _unescaped(word: str) -> str:
-    """A word of /proc/mounts or /proc/swaps, in which blanks are octal."""
+    """Decode a word of /proc/mounts or /proc/swaps, in which blanks are octal escapes."""
     return _text(_ESCAPED.sub(lambda found: chr(int(found[1], 8)), word))
 
 
-def _text(said: str) -> str:
-    """What a guest says, bounded and printable."""
-    return clean(said, _LONGEST)
+def _text(text: str) -> str:
+    """Return a text of the guest, bounded and printable."""
+    return clean(text, _LONGEST)
 
 
-def _number(said: str) -> int:
-    """:raise ReadingError: it is no number, or one that no guest has."""
-    return parse_whole(said, "the survey of the guest")
+def _number(text: str) -> int:
+    """Parse a number.
+
+    :raise ReadingError: it is no whole number below 2**64.
+    """
+    return parse_whole(text, "the survey of the guest")

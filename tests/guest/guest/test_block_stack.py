@@ -121,7 +121,7 @@ async def test_a_guest_that_has_it_otherwise_than_the_file_says_is_refused(
         }
     )
     async with factory.guest("g0", small, kernel, logs) as guest:
-        said = r"loops\.l0\.direct-io: expected 1, got 0 \(/sys/block/loop0/loop/dio\); a kernel gives a loop no direct I/O, and says nothing"
+        said = r"loops\.l0\.direct-io: expected 1, got 0 \(/sys/block/loop0/loop/dio\); a kernel gives a loop no direct I/O, without an error"
         with pytest.raises(DeviceMismatch, match=said):
             async with apply.stack_applied(guest):
                 pass
