@@ -16,7 +16,7 @@ from testbed.guest.guest import Guest
 from testbed.guest.lifecycle import State
 from testbed.guest.metrics.cgroup_sampler import sampling_cgroups
 from testbed.guest.metrics.disk_sampler import sampling_disks
-from testbed.guest.setup import survey
+from testbed.guest.setup import survey, survey_parser
 from testbed.guest.setup.survey import Hardware, Survey, SurveyError
 from testbed.guest.timeline import run_timeline
 from testbed.host import admission, eventlog, failures
@@ -279,7 +279,7 @@ async def survey_stack(guest: Guest) -> Survey | SurveyError:
     try:
         printed = (await guest.script(survey.SHOW)).stdout
         disks = guest.model.disks
-        return survey.parse(
+        return survey_parser.parse(
             printed,
             {
                 device.path: Hardware(

@@ -17,7 +17,7 @@ from testbed.errors import TestbedError
 from testbed.guest import devices, shell_functions
 from testbed.guest.channels import dmesg, kernel_log
 from testbed.guest.debug import kallsyms
-from testbed.guest.setup import readback, survey
+from testbed.guest.setup import readback, survey_parser
 from testbed.guest.setup.readback import Expected
 from testbed.pytest_plugin import requirements
 from testbed.scenarios.claims import workers
@@ -102,7 +102,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "read back": lambda text: readback.differences(
         FACTS, f"read back\nnumber /dev/loop0 7:0\n== 0\n{text}\n== 1\n{text}"
     ),
-    "survey": lambda text: survey.parse(
+    "survey": lambda text: survey_parser.parse(
         f"cpus {text}\nmount {text} / a b\nmount /dev/a {text} ext4 rw\nblock vda\nend", {}
     ),
     "trace": workers.parse_trace,

@@ -75,6 +75,7 @@ PURE = set(
         "guest/setup/readback",
         "guest/setup/steps",
         "guest/setup/survey",
+        "guest/setup/survey_parser",
         "guest/shell_functions",
         "scenarios/verdict",
         "api/blktests",

@@ -19,7 +19,7 @@ from testbed.guest import cpu_memory, devices, shell_functions
 from testbed.guest.channels import dmesg, kernel_log
 from testbed.guest.clock import parse_uptime
 from testbed.guest.debug import kallsyms
-from testbed.guest.setup import readback, survey
+from testbed.guest.setup import readback, survey_parser
 from testbed.guest.setup.readback import Expected
 from testbed.units import parse_decimal, parse_octal, parse_whole
 
@@ -285,7 +285,7 @@ FORGIVING: dict[str, Callable[[str], object]] = {
         [found.seconds for line in text.splitlines() if (found := kernel_log.classify(line))], allow_nan=False
     ),
     "kernel log": lambda text: dmesg.parse(text),
-    "survey": lambda text: survey.parse(f"{text}\nend\n", {}),
+    "survey": lambda text: survey_parser.parse(f"{text}\nend\n", {}),
     "blktests": lambda text: blktests.read_results("loop/001", f"nodev\0{text}\0{text}\0", text, text, devices=False),
 }
 STAMPED = TEXT.map(

@@ -18,7 +18,7 @@ from testbed.guest.channels import dmesg, kernel_log
 from testbed.guest.channels.agent import Agent
 from testbed.guest.clock import parse_uptime
 from testbed.guest.metrics import fio
-from testbed.guest.setup import readback, survey
+from testbed.guest.setup import readback, survey_parser
 from testbed.guest.setup.readback import Expected
 from testbed.guest.setup.survey import Hardware
 from testbed.qemu.io_errors import IoErrors
@@ -166,7 +166,7 @@ _FACTS = (
 def survey_of(data: bytes) -> None:
     """Parse the survey of a guest's stack, and the read-back of stated values."""
     text = place.text(data)
-    survey.parse(text, _DISKS)
+    survey_parser.parse(text, _DISKS)
     readback.differences(_FACTS, text)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.guest.setup import survey
+from testbed.guest.setup import survey, survey_parser
 from testbed.guest.setup.survey import Hardware, Survey, SurveyError
 from testbed.report import stack_svg
 from testbed.report.html import html
@@ -92,7 +92,7 @@ end
 
 
 def surveyed(said: str = SAID) -> Survey:
-    found = survey.parse(said, DISKS)
+    found = survey_parser.parse(said, DISKS)
     assert isinstance(found, Survey), found
     return found
 
@@ -142,13 +142,13 @@ def test_a_survey_has_the_devices_mounts_swap_and_limits_of_the_guest_and_nothin
     ],
 )
 def test_what_is_no_whole_survey_is_none_and_says_why(said: str, why: str) -> None:
-    found = survey.parse(said, DISKS)
+    found = survey_parser.parse(said, DISKS)
     assert isinstance(found, SurveyError) and why in found.why
 
 
 @given(st.lists(st.sampled_from(SAID.splitlines()) | st.text(max_size=30)))
 def test_whatever_a_guest_answers_is_a_survey_or_none_and_can_be_drawn(lines: list[str]) -> None:
-    found = survey.parse("\n".join([*lines, "end"]), DISKS)
+    found = survey_parser.parse("\n".join([*lines, "end"]), DISKS)
     if isinstance(found, Survey):
         ElementTree.fromstring(stack_svg.svg(Stack.model_validate(asdict(found)), "on base"))
 
