@@ -46,24 +46,24 @@ class CacheEntry:
 
 def list_environments(root: Path) -> tuple[CacheEntry, ...]:
     """List the virtual environments that `tb` has made, except the one that runs this."""
-    found = []
+    entries = []
     for mark in root.glob(f"*-*/{_COMPLETE}"):
         with contextlib.suppress(OSError):
             if not Path(sys.prefix).samefile(mark.parent):
-                found.append(
+                entries.append(
                     CacheEntry(folder=mark.parent, size_bytes=quota.bytes_taken(mark.parent), used=mark.stat().st_mtime)
                 )
-    return tuple(found)
+    return tuple(entries)
 
 
 def list_entries(root: Path) -> tuple[CacheEntry, ...]:
     """List all entries of a cache, the least recently used first."""
-    found = []
+    entries = []
     for folder in (folder for name in SUBFOLDERS for folder in (root / name).glob("*")):
         with contextlib.suppress(OSError):
             used = (folder / cache.META).stat().st_mtime
-            found.append(CacheEntry(folder=folder, size_bytes=quota.bytes_taken(folder), used=used))
-    return tuple(sorted(found, key=lambda piece: (piece.used, piece.name)))
+            entries.append(CacheEntry(folder=folder, size_bytes=quota.bytes_taken(folder), used=used))
+    return tuple(sorted(entries, key=lambda piece: (piece.used, piece.name)))
 
 
 def select_unused(
@@ -96,11 +96,11 @@ def select_needed(folders: Folders) -> set[Path]:
     if not kernels:
         return set()
     known, images = shipped_table(), paths.shipped("images")
-    found = {image.image_folder(name, images, folders.cache) for name in paths.image_names(images)}
+    needed = {image.image_folder(name, images, folders.cache) for name in paths.image_names(images)}
     for spec in kernels:
         with contextlib.suppress(TestbedError):  # a kernel whose file is gone
-            found.add(kernel_files.kernel_folder(known.resolve(spec), folders.cache))
-    return found
+            needed.add(kernel_files.kernel_folder(known.resolve(spec), folders.cache))
+    return needed
 
 
 def shrink_cache(folders: Folders, limit_bytes: int, own: Collection[Path]) -> None:

@@ -25,20 +25,20 @@ def parse(text: str, name: str) -> dict[str, Option]:
 
     :raise BuildError: a line is not one of a configuration.
     """
-    found: dict[str, Option] = {}
+    options: dict[str, Option] = {}
     for number, raw in enumerate(text.splitlines(), start=1):
         line = raw.strip()
         where = f"{name}:{number}"
         if match := _UNSET.fullmatch(line):
-            found[match["name"]] = Option(value="n", where=where)
+            options[match["name"]] = Option(value="n", where=where)
         elif line and not line.startswith("#"):
             match = _SET.fullmatch(line)
             if match is None:
                 raise BuildError(
                     f"{where}: expected CONFIG_NAME=VALUE or `# CONFIG_NAME is not set`, got {line[:100]!r}"
                 )
-            found[match["name"]] = Option(value=match["value"], where=where)
-    return found
+            options[match["name"]] = Option(value=match["value"], where=where)
+    return options
 
 
 def merge(*fragments: Mapping[str, Option]) -> dict[str, Option]:
@@ -92,9 +92,9 @@ class LostOption:
 
 def lost_options(wanted: Mapping[str, Option], config: Mapping[str, Option]) -> tuple[LostOption, ...]:
     """List the options whose value in a finished configuration is not the one asked for."""
-    found = []
+    lost = []
     for name, option in wanted.items():
         got = config[name].value if name in config else "n"
         if got != option.value:
-            found.append(LostOption(name=name, wanted=option, got=got))
-    return tuple(found)
+            lost.append(LostOption(name=name, wanted=option, got=got))
+    return tuple(lost)

@@ -81,21 +81,24 @@ async def resolve_commit(folder: Path, name: str) -> Commit:
     return Commit(folder=folder, git_folder=Path(lines[0]), objects=(folder / lines[1]).resolve(), name=lines[2])
 
 
-async def count_changed_files(found: Commit) -> int | None:
+async def count_changed_files(commit: Commit) -> int | None:
     """Count the files of the working tree that differ from the commit; None if that cannot be determined.
 
     A file that a filter of the repository made counts as changed, unless git's index shows that it is the same.
     """
-    folder = found.folder.absolute()  # git runs in another folder
+    folder = commit.folder.absolute()  # git runs in another folder
     top = next((one for one in (folder, *folder.parents) if os.path.lexists(one / ".git")), None)
     if top is None:
         return 0  # a bare repository has no working tree
     try:
         with tempdirs.temporary() as scratch:
             # Copied with its time, by which git knows which files may have changed since.
-            untrusted_files.copy_file(found.git_folder, "index", scratch / "index", _MOST_INDEX_BYTES)
-            shutil.copystat(found.git_folder / "index", scratch / "index")
-            where = _own(scratch / "git", found) | {"GIT_WORK_TREE": str(top), "GIT_INDEX_FILE": str(scratch / "index")}
+            untrusted_files.copy_file(commit.git_folder, "index", scratch / "index", _MOST_INDEX_BYTES)
+            shutil.copystat(commit.git_folder / "index", scratch / "index")
+            where = _own(scratch / "git", commit) | {
+                "GIT_WORK_TREE": str(top),
+                "GIT_INDEX_FILE": str(scratch / "index"),
+            }
             refresh = (*_GIT, "update-index", "-q", "--refresh", "--ignore-submodules")
             await process.run(refresh, env=where, folder=top, timeout_s=_COMPARE_S, check=False)
             words = (
@@ -105,7 +108,7 @@ async def count_changed_files(found: Commit) -> int | None:
                 "-z",
                 "--no-renames",
                 "--ignore-submodules=all",
-                found.name,
+                commit.name,
                 "--",
             )
             return (await process.run(words, env=where, folder=top, timeout_s=_COMPARE_S)).stdout.count("\0")
@@ -113,7 +116,7 @@ async def count_changed_files(found: Commit) -> int | None:
         return None
 
 
-async def check_out(found: Commit, own: Path, index: Path, tree: Path, *, clean: bool) -> None:
+async def check_out(commit: Commit, own: Path, index: Path, tree: Path, *, clean: bool) -> None:
     """Bring `tree` to a commit; unchanged files keep their times.
 
     `own`: the folder of our repository for it; `index`: git's index of `tree`; `clean`: remove files that are in no
@@ -122,9 +125,9 @@ async def check_out(found: Commit, own: Path, index: Path, tree: Path, *, clean:
     :raise BuildError: objects of the commit are missing or damaged.
     :raise HostError: this machine's disk or memory ran out.
     """
-    where = _own(own, found) | {"GIT_WORK_TREE": str(tree), "GIT_INDEX_FILE": str(index)}
+    where = _own(own, commit) | {"GIT_WORK_TREE": str(tree), "GIT_INDEX_FILE": str(index)}
     for words in (
-        ("read-tree", "--no-sparse-checkout", "--reset", "-u", found.name),
+        ("read-tree", "--no-sparse-checkout", "--reset", "-u", commit.name),
         *([("clean", "-ffdxq")] if clean else []),
     ):
         # Files become readable for every user, since another account builds them.
@@ -132,23 +135,23 @@ async def check_out(found: Commit, own: Path, index: Path, tree: Path, *, clean:
         done = await process.run(argv, env=where, folder=tree, timeout_s=_CHECK_OUT_S, check=False)
         if done.status != 0:
             if (line := make_output.machine_error(done.stderr)) is not None:
-                raise HostError(f"source {found.folder}: its commit cannot be checked out: {line}")
+                raise HostError(f"source {commit.folder}: its commit cannot be checked out: {line}")
             reason = (done.stderr.strip().splitlines() or ["git gave no reason"])[-1]
             raise BuildError(
-                f"source {found.folder}: expected all objects of the commit {found.name[:12]}: {reason}; "
+                f"source {commit.folder}: expected all objects of the commit {commit.name[:12]}: {reason}; "
                 "those that a partial clone lacks are not fetched: have git check it out there first"
             )
 
 
-def _own(folder: Path, found: Commit) -> dict[str, str | None]:
+def _own(folder: Path, commit: Commit) -> dict[str, str | None]:
     """Make our repository in `folder` anew; returns git's environment for it, with the objects of the commit's."""
     for name in ("refs", "objects"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    sha256 = len(found.name) > 40
+    sha256 = len(commit.name) > 40
     extension = "objectFormat = sha256" if sha256 else ""
     (folder / "config").write_text(_CONFIG.format(version=int(sha256), extension=extension), encoding="utf-8")
     (folder / "HEAD").write_text("ref: refs/heads/none\n", encoding="utf-8")
-    return git_environment() | {"GIT_DIR": str(folder), "GIT_OBJECT_DIRECTORY": str(found.objects)}
+    return git_environment() | {"GIT_DIR": str(folder), "GIT_OBJECT_DIRECTORY": str(commit.objects)}
 
 
 def git_environment() -> dict[str, str | None]:

@@ -38,12 +38,12 @@ def read_patches(path: Path, selection: Selection = ALL_PATCHES) -> tuple[Patch,
                 )
             return _of_quilt(path, path / "series")
         files = tuple(_files(path))
-        found = [message for file in files for message in _messages(file, of=path)]
+        messages = [message for file in files for message in _messages(file, of=path)]
     except OSError as error:
         raise BuildError(f"{error.filename or path}: cannot be read as a patch: {error.strerror}") from error
     if not files:
         raise BuildError(f"{path}: expected a file `series` or files *.patch, *.diff, *.mbox, found none")
-    return mailbox.select_series(found, str(path), selection, of_folder=True)
+    return mailbox.select_series(messages, str(path), selection, of_folder=True)
 
 
 def _of_quilt(folder: Path, quilt: Path) -> tuple[Patch, ...]:
@@ -51,14 +51,14 @@ def _of_quilt(folder: Path, quilt: Path) -> tuple[Patch, ...]:
         listed = patches.parse_quilt_series(_bytes(quilt, folder).decode(), str(quilt))
     except UnicodeDecodeError as error:
         raise BuildError(f"{quilt}: expected UTF-8, a file name in each line: {error}") from error
-    found = tuple(
+    series = tuple(
         patch
         for name, strip in listed
         for patch in mailbox.select_series(_messages(folder / name, strip, of=folder), str(folder / name))
     )
-    if not found:
+    if not series:
         raise BuildError(f"{quilt}: expected names of files, found none")
-    return found
+    return series
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -71,11 +71,11 @@ def _files(folder: Path) -> Iterator[Path]:
         if (folder / "new").is_dir() and (folder / "cur").is_dir()
         else [folder]
     )
-    found = [path for one in folders for path in one.iterdir() if not _LEFTOVER.fullmatch(path.name)]
-    if len(found) > _MOST_FILES:
-        raise BuildError(f"{folder}: expected a folder of patches, found {len(found)} files in it")
+    paths = [path for one in folders for path in one.iterdir() if not _LEFTOVER.fullmatch(path.name)]
+    if len(paths) > _MOST_FILES:
+        raise BuildError(f"{folder}: expected a folder of patches, found {len(paths)} files in it")
     for path in sorted(
-        found, key=lambda path: [(part.isdigit(), part.zfill(20)) for part in re.split(r"(\d+)", path.name)]
+        paths, key=lambda path: [(part.isdigit(), part.zfill(20)) for part in re.split(r"(\d+)", path.name)]
     ):
         name = path.name.removesuffix(path.suffix) if path.suffix in _COMPRESSED else path.name
         if name.endswith(_SUFFIXES) or len(folders) > 1 or mailbox.is_git_patch(_head(path)):

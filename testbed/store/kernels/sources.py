@@ -73,12 +73,12 @@ async def prepare(spec: str, table: KernelTable, root: Path, progress: Progress)
     row = table.rows.get(spec)
     if row is not None:
         return await _debian(row, root, progress)
-    path, _, commit = (spec, "", "") if Path(spec).expanduser().exists() else spec.rpartition("@")
-    found = Path(path or spec).expanduser()
-    if found.is_dir():
-        return await _git(found, commit or "HEAD", root, progress)
-    if found.is_file() and not commit:
-        return await _tarball(found, root, progress)
+    path, _, revision = (spec, "", "") if Path(spec).expanduser().exists() else spec.rpartition("@")
+    place = Path(path or spec).expanduser()
+    if place.is_dir():
+        return await _git(place, revision or "HEAD", root, progress)
+    if place.is_file() and not revision:
+        return await _tarball(place, root, progress)
     names = ", ".join(name for name, one in table.rows.items() if one.source)
     raise BuildError(
         f"source {spec!r}: expected one of {names}, or a git tree FOLDER[@COMMIT], or a tarball; there is no such file"
@@ -236,26 +236,26 @@ class _Links:
         return True
 
 
-async def _git(path: Path, commit: str, root: Path, progress: Progress) -> Source:
+async def _git(path: Path, revision: str, root: Path, progress: Progress) -> Source:
     """Find the commit; `check_out` later brings the tree in the cache to it."""
-    found = await git_repository.resolve_commit(path, commit)
-    changed = await git_repository.count_changed_files(found) if commit == "HEAD" else 0
+    commit = await git_repository.resolve_commit(path, revision)
+    changed = await git_repository.count_changed_files(commit) if revision == "HEAD" else 0
     if changed is None:
         progress.note(f"source {path}: uncommitted changes are left out; whether there are any is not known")
     elif changed:
         progress.note(
-            f"source {path}: {changed} changed files are left out; the committed state is built, {found.name[:12]}"
+            f"source {path}: {changed} changed files are left out; the committed state is built, {commit.name[:12]}"
         )
     path = path.resolve()
-    folder = root / cache.SOURCES / f"git-{content_key(_LAYOUT, str(found.git_folder))}"
+    folder = root / cache.SOURCES / f"git-{content_key(_LAYOUT, str(commit.git_folder))}"
     (folder / "tree").mkdir(parents=True, exist_ok=True)
     (folder / cache.META).write_text(json.dumps({"origin": str(path)}) + "\n", encoding="utf-8")
     return Source(
-        name=f"{path.name}-{found.name[:12]}",
-        key=found.name,
-        origin=f"{path} at {found.name[:12]}",
+        name=f"{path.name}-{commit.name[:12]}",
+        key=commit.name,
+        origin=f"{path} at {commit.name[:12]}",
         folder=folder,
-        commit=found,
+        commit=commit,
     )
 
 
@@ -274,12 +274,12 @@ def read_version(tree: Path) -> str:
 
     :raise BuildError: it is not a kernel's source.
     """
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     with contextlib.suppress(BuildError):
-        found = dict(_VERSION.findall(untrusted_files.text_of_regular(tree, "Makefile", _MOST_TEXT_BYTES)[:2000]))
-    if not {"VERSION", "PATCHLEVEL", "SUBLEVEL"} <= found.keys() or not (tree / "Kconfig").is_file():
+        fields = dict(_VERSION.findall(untrusted_files.text_of_regular(tree, "Makefile", _MOST_TEXT_BYTES)[:2000]))
+    if not {"VERSION", "PATCHLEVEL", "SUBLEVEL"} <= fields.keys() or not (tree / "Kconfig").is_file():
         raise BuildError(f"source: expected a kernel's Makefile with VERSION and PATCHLEVEL, and a Kconfig, in {tree}")
     if (tree / "mAKEFILE").exists():
         what = "expected a file system that distinguishes xt_DSCP.h from xt_dscp.h, for a kernel's source has both"
         raise HostError(f"source: {what}, got one that does not: {tree}; set TESTBED_CACHE to a folder on another")
-    return f"{found['VERSION']}.{found['PATCHLEVEL']}.{found['SUBLEVEL']}{found.get('EXTRAVERSION', '')}"
+    return f"{fields['VERSION']}.{fields['PATCHLEVEL']}.{fields['SUBLEVEL']}{fields.get('EXTRAVERSION', '')}"
