@@ -173,7 +173,8 @@ def test_values_that_yaml_readers_parse_differently_are_refused(value: str, said
 
 
 def test_values_that_yaml_readers_parse_alike_are_accepted() -> None:
-    text = "version: 1\nguests: {g0: {append: ['08', '<<'], disks: {n: &a {type: nvme, size: 1G}, y: *a, m: *a}, swaps: {s: {on: m}}}}\n"
+    disks = "{n: &a {type: nvme, size: 1G}, y: *a, m: *a}"
+    text = f"version: 1\nguests: {{g0: {{append: ['08', '<<'], disks: {disks}, swaps: {{s: {{on: m}}}}}}}}\n"
     assert parse(text, "a.yaml").guests["g0"].append == ("08", "<<")
     assert parse("\ufeff" + text.replace("\n", "\r\n"), "a.yaml").guests["g0"].disks["y"].size == 1 << 30
 

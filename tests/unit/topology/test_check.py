@@ -126,7 +126,8 @@ def test_partitions_of_a_loop_are_checked_after_its_backing() -> None:
 
 
 def test_a_disk_with_partitions_cannot_be_used_as_a_whole(tmp_path: Path) -> None:
-    text = "version: 1\nguests:\n  g0:\n    disks: {data: {type: nvme, size: 1G, partitions: [{size: 512M}]}}\n    swaps: {s: {on: data}}\n"
+    disks = "{data: {type: nvme, size: 1G, partitions: [{size: 512M}]}}"
+    text = f"version: 1\nguests:\n  g0:\n    disks: {disks}\n    swaps: {{s: {{on: data}}}}\n"
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(
         TopologyError, match=r"guests\.g0\.swaps\.s: 'data' can be used by one thing alone, got .* and its partitions"
@@ -210,7 +211,8 @@ def test_the_bounds_of_each_check_of_a_guest(right: str, wrong: str, message: st
 )
 def test_the_bounds_of_each_check_of_a_disk(right: str, wrong: str, message: str) -> None:
     def text(words: str) -> str:
-        return f"version: 1\nguests:\n  g0:\n    disks: {{d: {{type: nvme, size: 1G, {words}}}, e: {{type: nvme, size: 1G}}}}\n"
+        disks = f"{{d: {{type: nvme, size: 1G, {words}}}, e: {{type: nvme, size: 1G}}}}"
+        return f"version: 1\nguests:\n  g0:\n    disks: {disks}\n"
 
     parse(text(right), "a.yaml")
     messages = errors(text(wrong))
@@ -233,11 +235,13 @@ def test_the_bounds_of_each_check_of_a_disk(right: str, wrong: str, message: str
             "swaps.u: 'fast' can be used by one thing alone",
         ),
         (
-            f"{DISKS}    filesystems: {{data: {{type: ext4}}}}\n    loops: {{l0: {{backing: data/f, size: 64M, filesystem: xfs}}}}\n",
+            f"{DISKS}    filesystems: {{data: {{type: ext4}}}}\n    loops: "
+            f"{{l0: {{backing: data/f, size: 64M, filesystem: xfs}}}}\n",
             "loops.l0.filesystem: 'data' has ext4 already, got xfs",
         ),
         (
-            f"{DISKS}    filesystems: {{data: {{type: xfs}}}}\n    loops: {{l0: {{backing: data/f, size: 64M, filesystem: ext4}}}}\n",
+            f"{DISKS}    filesystems: {{data: {{type: xfs}}}}\n    loops: "
+            f"{{l0: {{backing: data/f, size: 64M, filesystem: ext4}}}}\n",
             "loops.l0.filesystem: 'data' has xfs already, got ext4",
         ),
         (

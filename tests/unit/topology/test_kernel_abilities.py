@@ -53,8 +53,10 @@ guests:
       a: {io.latency: {data: 75}, io.max: {data: {rbps: 1M}}, memory.max: 64M}
 """
 LACKS = [
-    "6:33: guests.g0.filesystems.flash.type: expected a kernel that can do this; the configuration of NAME lacks CONFIG_F2FS_FS",
-    "9:11: guests.g0.cgroups.a.io.latency: expected a kernel that can do this; the configuration of NAME lacks CONFIG_BLK_CGROUP_IOLATENCY",
+    "6:33: guests.g0.filesystems.flash.type: expected a kernel that can do this; the configuration of NAME lacks "
+    "CONFIG_F2FS_FS",
+    "9:11: guests.g0.cgroups.a.io.latency: expected a kernel that can do this; the configuration of NAME lacks "
+    "CONFIG_BLK_CGROUP_IOLATENCY",
 ]
 
 
@@ -107,7 +109,8 @@ def test_each_kernel_of_a_bug_file_is_checked(tmp_path: Path) -> None:
     file = tmp_path / "bug.yaml"
     guest = "{disks: {data: {type: nvme, size: 1G}}, cgroups: {a: {io.latency: {data: 75}}}}"
     file.write_text(
-        f"version: 1\nsummary: a bug\nscript: 'true'\nsignature: [{{status: 1}}]\nkernels: {{shows: [debian-5.10], clean: [debian-6.1]}}\n"
+        f"version: 1\nsummary: a bug\nscript: 'true'\nsignature: [{{status: 1}}]\nkernels: "
+        f"{{shows: [debian-5.10], clean: [debian-6.1]}}\n"
         f"topology: {{guests: {{g0: {guest}}}}}\n"
     )
     with pytest.raises(TopologyError) as caught:

@@ -15,7 +15,8 @@ def test_an_extending_file_merges_replaces_and_removes(tmp_path: Path) -> None:
         "      b: {type: nvme, size: 1G}\n"
     )
     (tmp_path / "top.yaml").write_text(
-        "version: 1\nextends: base.yaml\nguests:\n  g0:\n    append: [three]\n    disks:\n      a: {size: 2G}\n      b: null\n"
+        "version: 1\nextends: base.yaml\nguests:\n  g0:\n    append: [three]\n    disks:\n      a: {size: 2G}\n      "
+        "b: null\n"
     )
     guest = load(tmp_path / "top.yaml").guests["g0"]
     assert guest.cpus == 4 and guest.append == ("three",)

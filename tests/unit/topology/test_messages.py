@@ -47,32 +47,37 @@ MISTAKES = {
     "a path that climbs out": (
         "    loops: {l0: {backing: ../../etc/passwd, size: 4M}}\n",
         [
-            "a.yaml:4:27: guests.g0.loops.l0.backing: expected NAME/FILE such as data/disk.img, or the name of a device, "
+            "a.yaml:4:27: guests.g0.loops.l0.backing: expected NAME/FILE such as data/disk.img, or the name of a "
+            "device, "
             "got '../../etc/passwd'"
         ],
     ),
     "a name that QEMU's option parser would split": (
         "    disks: {'a,b': {type: nvme, size: 1G}}\n",
         [
-            "a.yaml:4:13: guests.g0.disks.a,b: expected a name of lower-case letters, digits and dashes, at most 16, got 'a,b'"
+            "a.yaml:4:13: guests.g0.disks.a,b: expected a name of lower-case letters, digits and dashes, at most 16, "
+            "got 'a,b'"
         ],
     ),
     "both kinds of limit": (
         "    disks: {data: {type: nvme, size: 1G, throttle: {iops-total: 1, iops-read: 1}}}\n",
         [
-            "a.yaml:4:42: guests.g0.disks.data.throttle: expected iops-total or iops-read and iops-write, got both (QEMU refuses that)",
+            "a.yaml:4:42: guests.g0.disks.data.throttle: expected iops-total or iops-read and iops-write, got both "
+            "(QEMU refuses that)",
         ],
     ),
     "an unknown profile": (
         "    disks: {data: {type: nvme, size: 1G, profile: warp}}\n",
         [
-            f"a.yaml:4:51: guests.g0.disks.data.profile: expected the name of a profile, got 'warp' (there are {', '.join(PROFILES)})"
+            "a.yaml:4:51: guests.g0.disks.data.profile: expected the name of a profile, got 'warp' (there are "
+            f"{', '.join(PROFILES)})"
         ],
     ),
     "a scale of nothing": (
         "    disks: {data: {type: nvme, size: 1G, scale: 0.5}}\n",
         [
-            "a.yaml:4:49: guests.g0.disks.data.scale: expected a profile beside it, which it makes faster or slower, got none"
+            "a.yaml:4:49: guests.g0.disks.data.scale: expected a profile beside it, which it makes faster or slower, "
+            "got none"
         ],
     ),
     "a jitter of nothing": (
@@ -86,7 +91,8 @@ MISTAKES = {
     "a burst below its limit": (
         "    disks: {data: {type: nvme, size: 1G, throttle: {iops-total: 100, iops-total-max: 50}}}\n",
         [
-            "a.yaml:4:42: guests.g0.disks.data.throttle: iops-total-max: expected at least iops-total, which is 100, got 50"
+            "a.yaml:4:42: guests.g0.disks.data.throttle: iops-total-max: expected at least iops-total, which is 100, "
+            "got 50"
         ],
     ),
     "files that do not fit": (
@@ -102,12 +108,16 @@ MISTAKES = {
     ),
     "two sizes of one file": (
         "    disks: {data: {type: nvme, size: 1G}}\n    files: {g: {path: data/g, size: 8M}}\n    loops:\n"
-        "      l0: {backing: data/f, size: 64M}\n      l1: {backing: data/f, size: 32M}\n      l2: {backing: data/g, size: 4M}\n"
+        "      l0: {backing: data/f, size: 64M}\n      l1: {backing: data/f, size: 32M}\n      l2: {backing: data/g, "
+        "size: 4M}\n"
         "    swaps: {s: {on: data/f, size: 16M}}\n",
         [
-            "a.yaml:8:35: guests.g0.loops.l1.size: 'data/f' has 64M already (loops.l0), got 32M; give both the same, or leave this one out",
-            "a.yaml:9:35: guests.g0.loops.l2.size: 'data/g' has 8M already (files.g), got 4M; give both the same, or leave this one out",
-            "a.yaml:10:35: guests.g0.swaps.s.size: 'data/f' has 64M already (loops.l0), got 16M; give both the same, or leave this one out",
+            "a.yaml:8:35: guests.g0.loops.l1.size: 'data/f' has 64M already (loops.l0), got 32M; give both the same, "
+            "or leave this one out",
+            "a.yaml:9:35: guests.g0.loops.l2.size: 'data/g' has 8M already (files.g), got 4M; give both the same, or "
+            "leave this one out",
+            "a.yaml:10:35: guests.g0.swaps.s.size: 'data/f' has 64M already (loops.l0), got 16M; give both the same, "
+            "or leave this one out",
         ],
     ),
     "a file's keys on a whole device": (
@@ -115,18 +125,23 @@ MISTAKES = {
         "      l0: {backing: data, size: 64M, allocate: sparse}\n      l1: {backing: l0, filesystem: ext4}\n"
         "    swaps: {s: {on: more, size: 16M}}\n",
         [
-            "a.yaml:6:33: guests.g0.loops.l0.size: expected none on a whole device, which has a size and content of its own; "
+            "a.yaml:6:33: guests.g0.loops.l0.size: expected none on a whole device, which has a size and content of "
+            "its own; "
             "write data/FILE for a file there, or size-limit",
-            "a.yaml:6:48: guests.g0.loops.l0.allocate: expected none on a whole device, which has a size and content of its own; "
+            "a.yaml:6:48: guests.g0.loops.l0.allocate: expected none on a whole device, which has a size and content "
+            "of its own; "
             "write data/FILE for a file there",
-            "a.yaml:7:37: guests.g0.loops.l1.filesystem: expected none on a whole device, which has a size and content of its own; "
+            "a.yaml:7:37: guests.g0.loops.l1.filesystem: expected none on a whole device, which has a size and "
+            "content of its own; "
             "write l0/FILE for a file there",
-            "a.yaml:8:33: guests.g0.swaps.s.size: expected none on a whole device, which has a size and content of its own; "
+            "a.yaml:8:33: guests.g0.swaps.s.size: expected none on a whole device, which has a size and content of "
+            "its own; "
             "write more/FILE for a file there",
         ],
     ),
     "two allocations of one file": (
-        "    disks: {data: {type: nvme, size: 1G}}\n    files: {g: {path: data/g, size: 8M, allocate: sparse}}\n    loops:\n"
+        "    disks: {data: {type: nvme, size: 1G}}\n    files: {g: {path: data/g, size: 8M, allocate: sparse}}\n    "
+        "loops:\n"
         "      l0: {backing: data/f, size: 64M}\n      l1: {backing: data/f, allocate: written}\n"
         "      l2: {backing: data/f, allocate: sparse}\n      l3: {backing: data/g, allocate: fallocated}\n",
         [
@@ -139,13 +154,16 @@ MISTAKES = {
     "a disk that no qcow2 is": (
         "    disks: {data: {type: nvme, size: 2049T, format: qcow2}}\n",
         [
-            "a.yaml:4:38: guests.g0.disks.data.size: expected at most 2048T, which is as much as a qcow2 file holds, got 2049T"
+            "a.yaml:4:38: guests.g0.disks.data.size: expected at most 2048T, which is as much as a qcow2 file holds, "
+            "got 2049T"
         ],
     ),
     "a disk that is unplugged twice": (
-        "    disks: {data: {type: nvme, size: 1G}}\n    timeline:\n      - {at: 1s, do: unplug data}\n      - {at: 2s, do: unplug data}\n",
+        "    disks: {data: {type: nvme, size: 1G}}\n    timeline:\n      - {at: 1s, do: unplug data}\n      - {at: "
+        "2s, do: unplug data}\n",
         [
-            "a.yaml:7:9: guests.g0.timeline.1: 'unplug data': expected a disk to unplug, 'data' is unplugged already after 2s"
+            "a.yaml:7:9: guests.g0.timeline.1: 'unplug data': expected a disk to unplug, 'data' is unplugged already "
+            "after 2s"
         ],
     ),
     "too little memory": (
@@ -162,7 +180,8 @@ def test_a_mistake_is_reported_with_its_place(text: str, messages: list[str]) ->
 
 def test_users_of_one_file_may_state_or_omit_its_size() -> None:
     loops = "{l0: {backing: data/f, size: 64M}, l1: {backing: data/f, size: 64M}, l2: {backing: data/f}}"
-    text = f"    disks: {{data: {{type: nvme, size: 1G}}}}\n    loops: {loops}\n    swaps: {{s: {{on: data/f, size: 64M}}}}\n"
+    swaps = "{s: {on: data/f, size: 64M}}"
+    text = f"    disks: {{data: {{type: nvme, size: 1G}}}}\n    loops: {loops}\n    swaps: {swaps}\n"
     assert isinstance(parse(f"version: 1\nguests:\n  g0:\n{text}", "a.yaml"), Topology)
 
 

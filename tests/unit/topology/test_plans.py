@@ -123,7 +123,8 @@ def test_every_topology_that_ships_can_be_drawn(path: Path) -> None:
 def test_a_guest_that_differs_from_its_file_is_reported_with_the_place_in_the_file() -> None:
     guest = guest_of(
         DISKS
-        + "    loops: {l0: {backing: data/f, size: 8M, direct-io: true}}\n    cgroups: {a: {io.max: {data: {rbps: 2M}}}}\n"
+        + "    loops: {l0: {backing: data/f, size: 8M, direct-io: true}}\n"
+        + "    cgroups: {a: {io.max: {data: {rbps: 2M}}}}\n"
     )
     made = block_stack.plan_stack(guest, {"data": "/dev/vdc", "fast": "/dev/nvme0n1"})
     facts = (*made.facts, *cgroups.plan_cgroups(guest, made.devices)[1])
