@@ -129,8 +129,8 @@ FAULTS: dict[str, Fault] = {
         status=0,
         within_s=180,
         tests=(
-            "guest/test_faults.py::test_qemu_stands_still_and_goes_on",
-            "guest/test_faults.py::test_qemu_stands_still_for_30_s",
+            "guest/test_faults.py::test_qemu_is_stopped_and_continued",
+            "guest/test_faults.py::test_qemu_is_stopped_for_30_s",
         ),
     ),
     "clock jump": Fault(

@@ -67,7 +67,7 @@ async def test_loops_on_loops(factory: GuestFactory, kernel: KernelFiles, logs: 
         assert (await guest.run("cat", "/sys/block/loop1/loop/dio")).stdout == "1\n"
 
 
-async def test_what_was_made_is_undone_when_a_step_fails(
+async def test_finished_steps_are_undone_when_a_step_fails(
     factory: GuestFactory, kernel: KernelFiles, logs: Path
 ) -> None:
     async with factory.guest("g0", MODEL, kernel, logs) as guest:
@@ -110,7 +110,7 @@ async def test_a_throttled_disk_is_as_slow_as_its_limit(factory: GuestFactory, k
             assert (await readings.read_disk_bytes(guest))[name][0] - before >= 100 * 4096
 
 
-async def test_a_guest_that_has_it_otherwise_than_the_file_says_is_refused(
+async def test_a_guest_that_differs_from_the_file_after_its_setup_is_refused(
     factory: GuestFactory, kernel: KernelFiles, logs: Path
 ) -> None:
     """The kernel silently leaves direct I/O off for a loop whose sectors are smaller than those of the disk below, or begin within one."""
@@ -147,7 +147,7 @@ async def test_an_overlay_shows_its_image_and_never_writes_it(
     assert image.read_bytes() == before
 
 
-async def test_an_image_that_is_larger_than_its_disk_or_not_there_is_said(
+async def test_an_image_that_is_too_large_or_missing_is_an_error(
     factory: GuestFactory, kernel: KernelFiles, tmp_path: Path
 ) -> None:
     (tmp_path / "large.img").write_bytes(bytes(16 << 20))

@@ -95,7 +95,7 @@ async def _until_mismatch(guest: Guest) -> None:
 
 
 @pytest.mark.slow
-async def test_a_cold_guest_is_the_same_but_for_how_it_came(
+async def test_a_cold_boot_gives_the_same_guest_as_a_clone(
     factory: GuestFactory, model: GuestModel, kernel: KernelFiles, tmp_path: Path
 ) -> None:
     factory.cold = True
@@ -123,7 +123,7 @@ async def test_a_script_may_be_longer_than_the_ssh_server_s_longest_command(
             )
 
 
-async def test_nothing_but_evidence_is_left(
+async def test_nothing_but_logs_is_left(
     factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path
 ) -> None:
     async with factory.guest("g0", model, kernel, logs) as guest:
@@ -158,7 +158,7 @@ def _alone_in_its_network(pid: int) -> bool:
     return there == [pid]
 
 
-async def test_ssh_listens_in_a_network_of_its_own_and_for_this_runs_key_only(
+async def test_ssh_listens_in_its_own_network_namespace_for_the_key_of_this_run_only(
     factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path
 ) -> None:
     async with factory.guest("g0", model, kernel, logs) as guest:

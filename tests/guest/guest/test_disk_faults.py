@@ -22,7 +22,7 @@ async def guest(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> Async
 
 
 @pytest.mark.slow
-async def test_an_error_is_seen_as_often_as_it_was_injected_and_qemu_says_it(guest: Guest, logs: Path) -> None:
+async def test_injected_errors_are_seen_as_often_as_injected_and_reported_by_qemu(guest: Guest, logs: Path) -> None:
     path = guest.disks["virtio"].path
     await guest.hardware.inject("virtio", (Fault(operation="read", effect="EIO", count=2),))
     assert "late-virtio" not in await nodes(guest)  # QEMU does it alone
@@ -40,7 +40,7 @@ async def test_an_error_is_seen_as_often_as_it_was_injected_and_qemu_says_it(gue
 
 
 @pytest.mark.slow
-async def test_a_guest_stands_still_at_an_error_until_it_is_told_to_go_on(guest: Guest) -> None:
+async def test_a_guest_stops_at_an_error_until_it_is_resumed(guest: Guest) -> None:
     errors = guest.hardware.errors
     heard: list[str] = []
     errors.on_stop = lambda: heard.append(errors.stopped)
@@ -102,7 +102,7 @@ async def errors_are_those_of_the_docs(guest: Guest) -> None:
 
 
 @pytest.mark.slow
-async def test_an_error_that_stays_reaches_through_the_retries_and_is_the_one_of_the_docs(guest: Guest) -> None:
+async def test_a_permanent_error_survives_retries_and_is_the_error_of_the_docs(guest: Guest) -> None:
     for name in ("nvme", "scsi"):
         path = guest.disks[name].path
         await guest.hardware.inject(name, (Fault(operation="write", effect="EIO", first=1 << 20, end=2 << 20),))
@@ -152,7 +152,7 @@ async def test_the_same_seed_hits_the_same_requests_again(guest: Guest, logs: Pa
     assert found[0] == found[1] != found[2]
 
 
-async def test_a_namespace_says_which_status_its_reads_end_with(guest: Guest) -> None:
+async def test_a_namespace_reports_the_nvme_status_of_failed_reads(guest: Guest) -> None:
     await guest.hardware.inject("nvme", (Fault(operation="read", effect="EIO"),))
     said = (
         await guest.script('dd if="$1" of=/dev/null bs=4k count=1 iflag=direct; dmesg', guest.disks["nvme"].path)
@@ -161,7 +161,7 @@ async def test_a_namespace_says_which_status_its_reads_end_with(guest: Guest) ->
     assert "sct 0x2 / sc 0x81" in said.replace("(sct", "sct"), said[-2000:]
 
 
-async def test_a_flush_that_always_fails_can_be_mended_and_a_dead_disk_taken_out(guest: Guest) -> None:
+async def test_a_failing_flush_can_be_cleared_and_a_dead_disk_unplugged(guest: Guest) -> None:
     for name in ("virtio", "nvme"):
         path = guest.disks[name].path
         await guest.hardware.inject(

@@ -175,12 +175,12 @@ async def _stopped(factory: GuestFactory, kernel: KernelFiles, logs: Path, secon
         assert (await one.monitor.execute("query-status"))["status"] == "running"
 
 
-async def test_qemu_stands_still_and_goes_on(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+async def test_qemu_is_stopped_and_continued(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
     await stopped(factory, kernel, logs, 2)
 
 
 @pytest.mark.slow
-async def test_qemu_stands_still_for_30_s(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+async def test_qemu_is_stopped_for_30_s(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
     await stopped(factory, kernel, logs, 30)
 
 

@@ -29,7 +29,7 @@ async def guest(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> Async
 
 
 @pytest.mark.slow
-async def test_every_kind_of_disk_takes_other_limits_and_none(guest: Guest) -> None:
+async def test_limits_of_every_kind_of_disk_can_be_changed_and_removed(guest: Guest) -> None:
     for name in KINDS:
         # 50 a second, of which QEMU lets the first tenth of a second pass at once.
         await guest.hardware.throttle(name, Throttle(iops_total=50))
@@ -44,7 +44,7 @@ async def test_every_kind_of_disk_takes_other_limits_and_none(guest: Guest) -> N
 
 
 @pytest.mark.slow
-async def test_every_kind_of_disk_takes_a_delay_and_keeps_its_data(guest: Guest) -> None:
+async def test_every_kind_of_disk_can_be_delayed_and_keeps_its_data(guest: Guest) -> None:
     for name in KINDS:
         path = guest.disks[name].path
         await guest.script(
@@ -78,7 +78,7 @@ async def test_a_qcow2_disk_grows_while_it_is_delayed(guest: Guest) -> None:
 
 
 @pytest.mark.slow
-async def test_what_an_image_holds_is_as_late_as_what_was_written_over_it(
+async def test_reads_of_a_backing_image_are_delayed_like_reads_of_the_overlay(
     factory: GuestFactory, kernel: KernelFiles, logs: Path, tmp_path: Path
 ) -> None:
     image = tmp_path / "an image, of mine.img"
@@ -125,7 +125,7 @@ async def test_a_disk_that_hangs_recovers(guest: Guest) -> None:
 
 
 @pytest.mark.slow
-async def test_what_is_wrong_changes_nothing(guest: Guest) -> None:
+async def test_an_invalid_command_changes_nothing(guest: Guest) -> None:
     before = {name: await guest.hardware.condition(name) for name in guest.hardware.names()}
     there = await nodes(guest)
     for disk, what, words, said in (
@@ -169,7 +169,7 @@ async def test_a_shared_group_limits_all_its_disks(guest: Guest) -> None:
 
 
 @pytest.mark.slow
-async def test_a_disk_is_taken_out_and_comes_back_with_what_it_held(guest: Guest) -> None:
+async def test_a_disk_that_is_unplugged_and_plugged_again_keeps_its_contents(guest: Guest) -> None:
     for name in ("virtio", "nvme", "scsi"):
         by_serial = f"grep -l tb-{name} /sys/block/*/serial /sys/block/*/device/serial /sys/block/*/device/vpd_pg80 2>/dev/null | cut -d/ -f4"
         path = guest.disks[name].path

@@ -33,7 +33,7 @@ async def lose(factory: GuestFactory, kernel: KernelFiles, logs: Path, script: s
     return caught.value, guest, time.monotonic() - started
 
 
-async def test_a_panic_is_a_panic_with_its_console(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+async def test_a_panic_is_reported_with_the_console(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
     lost, _, took_s = await lose(factory, kernel, logs, "echo c >/proc/sysrq-trigger")
     assert "Kernel panic - not syncing: sysrq triggered crash" in str(lost)
     assert lost.stage == State.READY.value
@@ -49,19 +49,21 @@ async def test_an_oops_ends_the_wait_too(factory: GuestFactory, kernel: KernelFi
     assert "oops on its console" in str(lost)
 
 
-async def test_a_guest_that_powers_off_is_said_to(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+async def test_a_guest_that_powers_off_is_reported_as_such(
+    factory: GuestFactory, kernel: KernelFiles, logs: Path
+) -> None:
     lost, _, _ = await lose(factory, kernel, logs, "echo o >/proc/sysrq-trigger")
     assert "QEMU ended with status 0; the guest ended itself (guest-shutdown)" in str(lost)
 
 
-async def test_a_killed_qemu_is_said_to_be(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+async def test_a_killed_qemu_is_reported_as_killed(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
     with pytest.raises(GuestLost, match="QEMU ended with status -9"):
         async with factory.guest("g0", GuestModel(), kernel, logs) as guest:
             os.kill(guest.pid, signal.SIGKILL)
             await guest.run("sleep", "600", timeout_s=600)
 
 
-async def test_a_guest_that_does_not_answer_is_given_up_at_its_deadline(
+async def test_a_silent_guest_is_given_up_at_the_deadline(
     factory: GuestFactory, kernel: KernelFiles, logs: Path
 ) -> None:
     started = time.monotonic()
@@ -79,7 +81,7 @@ async def test_a_guest_that_does_not_answer_is_given_up_at_its_deadline(
 
 
 @pytest.mark.slow
-async def test_a_failed_command_says_what_it_was_and_the_guest_lives_on(
+async def test_a_failed_command_is_named_and_the_guest_goes_on(
     factory: GuestFactory, kernel: KernelFiles, logs: Path
 ) -> None:
     async with factory.guest("g0", GuestModel(), kernel, logs) as guest:
@@ -102,7 +104,9 @@ for pid in 1 $(pidof dropbear); do cat /proc/$pid/oom_score_adj; done
 
 
 @pytest.mark.slow
-async def test_a_guest_out_of_memory_goes_on_answering(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+async def test_a_guest_without_free_memory_still_answers(
+    factory: GuestFactory, kernel: KernelFiles, logs: Path
+) -> None:
     async with factory.guest("g0", GuestModel(cpus=1, memory=256 * MIB), kernel, logs) as guest:
         for _ in range(5):
             # Its last line is endless: all of it is kept in memory.
@@ -115,7 +119,7 @@ async def test_a_guest_out_of_memory_goes_on_answering(factory: GuestFactory, ke
 
 
 @pytest.mark.slow
-async def test_a_kernel_that_cannot_reach_its_disk_says_so(
+async def test_a_kernel_that_cannot_find_its_disk_is_reported(
     factory: GuestFactory, kernel: KernelFiles, logs: Path, tmp_path: Path
 ) -> None:
     # A Debian kernel without its modules has no driver for the root disk: refused where its configuration is known, and booted elsewhere.

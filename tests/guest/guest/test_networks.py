@@ -41,7 +41,7 @@ until grep -q ready /tmp/served; do sleep 0.1; done
 
 
 @pytest.mark.slow
-async def test_guests_reach_those_of_their_networks_by_name_and_nobody_else(
+async def test_guests_reach_only_guests_of_their_networks_by_name(
     factory: GuestFactory, kernel: KernelFiles, tmp_path: Path
 ) -> None:
     async with (

@@ -62,7 +62,7 @@ async def test_a_disk_that_lies_about_flushes_loses_what_fsync_acknowledged(
 
 
 @pytest.mark.slow
-async def test_a_disk_without_a_cache_has_what_it_acknowledged(
+async def test_a_disk_without_a_cache_keeps_acknowledged_writes(
     factory: GuestFactory, kernel: KernelFiles, logs: Path
 ) -> None:
     wanted = GuestModel.model_validate({"disks": {"data": {"type": "nvme", "size": "64M"}}})

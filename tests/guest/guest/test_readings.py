@@ -62,7 +62,7 @@ FORGE = 'mkdir "/sys/fs/cgroup/$1" && printf "$3" >/tmp/odd && cp /tmp/odd "/tmp
 
 
 @pytest.mark.slow
-async def test_a_reading_that_did_not_happen_is_an_error(
+async def test_a_counter_that_was_not_read_is_an_error(
     factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path
 ) -> None:
     async with (
@@ -200,7 +200,7 @@ def trying(factory: GuestFactory, kernel: KernelFiles, tmp_path: Path) -> Any:
 
 
 @pytest.mark.slow
-async def test_a_try_whose_counter_was_not_read_is_no_miss(trying: Any) -> None:
+async def test_a_try_with_an_unread_counter_is_no_miss(trying: Any) -> None:
     counter = {"cgroup": "a", "counter": "memory.events oom_kill", "above": 0}
     odd = "mkdir /sys/fs/cgroup/a; printf '%s' >/tmp/odd; mount --bind /tmp/odd /sys/fs/cgroup/a/memory.events"
     one = await trying(odd % r"oom_kill \302\262\n", counter)
@@ -283,7 +283,7 @@ def hostile_image(factory: GuestFactory, folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-async def test_an_agent_that_says_anything_ends_no_run(
+async def test_arbitrary_answers_of_the_agent_do_not_end_a_run(
     factory: GuestFactory,
     model: GuestModel,
     kernel: KernelFiles,

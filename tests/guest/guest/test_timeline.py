@@ -54,7 +54,7 @@ async def logged(logs: Path, count: int, log: str = LOG) -> list[dict[str, Any]]
 
 
 @pytest.mark.slow
-async def test_times_and_events_make_things_happen_and_all_is_logged(guest: Guest, logs: Path) -> None:
+async def test_acts_begin_at_times_and_events_and_are_logged(guest: Guest, logs: Path) -> None:
     timeline = acts(
         {"at": "100ms", "ramp": "300ms", "steps": 3, "do": "throttle virtio iops-total=400..100"},
         {"every": "200ms", "times": 2, "do": "hang nvme 50ms"},
@@ -90,7 +90,7 @@ async def test_times_and_events_make_things_happen_and_all_is_logged(guest: Gues
 
 
 @pytest.mark.slow
-async def test_an_action_that_fails_is_told_and_the_others_go_on(guest: Guest, logs: Path) -> None:
+async def test_a_failed_action_is_reported_and_the_others_run(guest: Guest, logs: Path) -> None:
     with pytest.raises(UsageError, match=r"^timeline: plug nvme: disk nvme: it is plugged in already"):
         async with run_timeline(
             guest, acts({"at": 0, "do": "plug nvme"}, {"at": "100ms", "do": "throttle nvme iops-total=9"})
@@ -212,7 +212,7 @@ async def test_a_timeline_takes_memory_and_cpus_and_gives_them_back(
             await snapshot.save_snapshot(guest, logs / "saved", {})
 
 
-async def test_a_clone_keeps_its_memory_for_a_balloon_would_take_it_from_all_clones(guest: Guest) -> None:
+async def test_a_clone_refuses_a_balloon_which_would_punch_holes_into_the_template(guest: Guest) -> None:
     with pytest.raises(UsageError, match="got a clone"):
         await hardware_control.apply(guest, ["memory", "900M"])
     assert (await hardware_control.apply(guest, ["memory", "off"]))["memory"] == ["1G"]

@@ -26,7 +26,7 @@ def said(listing: str) -> str:
     return "\n".join(devices.differences(DISKS, devices.parse(listing)))
 
 
-def test_every_difference_is_said() -> None:
+def test_every_difference_is_reported() -> None:
     assert "disks.fast: expected a nvme disk with serial tb-fast, got tb-root, tb-modules, tb-data" in said(
         LISTING.replace(FAST, "")
     )
@@ -47,7 +47,7 @@ def test_every_difference_is_said() -> None:
     "listing",
     ["", "\x1b[2J nonsense\n\n1 2 3 4 5 6 7\n", "nvme,nvme0n1,259:0,\u0662,0,74", LISTING.replace("7462", "746")],
 )
-def test_a_guest_that_answers_garbage_is_missing_its_disks(listing: str) -> None:
+def test_garbage_in_the_list_of_disks_means_missing_disks(listing: str) -> None:
     assert "disks.data: expected a virtio-blk disk" in said(listing)
 
 
@@ -68,7 +68,7 @@ def test_the_agent_is_asked_for_every_namespace() -> None:
     assert devices.query_command(2)["count"] == "2" and "nvme" in devices.query_command(2)
 
 
-def test_what_a_topology_says_of_a_disk_is_read_back_and_no_default_is() -> None:
+def test_disk_properties_of_the_topology_are_read_back_but_no_defaults() -> None:
     zoned = {
         "type": "nvme",
         "size": "1G",

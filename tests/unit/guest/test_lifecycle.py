@@ -58,7 +58,7 @@ def test_each_wait_has_its_limit(boot_s: float | None, times: float) -> None:
     )
 
 
-async def test_what_takes_down_is_not_left_half_done_by_who_is_cancelled_twice() -> None:
+async def test_a_teardown_is_finished_even_if_cancelled_twice() -> None:
     going_on, done = asyncio.Event(), False
 
     async def take_down() -> None:

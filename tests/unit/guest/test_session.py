@@ -63,7 +63,7 @@ def left(of: Folders) -> list[Path]:
     return [path for path in (*of.runtime.rglob("*"), *of.cache.rglob("*")) if path not in stay]
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed_by_the_next(tmp_path: Path) -> None:
     of = folders(tmp_path)
     killed(of)
     with open_session(of) as session:
@@ -72,7 +72,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("shared", ["cache", "runtime"])
-def test_what_was_killed_elsewhere_goes_with_the_half_that_is_found(tmp_path: Path, shared: str) -> None:
+def test_both_folders_of_a_killed_session_go_if_one_is_shared(tmp_path: Path, shared: str) -> None:
     first, second = folders(tmp_path / "first"), folders(tmp_path / "second")
     killed(first)
     (name,) = [path.stem for path in first.scratch.glob("*.lock")]
@@ -83,7 +83,7 @@ def test_what_was_killed_elsewhere_goes_with_the_half_that_is_found(tmp_path: Pa
 
 
 @pytest.mark.parametrize("half", ["scratch", "runtime"])
-def test_a_folder_of_a_session_without_its_lock_is_nobodys(tmp_path: Path, half: str) -> None:
+def test_a_session_folder_without_a_lock_is_removed(tmp_path: Path, half: str) -> None:
     of = folders(tmp_path)
     for name in ("0123abcd", "vms", "0123abc"):
         (getattr(of, half) / name).mkdir(parents=True)
@@ -92,7 +92,7 @@ def test_a_folder_of_a_session_without_its_lock_is_nobodys(tmp_path: Path, half:
 
 
 @pytest.mark.parametrize("lost", ["cache", "runtime"])
-def test_a_half_whose_other_has_gone_as_a_whole_is_removed(tmp_path: Path, lost: str) -> None:
+def test_a_session_folder_whose_counterpart_no_longer_exists_is_removed(tmp_path: Path, lost: str) -> None:
     of = folders(tmp_path)
     killed(of)
     shutil.rmtree(getattr(of, lost))
@@ -105,7 +105,7 @@ def test_a_half_whose_other_has_gone_as_a_whole_is_removed(tmp_path: Path, lost:
     )
 
 
-def test_a_living_session_is_left_alone_from_either_half(tmp_path: Path) -> None:
+def test_a_running_session_is_kept_whichever_folder_is_shared(tmp_path: Path) -> None:
     first, second = folders(tmp_path / "first"), folders(tmp_path / "second")
     with open_session(first) as session:
         for shared in ("cache", "runtime"):

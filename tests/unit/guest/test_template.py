@@ -63,7 +63,7 @@ async def test_a_guest_whose_clock_is_wrong_is_booted_again(
 @pytest.mark.parametrize(
     ("said", "room_left", "reason"), [("", True, "no reason"), ("", False, "/x: full"), ("nvme", False, "nvme")]
 )
-async def test_a_state_that_finds_no_room_says_so(
+async def test_saving_a_state_on_a_full_disk_is_reported(
     said: str, room_left: bool, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monitor = AsyncMock()

@@ -25,7 +25,7 @@ async def peer(socket: Path) -> AsyncIterator["asyncio.Queue[tuple[asyncio.Strea
         server.close()
 
 
-async def test_a_caller_who_does_not_wait_for_a_connection_any_longer_leaves_no_open_socket(
+async def test_a_cancelled_connect_leaves_no_open_socket(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     opened: list[socket.socket] = []
@@ -98,7 +98,9 @@ async def test_the_console_is_kept_watched_and_bounded(tmp_path: Path, monkeypat
     assert b"bytes that the guest printed are left out here]" not in log  # its end is kept as well
 
 
-async def test_a_flood_is_cut_in_the_middle_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_log_of_a_flood_is_cut_in_the_middle_with_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Less than what is kept of a guest, so that it takes no minute.
     monkeypatch.setattr(console_module, "_MAX_LOG_BYTES", 1 << 20)
     monkeypatch.setattr(console_module, "_LAST_BYTES", 1 << 16)
@@ -142,9 +144,7 @@ async def test_a_flood_of_one_kind_leaves_room_for_another(tmp_path: Path) -> No
     assert [finding.kind for finding in console.findings] == [Kind.IO_ERROR] * 500 + [Kind.WARNING]
 
 
-async def test_what_follows_an_oops_is_waited_for_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_only_after_an_oops_is_more_output_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console_module, "_LAST_WORDS_S", 30.0)
     async with peer(tmp_path / "console") as connected, asyncio.timeout(20):
         console = Console(tmp_path / "console.log", lambda finding: None, print)
@@ -164,7 +164,7 @@ async def test_what_follows_an_oops_is_waited_for_and_nothing_else(
         await console.close()
 
 
-async def test_an_answer_that_nobody_waits_for_any_more_is_not_taken_for_another(tmp_path: Path) -> None:
+async def test_a_late_answer_of_the_agent_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
     async with peer(tmp_path / "agent") as connected, asyncio.timeout(10):
         agent = Agent("g0")
         await agent.connect(tmp_path / "agent")

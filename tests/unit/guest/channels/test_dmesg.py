@@ -41,13 +41,13 @@ def test_a_line_that_the_console_showed_is_one_finding() -> None:
     assert merged(f"kern  :warn  : [    9.000000] {WARNED}\n", shown(Kind.WARNING, WARNED)) == [(Kind.WARNING, WARNED)]
 
 
-def test_a_console_without_times_shows_the_same_lines() -> None:
+def test_lines_of_a_console_without_time_stamps_match_the_log() -> None:
     unstamped = Finding(kind=Kind.WARNING, seconds=None, text=WARNED)
     assert merged(f"kern  :warn  : [    9.000000] {WARNED}\n", unstamped) == [(Kind.WARNING, WARNED)]
     assert merged(f"user  :warn  : [    9.000000] {WARNED}\n", unstamped) == [(Kind.PROGRAM, WARNED)]
 
 
-def test_a_line_that_continues_another_is_at_its_time() -> None:
+def test_a_continued_line_has_the_time_of_its_first_line() -> None:
     bad = "BUG: Bad page state in process dd  pfn:0a1b2"
     assert merged(f"kern  :alert : [    9.000000] =====\n               {bad}\n", shown(Kind.BAD_PAGE, bad)) == [
         (Kind.BAD_PAGE, bad)
@@ -68,7 +68,7 @@ def test_information_is_not_of_the_broad_class() -> None:
     assert merged("kern  :warn  : [    9.000000] INFO: so it is\n") == [(Kind.OTHER, "INFO: so it is")]
 
 
-def test_what_a_program_wrote_is_said_to_be_a_programs() -> None:
+def test_lines_that_a_program_wrote_are_marked_as_such() -> None:
     assert merged(f"user  :warn  : [    9.000000] {WARNED}\n", shown(Kind.WARNING, WARNED)) == [(Kind.PROGRAM, WARNED)]
     assert merged(f"user  :warn  : [    9.000000] {WARNED}\n") == []
     # The same from both, at once: the kernel's is one of them.
@@ -76,7 +76,7 @@ def test_what_a_program_wrote_is_said_to_be_a_programs() -> None:
     assert (Kind.WARNING, WARNED) in merged(both, shown(Kind.WARNING, WARNED), shown(Kind.WARNING, WARNED))
 
 
-def test_a_program_cannot_hide_a_frame_of_the_kernels() -> None:
+def test_a_program_cannot_hide_a_frame_of_the_kernel() -> None:
     raw = "\n".join(
         (
             "kern  :warn  : [    9.000000] ------------[ cut here ]------------",
@@ -97,12 +97,12 @@ def test_a_taint_that_no_line_explains_is_a_finding(bit: int, what: str) -> None
 
 
 @pytest.mark.parametrize("tainted", ["0", "4096", "12289"])
-def test_other_taints_are_none(tainted: str) -> None:
+def test_other_taints_are_no_findings(tainted: str) -> None:
     assert merged("", tainted=tainted) == []
 
 
 @pytest.mark.parametrize("tainted", ["", "many", "-512", "9" * 5000, "\u00b2", "\x1b[2J"])
-def test_where_the_taint_is_no_number_the_log_was_not_read(tainted: str) -> None:
+def test_a_log_with_an_invalid_taint_counts_as_not_read(tainted: str) -> None:
     warned, ((kind, text)) = merged(f"kern  :warn  : [    9.000000] {WARNED}\n", tainted=tainted)
     assert warned == (Kind.WARNING, WARNED)
     assert kind is Kind.UNREAD and text.startswith(
@@ -136,12 +136,12 @@ def test_a_flood_in_the_log_is_bounded_by_kind() -> None:
 
 
 @pytest.mark.parametrize("said", ["0", "0\nkern  :warn  : [", "0\nkern  :loud  : [    1.000000] x"])
-def test_what_is_no_log_has_no_findings(said: str) -> None:
+def test_text_that_is_no_log_has_no_findings(said: str) -> None:
     assert dmesg.merge((), dmesg.parse(said), 500) == []
 
 
 @pytest.mark.parametrize("said", ["", "\n", "\0", "\nkern  :warn  : ["])
-def test_an_answer_that_is_none_is_not_read(said: str) -> None:
+def test_an_invalid_answer_of_dmesg_counts_as_not_read(said: str) -> None:
     assert [finding.kind for finding in dmesg.merge((), dmesg.parse(said), 500)] == [Kind.UNREAD]
 
 
@@ -165,13 +165,13 @@ async def saved(folder: Path, answer: str | Exception, *, lost: bool = False) ->
 @pytest.mark.parametrize(
     "error", [GuestError("guest g0: `sh`: exit status 127\nsh: dmesg: not found"), ConnectionResetError("closed")]
 )
-async def test_a_guest_that_lives_and_does_not_give_its_log_has_a_finding(tmp_path: Path, error: Exception) -> None:
+async def test_a_running_guest_without_a_readable_log_has_a_finding(tmp_path: Path, error: Exception) -> None:
     log = await saved(tmp_path, error)
     assert log is not None and log.unread == str(error).splitlines()[0]
     assert not (tmp_path / "dmesg.txt").exists()
 
 
-async def test_a_log_that_is_read_is_kept_and_one_of_a_lost_guest_is_not_asked_for(tmp_path: Path) -> None:
+async def test_a_log_is_saved_and_the_log_of_a_lost_guest_is_not_requested(tmp_path: Path) -> None:
     assert await saved(tmp_path, GuestError("x"), lost=True) is None
     log = await saved(tmp_path, f"0\n{BOOT}")
     assert log is not None and not log.unread and (tmp_path / "dmesg.txt").read_text() == log.text

@@ -62,7 +62,7 @@ def test_warnings_whose_banner_is_another_one_day_are_findings_by_their_frame(na
 
 
 @pytest.mark.parametrize("name", BOOTED)
-def test_a_healthy_boot_says_nothing_whatever_the_level(name: str) -> None:
+def test_a_healthy_boot_has_no_findings_at_any_log_level(name: str) -> None:
     reader = kernel_log.ConsoleReader()
     lines = (DATA / name).read_text().splitlines()
     assert len(lines) > 300 and [finding for line in lines if (finding := reader.take(line))] == []
@@ -122,7 +122,7 @@ def test_a_search_that_names_no_class_finds_every_splat(kind: Kind) -> None:
         "hrtimer: interrupt took 5500000 ns",
     ],
 )
-def test_lines_of_a_healthy_kernel_say_nothing(text: str) -> None:
+def test_lines_of_a_healthy_kernel_are_no_findings(text: str) -> None:
     assert kernel_log.classify(stamped(text)) is None
 
 
@@ -148,13 +148,13 @@ def test_an_alarm_wins_over_what_is_harmless_on_the_same_line(kind: Kind, text: 
     "line",
     ["", "dropbear: WARNING is a word", "login:", "WARNING: a program's", "BUG: a program's", "INFO: a program's"],
 )
-def test_other_lines_say_nothing(line: str) -> None:
+def test_other_lines_are_no_findings(line: str) -> None:
     assert kernel_log.classify(line) is None
 
 
 @pytest.mark.parametrize("program", ["systemd[1]", "systemd-journald[151]", "(sd-pam)[77]", "sshd(pam_unix)[77]"])
 @pytest.mark.parametrize("text", ["INFO: hello", "WARNING: a program's", "BUG: a program's", "a BUG, it says"])
-def test_the_broad_class_is_not_for_a_line_that_a_program_has_put_its_name_before(program: str, text: str) -> None:
+def test_a_line_with_the_name_of_a_program_is_not_of_the_broad_class(program: str, text: str) -> None:
     assert kernel_log.classify(stamped(f"{program}: {text}")) is None
     found = kernel_log.classify(stamped(f"{program}: BUG: unable to handle page fault for address: ffffffff"))
     assert found is not None and found.kind is Kind.OOPS
@@ -162,7 +162,7 @@ def test_the_broad_class_is_not_for_a_line_that_a_program_has_put_its_name_befor
 
 @pytest.mark.parametrize("before", ["", "root@g0:~# ", "half a line of a program", "\x1b[2J", "<4>"])
 @pytest.mark.parametrize("caller", ["", "[    T1]", "[   C12]"])
-def test_what_stands_before_a_stamp_is_not_the_kernels(before: str, caller: str) -> None:
+def test_text_before_a_time_stamp_is_not_the_kernel_s(before: str, caller: str) -> None:
     found = kernel_log.classify(f"{before}[    1.500000]{caller} WARNING: a format that nobody knows yet\r")
     assert found is not None and (found.kind, found.seconds, found.text) == (
         Kind.OTHER,
@@ -172,7 +172,7 @@ def test_what_stands_before_a_stamp_is_not_the_kernels(before: str, caller: str)
 
 
 @pytest.mark.parametrize("stamp", ["9" * 400 + ".000000", "\u0661.000000", "\u00b2.000000", "1.0", "-1.000000", "nan"])
-def test_what_is_no_time_is_no_stamp(stamp: str) -> None:
+def test_an_invalid_time_is_no_time_stamp(stamp: str) -> None:
     assert kernel_log.classify(f"[{stamp}] WARNING: a format that nobody knows yet") is None
     found = kernel_log.classify(f"[{stamp}] refcount_t: underflow; use-after-free.")
     assert found is not None and found.seconds is None
@@ -197,7 +197,7 @@ HEADING = "Attention, block/blk-core.c has warned"
         f"quiet\n{HEADING}\n{BODY}\n{END}\nquiet",
     ],
 )
-def test_a_report_that_is_known_by_its_frame_alone_is_one_finding(report: str) -> None:
+def test_a_report_that_is_recognized_by_its_frame_alone_is_one_finding(report: str) -> None:
     assert heard(report) == [(Kind.OTHER, HEADING)]
     assert heard(f"{report}\n{report}") == [(Kind.OTHER, HEADING)] * 2
     oom = "dd invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0"
@@ -205,7 +205,7 @@ def test_a_report_that_is_known_by_its_frame_alone_is_one_finding(report: str) -
     assert heard(f"{killed}\n{report}") == [(Kind.OOM, oom), (Kind.OTHER, HEADING)]
 
 
-def test_a_report_with_a_line_that_is_known_is_no_other() -> None:
+def test_a_report_with_a_line_of_a_class_is_not_of_the_class_other() -> None:
     banner = "WARNING: drivers/block/loop.c:10 at loop_workfn+0x1/0x2 [loop], CPU#0: kworker/0:1/77"
     for report in (f"{CUT}\nsome words first\n{banner}\n{BODY}\n{END}", f"some words first\n{banner}\n{BODY}\n{END}"):
         assert [kind for kind, _ in heard(f"{report}\n{report}")] == [Kind.WARNING] * 2
@@ -219,7 +219,7 @@ def test_only_panic_and_oops_end_a_guest() -> None:
     assert {kind for kind in Kind if kind.fatal} == {Kind.PANIC, Kind.OOPS}
 
 
-def test_what_could_steer_a_terminal_is_taken_out() -> None:
+def test_terminal_control_characters_are_removed() -> None:
     assert kernel_log.clean("a\x1b[31mred\x1b[0m\x07\x9b2J\ttab") == "ared2J\ttab"
     assert len(kernel_log.clean("x" * 100_000)) == 1000
 

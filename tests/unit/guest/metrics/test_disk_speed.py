@@ -16,7 +16,7 @@ def model(**disk: object) -> GuestModel:
     return GuestModel.model_validate({"disks": {"data": {"size": "1G", **disk}}})
 
 
-def test_a_profile_that_the_machine_cannot_be_is_warned_of_with_a_scale_that_it_can() -> None:
+def test_a_profile_that_is_too_fast_for_the_machine_gets_a_warning_with_a_scale_that_fits() -> None:
     (requests, amount) = disk_speed.too_fast_profiles(model(type="nvme", profile="nvme-consumer"), SLOW)
     assert "disk data: expected" in requests and "this machine makes 5000 at most (testbed bench disks)" in requests
     assert "makes 300M at most" in amount
@@ -27,13 +27,13 @@ def test_a_profile_that_the_machine_cannot_be_is_warned_of_with_a_scale_that_it_
     )
 
 
-def test_what_is_not_known_or_not_asked_is_no_warning() -> None:
+def test_an_unmeasured_kind_or_a_disk_without_a_profile_gets_no_warning() -> None:
     assert list(disk_speed.too_fast_profiles(model(type="virtio-blk", profile="nvme-consumer"), SLOW)) == []
     assert list(disk_speed.too_fast_profiles(model(type="nvme", throttle={"iops-total": 10**9}), SLOW)) == []
     assert list(disk_speed.too_fast_profiles(model(type="nvme", profile="hdd-7200"), SLOW)) == []
 
 
-def test_it_is_remembered_for_this_machine_and_this_qemu(tmp_path: Path) -> None:
+def test_disk_speeds_are_cached_per_machine_and_qemu(tmp_path: Path) -> None:
     host, other = (
         cast(Host, SimpleNamespace(qemu=SimpleNamespace(identity=identity), accelerator="tcg", cores=2))
         for identity in ("a", "b")

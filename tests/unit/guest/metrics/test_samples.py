@@ -77,7 +77,7 @@ def test_a_line_of_another_form_is_an_error(line: str) -> None:
         ("", ""),
     ],
 )
-def test_the_agent_says_what_each_device_has_moved(text: str, said: str) -> None:
+def test_the_agent_reports_the_io_of_each_device(text: str, said: str) -> None:
     agent = (paths.shipped("images") / "guest" / "testbed-agent").read_text(encoding="utf-8")
     function = re.search(r"^sub moved \{$.*?^\}$", agent, re.MULTILINE | re.DOTALL)
     assert function is not None

@@ -22,7 +22,7 @@ def with_loops(*names: str) -> GuestModel:
 NESTED = with_loops("l0", "l1")
 
 
-def test_a_loop_comes_after_what_it_stands_on() -> None:
+def test_a_loop_is_set_up_after_what_is_below_it() -> None:
     made = block_stack.plan_stack(with_loops("l1", "l0"), {"data": "/dev/nvme0n1"})
     assert [step.what for step in made.steps][2::3] == [
         "/dev/loop1 on /mnt/data/disk.img",
@@ -51,7 +51,7 @@ def test_tmpfs_needs_no_disk_and_its_file_is_sparse() -> None:
     ]
 
 
-def test_undoing_is_the_reverse_of_what_was_done_and_no_more() -> None:
+def test_exactly_the_finished_steps_are_undone_in_reverse_order() -> None:
     made = block_stack.plan_stack(NESTED, {"data": "/dev/vdc"})
     assert steps.undo_script(made.steps).splitlines()[1:-1] == [
         "losetup -d /dev/loop1 || failed=1",

@@ -141,13 +141,13 @@ def test_a_survey_has_the_devices_mounts_swap_and_limits_of_the_guest_and_nothin
         ("cpus 0\n" + "group /g\n" * 5000 + "end\n", "has no end within"),
     ],
 )
-def test_what_is_no_whole_survey_is_none_and_says_why(said: str, why: str) -> None:
+def test_an_incomplete_survey_is_an_error_with_a_reason(said: str, why: str) -> None:
     found = survey_parser.parse(said, DISKS)
     assert isinstance(found, SurveyError) and why in found.why
 
 
 @given(st.lists(st.sampled_from(SAID.splitlines()) | st.text(max_size=30)))
-def test_whatever_a_guest_answers_is_a_survey_or_none_and_can_be_drawn(lines: list[str]) -> None:
+def test_any_output_of_a_guest_is_a_survey_or_an_error_and_can_be_drawn(lines: list[str]) -> None:
     found = survey_parser.parse("\n".join([*lines, "end"]), DISKS)
     if isinstance(found, Survey):
         ElementTree.fromstring(stack_svg.svg(Stack.model_validate(asdict(found)), "on base"))
@@ -164,7 +164,7 @@ def test_the_script_is_one_that_shells_run_to_its_end_and_its_first_survey_stays
     assert done.stdout.count("cpus ") == 1 and done.stderr == ""
 
 
-def test_where_nobody_has_put_the_script_steps_go_on_without_it(tmp_path: Path) -> None:
+def test_steps_run_without_the_survey_script(tmp_path: Path) -> None:
     script = f"set -e; {survey.TAKE}; echo on\n{survey.SHOW}".replace("/run/", f"{tmp_path}/")
     assert subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout == "on\n"
 
@@ -181,7 +181,7 @@ def test_each_scenario_takes_a_survey_where_it_measures(path: Path) -> None:
 # In reports ------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_control_groups_beyond_those_that_are_looked_into_are_counted() -> None:
+def test_cgroups_beyond_the_limit_of_a_survey_are_counted() -> None:
     more = SAID.replace("group /writer\nend", "group /writer\nmore 136\nend")
     assert surveyed(more).more_groups == 136 and stack_svg.describe_stack(stack(more)).endswith(
         ", writer; 136 more cgroups"
@@ -228,7 +228,7 @@ def test_what_stands_on_what_is_said_and_drawn() -> None:
     assert len([path for path in drawn.iter("{http://www.w3.org/2000/svg}path") if path.get("class") == "limit"]) == 2
 
 
-def test_a_loop_that_a_guest_says_to_stand_on_itself_is_drawn_without_that() -> None:
+def test_a_loop_that_is_reported_to_be_on_itself_is_drawn_without_that_edge() -> None:
     itself = SAID.replace("loop/backing_file /dev/loop0p1", "loop/backing_file /dev/loop1")
     assert "loop1 (loop 32M, direct I/O, 4096 B sectors, from 1M, read-only)" in stack_svg.describe_stack(
         stack(itself)
@@ -287,7 +287,7 @@ def test_a_run_of_a_testbed_that_did_not_record_stacks_has_none_drawn(tmp_path: 
     assert markdown(done).endswith("\nIt is not known: the run is of a testbed that did not record it.\n")
 
 
-def test_what_the_file_had_beyond_is_listed(tmp_path: Path) -> None:
+def test_unused_parts_of_the_topology_are_listed(tmp_path: Path) -> None:
     done = document(tmp_path, passed(tmp_path))
     done = changed(done, "topology_unused", ["guests.g0.loops", "guests.g0.cgroups"])
     assert "Scenarios did not use of the file: guests.g0.loops, guests.g0.cgroups." in " ".join(
