@@ -1,6 +1,7 @@
-"""Runs one try of a bug: a fresh guest with the bug's topology and scripts, watched for everything that the signature names.
+"""Runs one try of a bug: a fresh guest with its topology and scripts, watched for all that the signature names.
 
-Whatever happens to the guest ends as a `Try` that says why, within the bug's timeout and the few seconds that it takes to find out.
+Whatever happens to the guest ends as a `Try` that says why, within the bug's timeout and the few seconds that it takes
+to find out.
 """
 
 from __future__ import annotations
@@ -49,15 +50,15 @@ _ENDS = {
 }
 _SIGNALS = {one.name.removeprefix("SIG") for one in signal.Signals}
 
-
 # Holds a guest whose signature has just shown; the guest ends when this returns.
 HoldGuest = Callable[[Guest, Match], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptSpec:
-    """Describes one try. `logs`: the folder of its guest's log files. `hold`: called with the guest once the signature shows; with `paused`
-    the guest's CPUs are stopped then. `dump`: write the guest's memory into `logs` where it shows the bug, hangs or dies.
+    """Describes one try. `logs`: the folder of its guest's log files. `hold`: called with the guest once the signature
+    shows; with `paused` the guest's CPUs are stopped then. `dump`: write the guest's memory into `logs` where it shows
+    the bug, hangs or dies.
     """
 
     factory: GuestFactory
@@ -74,7 +75,8 @@ class AttemptSpec:
 
 
 async def run_attempt(spec: AttemptSpec) -> Try:
-    """Try once, as soon as the host admits the guest. Any failure but a HostError is this try's TROUBLE, and other tries go on.
+    """Try once, as soon as the host admits the guest. Any failure but a HostError is this try's TROUBLE, and other
+    tries go on.
 
     :raise HostError: this machine cannot run guests; another try would fail in the same way.
     """

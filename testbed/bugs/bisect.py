@@ -1,4 +1,5 @@
-"""Finds between which two kernels of an ordered list a bug came, or went, by trying it on one kernel after the other."""
+"""Finds between which two kernels of an ordered list a bug came, or went, by trying it on one kernel after the
+other."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ UNFINISHED = "unfinished"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BisectStep:
-    """One kernel of a bisection: what it answered, None where its tries have not ended, and its tries."""
+    """One kernel of a bisection: its answer (None while its tries run) and its tries. `why`: the reason why it was
+    skipped."""
 
     kernel: str
     answer: BisectAnswer | None
@@ -36,7 +38,8 @@ class BisectStep:
 
 
 class Bisector:
-    """Asks kernels whether they show a bug, so often that a good one is right but for a chance of `error` over the whole search."""
+    """Tries a bug on kernels, often enough that the probability of a wrong `good` in the whole search is at most
+    `error`."""
 
     def __init__(
         self, job: ReproJob, kernel_of: Callable[[str], Awaitable[KernelFiles]], error: float, on_step: OnStep
@@ -48,11 +51,12 @@ class Bisector:
 
     @property
     def so_far(self) -> tuple[BisectStep, ...]:
-        """The kernels that were asked by now, with the one whose tries have not ended."""
+        """The kernels that were tried so far, with the one whose tries still run."""
         return (*self.steps, *([self._trying] if self._trying is not None else []))
 
     async def bisect(self, kernels: tuple[str, ...], good: int, bad: int, rate: float | None) -> BisectRange:
-        """Which neighbours of the list the change is between. `rate`: how often the bug shows on the bad side; measured there without it.
+        """Find the two neighbours in the list between which the bug came or went. `rate`: how often the bug shows on
+        the bad side; None: measure it there.
 
         :raise HostError: this machine cannot run the guests.
         """
@@ -70,8 +74,8 @@ class Bisector:
             return found
 
     async def ask(self, spec: str, error: float, *, measure: bool = False) -> BisectAnswer:
-        """Whether one kernel is bad; one that cannot be unpacked or does not boot is skipped. `measure`: all tries, from which the rate is
-        taken: its interval's lower bound, to be sure.
+        """Find out whether one kernel is bad; one that cannot be unpacked or does not boot is skipped. `measure`: run
+        all tries, and take the lower bound of their interval as the rate.
 
         :raise HostError: this machine cannot run the guests.
         """
@@ -108,13 +112,13 @@ class Bisector:
 
     @property
     def _stated_rate(self) -> float:
-        """The file's; where it says none, what as many hits as `MEASURED_TRIES` would have shown at least."""
+        """The rate in the bug file; without one, the lower bound for `MEASURED_TRIES` hits in as many tries."""
         bug = self._job.case.bug
         return bug.rate if "rate" in bug.model_fields_set else Rate(hits=MEASURED_TRIES, tries=MEASURED_TRIES).low
 
 
 def _unusable(spec: str) -> KernelFiles:
-    """What is known of a kernel whose files are not what they should be: its name."""
+    """Stands for a kernel whose files cannot be used: only its name is known."""
     name = short_name(spec)
     return KernelFiles(
         name=name,

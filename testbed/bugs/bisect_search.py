@@ -1,4 +1,5 @@
-"""Between which two kernels of an ordered list a bug came, or went. Pure: numbers of kernels go out, answers come in."""
+"""The search of a bisection, as a generator: yields indexes of kernels in an ordered list, and is sent answers.
+Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 
 class BisectAnswer(enum.Enum):
-    """Of one kernel. SKIP: it cannot be tried."""
+    """The answer of one kernel. SKIP: it cannot be tried."""
 
     GOOD = "good"
     BAD = "bad"
@@ -18,9 +19,10 @@ class BisectAnswer(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BisectRange:
-    """The change is after the number `good` and not after `bad`, or the other way round where the bug went; `skipped` lie between them.
+    """The change is between the kernels at the indexes `good` and `bad`; those at `skipped` lie between them.
 
-    `wrong`: why there is no such change, in words: an end that is not what it was said to be, or a bug that comes and goes (`wavers`).
+    `wrong`: why there is no such change: an end is not as it was given, or the bug comes and goes along the list
+    (`wavers`).
     """
 
     good: int
@@ -34,10 +36,10 @@ Search = Generator[int, BisectAnswer, BisectRange]
 
 
 def bisect(good: int, bad: int) -> Search:
-    """Asks for both ends first, then for the middle of what is left; numbers are places in the list.
+    """Ask for both ends first, then always for the middle of what is left.
 
-    That finds one change of possibly many. So at last the middle of what was passed over on either side is asked: where that is not as its
-    end is, the bug comes and goes.
+    That finds one change of possibly many. So at last it asks for the middle of the part that was passed over on each
+    side: where the answer is not that of the side's end, the bug comes and goes.
     """
     ends = {bad: BisectAnswer.BAD, good: BisectAnswer.GOOD}
     found = {}
@@ -69,7 +71,7 @@ def bisect(good: int, bad: int) -> Search:
 
 
 def _wrong_ends(good: int, bad: int, found: Mapping[int, BisectAnswer]) -> Search:
-    """What to say of ends that are not as they were said to be; where both are alike, the middle may differ from them."""
+    """Return what is wrong with the ends; where both have the same answer, ask for the middle, which may differ."""
     if found[good] is not found[bad]:
         return BisectRange(good=good, bad=bad, wrong="the ends are the other way round")
     inside = _between(good, bad, ())
@@ -89,6 +91,7 @@ def _middle(numbers: list[int], one: int, other: int) -> int:
 
 
 def most_steps(good: int, bad: int) -> int:
-    """How many kernels between the ends are asked for at most, where none is skipped: those of the search, and two that check it."""
+    """Return how many kernels between the ends are asked for at most if none is skipped: those of the search, and two
+    that check it."""
     between = abs(good - bad) - 1
     return math.ceil(math.log2(between + 1)) + min(2, between) if between > 0 else 0

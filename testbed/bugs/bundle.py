@@ -1,4 +1,5 @@
-"""Bundles: a run of `repro` in one tar, the same bytes for the same run; and what is in one, read with suspicion."""
+"""Packs a run of `repro` into a bundle, a tar file with the same bytes for the same run; and reads bundles, which are
+not trusted."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ _KERNEL_FILES = ("bzImage", "modules.ext4", cache.META)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """What a bundle says: `plain` is the mapping of its bug, the `case`, which names no file of this machine."""
+    """A bundle that was read. `plain`: the mapping of its bug, which is `case`; it names no file of this machine."""
 
     path: Path
     manifest: Manifest
@@ -43,7 +44,7 @@ class Bundle:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a file looks like one: a tar. A pipe is none, and nothing is taken from it."""
+    """Whether a file is a tar archive. A pipe is not, and is not read from."""
     if not path.is_file():
         return False
     try:
@@ -54,58 +55,30 @@ def is_bundle(path: Path) -> bool:
         return False
 
 
-def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
-    """Pack a run's folder into a new file; its size in bytes. `kernels`: folders of the cache that go along, by name. The run may be a
-    stranger's: what is a link in it, or no file, stays behind.
+# The files of a new bundle: for each name the folder that holds it, and the path below that folder.
+_Files = Mapping[str, tuple[Path, str]]
 
-    :raise UsageError: it is no run of `repro`, or its bug would run things on another's machine, or nobody could open the bundle.
-    :raise HostError: it cannot be written.
+
+def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
+    """Pack the folder of a run into a new file; returns its size in bytes. `kernels`: cache folders of kernels to
+    include, by name. The run may come from somebody else: links and other entries that are no regular files are left
+    out.
+
+    :raise UsageError: it is no run of `repro`, its bug names files of this machine, or nobody could open the bundle.
+    :raise HostError: the bundle cannot be written.
     """
     try:
         results = parse_json(untrusted_files.read_below(run, RESULTS, bundle_rules.MOST_TEXT_BYTES))
-        plain = read_plain(
-            untrusted_files.read_below(run, BUG, bundle_rules.MOST_TEXT_BYTES).decode("utf-8"), str(run / BUG)
-        )[0]
+        bug = untrusted_files.read_below(run, BUG, bundle_rules.MOST_TEXT_BYTES).decode("utf-8")
+        plain = read_plain(bug, str(run / BUG))[0]
     except (OSError, ValueError) as error:
         raise UsageError(f"{run}: expected the folder of a run of `testbed repro`: {error}") from error
+    _check_portable(run, plain)
     try:
-        hooks = list(bundle_rules.find_host_hooks(parse_mapping(plain, str(run / BUG))))
-    except TopologyError as error:
-        hooks = [str(error)]
-    if hooks:
-        raise UsageError(f"{run}: it cannot go to another machine: {'; '.join(hooks)}")
-    files = {BUG: (run, BUG), RESULTS: (run, RESULTS)}
-    logs = (
-        f"guests/{guest}/{log}" for guest in untrusted_files.names_below(run, "guests") for log in bundle_rules.LOGS
-    )
-    files |= {log: (run, log) for log in logs if untrusted_files.is_file_below(run, log)}
-    for name, folder in kernels.items():
-        files |= {f"{KERNELS}/{name}/{one}": (folder, one) for one in _kernel_files(folder)}
-    try:
-        hashes = {}
-        for name, (folder, one) in files.items():
-            with untrusted_files.open_below(folder, one, bundle_rules.MOST_BYTES) as file:
-                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a reader will do
-        manifest = (
-            json.dumps(bundle_rules.manifest(results, hashes, kernels), indent=2, sort_keys=True).encode() + b"\n"
-        )
-        sizes = {name: (folder / one).lstat().st_size for name, (folder, one) in files.items()} | {
-            MANIFEST: len(manifest)
-        }
-        if said := list(
-            bundle_rules.find_refusals(Member(name=name, size_bytes=size, is_file=True) for name, size in sizes.items())
-        ):
-            raise UsageError(f"{run}: nobody could open such a bundle: {'; '.join(said[:20])}")
-        with target.open("xb") as raw:
-            try:
-                with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-                    archive.addfile(_entry(MANIFEST, len(manifest)), io.BytesIO(manifest))
-                    for name, (folder, one) in sorted(files.items()):
-                        with untrusted_files.open_below(folder, one, bundle_rules.MOST_BYTES) as file:
-                            archive.addfile(_entry(name, os.fstat(file.fileno()).st_size), file)
-            except BaseException:
-                target.unlink(missing_ok=True)
-                raise
+        files = _collect(run, kernels)
+        manifest = _make_manifest(results, files, kernels)
+        _check_can_be_read(run, files, len(manifest))
+        _write_archive(target, manifest, files)
     except (KeyError, TypeError) as error:
         raise UsageError(f"{run}: expected the folder of a run of `testbed repro`: {RESULTS}: {error}") from error
     except OSError as error:
@@ -114,8 +87,60 @@ def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
     return target.stat().st_size
 
 
+def _check_portable(run: Path, plain: dict[str, Any]) -> None:
+    """:raise UsageError: the bug of a run is invalid, or names files of this machine."""
+    try:
+        hooks = list(bundle_rules.find_host_hooks(parse_mapping(plain, str(run / BUG))))
+    except TopologyError as error:
+        hooks = [str(error)]
+    if hooks:
+        raise UsageError(f"{run}: it cannot go to another machine: {'; '.join(hooks)}")
+
+
+def _collect(run: Path, kernels: Mapping[str, Path]) -> _Files:
+    files = {BUG: (run, BUG), RESULTS: (run, RESULTS)}
+    guests = untrusted_files.names_below(run, "guests")
+    logs = (f"guests/{guest}/{log}" for guest in guests for log in bundle_rules.LOGS)
+    files |= {log: (run, log) for log in logs if untrusted_files.is_file_below(run, log)}
+    for name, folder in kernels.items():
+        files |= {f"{KERNELS}/{name}/{one}": (folder, one) for one in _kernel_files(folder)}
+    return files
+
+
+def _make_manifest(results: Mapping[str, Any], files: _Files, kernels: Iterable[str]) -> bytes:
+    hashes = {}
+    for name, (folder, path) in files.items():
+        with untrusted_files.open_below(folder, path, bundle_rules.MOST_BYTES) as file:
+            digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # a reader is enough
+            hashes[name] = digest.hexdigest()
+    return json.dumps(bundle_rules.manifest(results, hashes, kernels), indent=2, sort_keys=True).encode() + b"\n"
+
+
+def _check_can_be_read(run: Path, files: _Files, manifest_bytes: int) -> None:
+    """:raise UsageError: `read` would refuse a bundle of these files."""
+    sizes = {name: (folder / path).lstat().st_size for name, (folder, path) in files.items()}
+    members = (
+        Member(name=name, size_bytes=size, is_file=True) for name, size in (sizes | {MANIFEST: manifest_bytes}).items()
+    )
+    if refusals := list(bundle_rules.find_refusals(members)):
+        raise UsageError(f"{run}: nobody could open such a bundle: {'; '.join(refusals[:20])}")
+
+
+def _write_archive(target: Path, manifest: bytes, files: _Files) -> None:
+    with target.open("xb") as raw:
+        try:
+            with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+                archive.addfile(_entry(MANIFEST, len(manifest)), io.BytesIO(manifest))
+                for name, (folder, path) in sorted(files.items()):
+                    with untrusted_files.open_below(folder, path, bundle_rules.MOST_BYTES) as file:
+                        archive.addfile(_entry(name, os.fstat(file.fileno()).st_size), file)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
+
 def _entry(name: str, size_bytes: int) -> tarfile.TarInfo:
-    """Nothing of whoever packs it."""
+    """Return an archive entry without user, group or time of the packing machine."""
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode, entry.mtime = size_bytes, 0o644, 0
     return entry
@@ -127,9 +152,10 @@ def _kernel_files(folder: Path) -> Iterator[str]:
 
 
 def read(path: Path) -> Bundle:
-    """What is in a bundle, checked: nothing that escapes, links, is too large, runs anything here, or is not what its manifest says.
+    """Read and check a bundle. Refuses paths that lead out of it, links, oversized files, anything that would run on
+    this machine, and files that differ from the manifest.
 
-    :raise UsageError: it is refused, with every reason.
+    :raise UsageError: it is refused; with every reason.
     """
     try:
         with archives.open_archive(path) as archive:
@@ -152,7 +178,8 @@ def read(path: Path) -> Bundle:
         raise _refused(path, [f"expected a bundle of `testbed bundle`: {error}"]) from error
     try:
         plain = read_plain(text, f"{path}:{BUG}")[0]
-        # The manifest names the hash of every file. Only of itself there is none: whoever trusts a bundle must name it.
+        # The manifest has the hash of every file but itself, so that the hash of the manifest identifies the whole
+        # bundle.
         case = parse_mapping(plain, f"{path}:{BUG}", sources={hashlib.sha256(first).hexdigest(): f"{path}:{MANIFEST}"})
     except TopologyError as error:
         raise _refused(path, [str(error)]) from error
@@ -169,7 +196,7 @@ def read(path: Path) -> Bundle:
 
 
 def _damaged(archive: tarfile.TarFile, files: Mapping[str, tarfile.TarInfo], manifest: Manifest) -> Iterator[str]:
-    """Where the files are not those of the manifest."""
+    """Find the files that are not those of the manifest."""
     for name, entry in files.items():
         if _sha256(archive, entry) != manifest.files.get(name):
             yield f"{name!r}: it is not the file that the manifest names"
@@ -180,8 +207,8 @@ def _damaged(archive: tarfile.TarFile, files: Mapping[str, tarfile.TarInfo], man
 
 def _sha256(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> str:
     file = archive.extractfile(entry)
-    assert file is not None  # it is a regular one
-    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a reader will do
+    assert file is not None  # it is a regular file
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a reader is enough
 
 
 def _bytes(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
@@ -195,9 +222,10 @@ def _refused(path: Path, said: list[str]) -> UsageError:
 
 
 def kernels(bundle: Bundle, root: Path) -> dict[str, KernelFiles]:
-    """The kernels that came along, by name, unpacked into the folder `root`, which is new. `read` has compared them with the manifest.
+    """Unpack the kernels of a bundle into the new folder `root`; returns them by name. `read` has compared them with
+    the manifest.
 
-    :raise UsageError: they are damaged, or name files that are not theirs. :raise HostError: there is no room for them.
+    :raise UsageError: they are damaged, or name files that are not theirs. :raise HostError: they cannot be written.
     """
     found: dict[str, KernelFiles] = {}
     try:
@@ -216,7 +244,8 @@ def kernels(bundle: Bundle, root: Path) -> dict[str, KernelFiles]:
                     bundle.path,
                     [f"kernel {name!r}: expected names of modules that came along, got {one!r}" for one in said],
                 )
-            # What is made of it is kept by what it is, and not by what it says of itself.
+            # Templates are cached by the hash of the files themselves, not by the hash that the kernel's meta.json
+            # claims.
             hashes = {file: one for file, one in bundle.manifest.files.items() if file.startswith(f"{KERNELS}/{name}/")}
             found[name] = replace(read, sha256=content_key("bundle", sorted(hashes.items())))
     except OSError as error:
@@ -227,9 +256,9 @@ def kernels(bundle: Bundle, root: Path) -> dict[str, KernelFiles]:
 
 
 def _kernel(bundle: Bundle, name: str, folder: Path) -> KernelFiles:
-    """What a kernel that came along says of itself; it gets into results and onto terminals.
+    """Read the meta.json of a bundle's kernel; its texts get into results and onto terminals.
 
-    :raise UsageError: it is no kernel, or is called as none is.
+    :raise UsageError: it is no kernel, or its release is malformed.
     """
     try:
         read = read_folder(LocalKernel(name=name), folder)
@@ -245,7 +274,7 @@ def _kernel(bundle: Bundle, name: str, folder: Path) -> KernelFiles:
 
 
 def _unpack(archive: tarfile.TarFile, entry: tarfile.TarInfo, root: Path, bundle: Bundle) -> None:
-    """A kernel's file, where it is still the one that the manifest names."""
+    """Unpack one file of a kernel, if it is still the one in the manifest."""
     if not entry.isreg() or _sha256(archive, entry) != bundle.manifest.files.get(entry.name):
         raise _refused(bundle.path, [f"{entry.name!r}: it was changed since it was looked at"])
     target = root / entry.name

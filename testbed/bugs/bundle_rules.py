@@ -1,4 +1,5 @@
-"""What a bundle may hold, what it says of where it was made, and how that differs from here. Pure: a bundle may come from anybody."""
+"""Rules for bundles: what one may contain, its manifest, and how its origin differs from this machine. Pure: bundles
+are not trusted."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from testbed.topology.base import TupleOf, Version
 
 MANIFEST, BUG, RESULTS = "manifest.json", "bug.yaml", "repro.json"
 KERNELS, KERNEL_META = "kernels", "meta.json"
-# What of each guest goes along, if it is there; dumps stay, for they hold all of its memory.
+# The log files of each guest that are packed, if they exist; dumps are not, since they hold all of the guest's memory.
 LOGS = (
     "argv.txt",
     "console.log",
@@ -31,16 +32,16 @@ LOGS = (
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,4}")
 Text = Annotated[str, Field(max_length=500)]
 KernelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-# What of a kernel is read on the other side.
+# The files of a kernel that are read on the receiving machine.
 _OF_KERNEL = re.compile(rf"{KERNELS}/[^/]+/(bzImage|modules\.ext4|{KERNEL_META}|early/[A-Za-z0-9_-]{{1,64}}\.ko)")
 MOST_MEMBERS = 20_000
 MOST_BYTES = 4 << 30
-MOST_TEXT_BYTES = 8 << 20  # of what is read before anything runs
+MOST_TEXT_BYTES = 8 << 20  # of each file that is read before anything runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One entry of an archive. `is_file`: a regular one, not a link, a device or a folder."""
+    """One entry of an archive. `is_file`: a regular file, not a link, a device or a folder."""
 
     name: str
     size_bytes: int
@@ -48,7 +49,7 @@ class Member:
 
 
 def find_refusals(members: Iterable[Member]) -> Iterator[str]:
-    """Why an archive must not be opened."""
+    """Find the reasons why an archive must not be unpacked."""
     names: set[str] = set()
     total = 0
     for number, member in enumerate(members, 1):
@@ -77,7 +78,8 @@ def find_refusals(members: Iterable[Member]) -> Iterator[str]:
 
 
 def find_host_hooks(case: Case) -> Iterator[str]:
-    """What in a bug names files of the machine that runs it. Its `qemu-args` are not named here: `trust` decides about them."""
+    """Find what in a bug names files of the machine that runs it. Not its `qemu-args`: `topology.trust` decides about
+    them."""
     if case.guest.kernel is not None:
         yield "the guest's kernel: it names a file of this machine"
     for name, disk in case.guest.disks.items():
@@ -106,7 +108,7 @@ class MadeFor(_Model):
 
 
 class Made(_Model):
-    """Where a run was made: QEMU, guest image, kernels."""
+    """What a run was made with: QEMU, guest image, kernels."""
 
     host: MadeWith
     image: MadeOn
@@ -114,7 +116,8 @@ class Made(_Model):
 
 
 class Manifest(Made):
-    """What of a bundle's manifest is used. `seed`: of the run; `with_kernels`: names of those that came along; `files`: SHA-256 by name."""
+    """The manifest of a bundle. `seed`: of the run; `with_kernels`: names of the kernels in the bundle; `files`:
+    SHA-256 by name."""
 
     version: Version
     seed: Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -123,9 +126,9 @@ class Manifest(Made):
 
 
 def manifest_of(plain: Any) -> Manifest:
-    """The manifest that a bundle says.
+    """Check and return the manifest of a bundle.
 
-    :raise ValueError: it is none; names each place that is wrong.
+    :raise ValueError: it is malformed; names each wrong place.
     """
     try:
         return Manifest.model_validate(plain)
@@ -135,7 +138,7 @@ def manifest_of(plain: Any) -> Manifest:
 
 
 def manifest(results: Mapping[str, Any], hashes: Mapping[str, str], with_kernels: Iterable[str]) -> dict[str, Any]:
-    """What a bundle says of itself: where its run was made, and the hash of each of its files."""
+    """Make the manifest of a new bundle: what its run was made with, and the hash of each of its files."""
     return {
         "version": 1,
         "run": results["run"],
@@ -152,7 +155,7 @@ def manifest(results: Mapping[str, Any], hashes: Mapping[str, str], with_kernels
 
 
 def manifest_differences(there: Made, here: Made) -> Iterator[str]:
-    """What is another on this machine."""
+    """Find what differs on this machine."""
     for what, theirs, ours in (
         ("QEMU", there.host.qemu, here.host.qemu),
         ("QEMU's binary", there.host.qemu_identity, here.host.qemu_identity),

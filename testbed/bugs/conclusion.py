@@ -1,4 +1,4 @@
-"""What the tries of a bug on several kernels say together: whether it shows where it must, and only there. Pure."""
+"""Concludes from the tries of a bug on several kernels whether it shows where it must, and only there. Pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from testbed.bugs.kernel_tries import KernelTries, KernelVerdict
 
 
 class ReproResult(enum.Enum):
-    """Of a bug. INVALID: it shows on a kernel that must be clean, so its signature is no sign of it. NOT_APART: it was not seen on such a
-    kernel, in too few tries to be told apart (`apart`) from one where it shows."""
+    """INVALID: the signature shows on a kernel that must be clean, so it does not identify the bug. NOT_APART: it was
+    not seen on such a kernel, but in too few tries to tell that kernel apart from one where it shows."""
 
     REPRODUCED = "reproduced"
     NOT_REPRODUCED = "not reproduced"
@@ -30,12 +30,13 @@ EXIT_CODES = {
 
 
 def is_apart(clean: KernelTries, tried: Iterable[KernelTries]) -> bool:
-    """Whether a kernel on which the bug was not seen is told apart from each of those `tried` on which it must show."""
+    """Whether a kernel on which the bug was not seen is told apart from each kernel of `tried` on which it must
+    show."""
     return all(absence.is_absent(one.rate, clean.rate.tries) for one in tried if one.must_show)
 
 
 def conclude(tried: Iterable[KernelTries], not_asked: Sequence[str] = ()) -> tuple[ReproResult, str]:
-    """What the kernels say together, and why; the reason names those that were `not_asked`, of which nothing is known."""
+    """Return the result of all kernels, and the reason, which names the kernels that were not tried (`not_asked`)."""
     verdict, why = _result(tuple(tried))
     return verdict, why + (f"; not asked, and nothing is known of: {', '.join(not_asked)}" if not_asked else "")
 
@@ -71,6 +72,6 @@ def _result(found: tuple[KernelTries, ...]) -> tuple[ReproResult, str]:
 
 
 def _not_seen(one: KernelTries) -> str:
-    """A kernel, and what its tries leave open."""
+    """Name a kernel, with the rate up to which the bug may still show there."""
     tries = "1 try" if one.rate.tries == 1 else f"{one.rate.tries} tries"
     return f"{one.kernel.name} (not seen in {tries}, up to {one.interval[1]:.0%})"

@@ -1,4 +1,4 @@
-"""Reads the counters of a guest's cgroups that a signature looks at, while a try runs and at its end."""
+"""Reads the cgroup counters that a signature names, while a try runs and at its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from testbed.guest.metrics import readings
 
 
 class CounterBaseline:
-    """The counters that one try's signature looks at, as they are read while it runs and at its end."""
+    """Reads the counters of one try and feeds them to its signature."""
 
     def __init__(self, matcher: SignatureMatcher) -> None:
         self._matcher = matcher
@@ -21,7 +21,8 @@ class CounterBaseline:
 
     @property
     def unknown(self) -> str:
-        """What was not read when it was last looked at: then that the signature has not shown there means nothing. Else empty."""
+        """Which counters could not be read at the last reading, and why; then a miss proves nothing. Empty where all
+        were read."""
         if self._failed:
             return f"its counters were not read at the end: {self._failed}"
         return "; ".join(
@@ -32,9 +33,8 @@ class CounterBaseline:
         return f"{self._last[counter]} at first, then " if counter in self._last else ""
 
     async def read(self, guest: Guest, *, everything: bool = False) -> tuple[str, ...]:
-        """Read the counters that the signature names, or all there are, and show them to it. Returns all, a line each, for `everything`.
-
-        What cannot be read is `unknown`, until it can.
+        """Read the counters that the signature names and feed them to it. `everything`: all counters of all cgroups,
+        which are returned, one line each. A counter that cannot be read is `unknown` until it can.
         """
         texts: Mapping[str, str] = {}
         lines: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
-"""What can be dropped from a bug's guest, and in which order it is tried: delta debugging (A. Zeller, R. Hildebrandt, "Simplifying and
-isolating failure-inducing input", 2002). Pure: candidates go out, answers come in.
+"""Delta debugging of a bug's guest (A. Zeller, R. Hildebrandt, "Simplifying and isolating failure-inducing input",
+2002): which parts can be dropped, and in which order that is tried. Pure: generators that yield candidates and are sent
+answers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from testbed.units import MIB, format_size, parse_size
 
 _LEAST_MEMORY = 256 * MIB
 _DEFAULT_CPUS, _DEFAULT_MEMORY = 2, 1024 * MIB
-# What stands on other things comes before them: it can go while they stay.
+# Sections that use others come before them: their parts can be dropped while the others stay.
 _SECTIONS = (
     "swaps",
     "dm",
@@ -26,7 +27,7 @@ _SECTIONS = (
     "throttle-groups",
     "disks",
 )
-# What a disk can do without.
+# Keys that a disk does not need.
 _OF_DISK = (
     "profile",
     "scale",
@@ -45,7 +46,7 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Something of a guest that may go: where it stands below the guest."""
+    """A part of a guest that may be dropped: its path below the guest."""
 
     path: Path
 
@@ -54,7 +55,7 @@ class Part:
 
 
 def guest_of(plain: dict[str, Any]) -> dict[str, Any]:
-    """The one guest's mapping in a bug that needs no other file; an empty one is put in where there is none."""
+    """Return the mapping of the only guest in a self-contained bug; inserts an empty one where there is none."""
     topology = plain.get("topology")
     if topology is None:
         topology = plain["topology"] = {"guests": {"g0": {"cpus": _DEFAULT_CPUS}}}
@@ -67,7 +68,7 @@ def guest_of(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def list_parts(plain: dict[str, Any]) -> tuple[Part, ...]:
-    """Everything that may go, what stands on others first."""
+    """List all parts that may be dropped; parts that use others come first."""
     return tuple(_parts(guest_of(copy.deepcopy(plain))))
 
 
@@ -87,10 +88,10 @@ def _parts(guest: dict[str, Any]) -> Iterator[Part]:
 
 
 def without_parts(plain: dict[str, Any], dropped: Sequence[Part]) -> dict[str, Any]:
-    """The bug without some parts; sections of which nothing is left go as well."""
+    """Return the bug without some parts and without sections that are empty then."""
     smaller = copy.deepcopy(plain)
     guest = guest_of(smaller)
-    # From the end, so that numbers in lists stay right.
+    # From the end, so that indexes of lists stay valid.
     for part in sorted(
         dropped,
         key=lambda part: [("", word) if isinstance(word, int) else (word, 0) for word in part.path],
@@ -108,7 +109,7 @@ def _drop(guest: dict[str, Any], path: Path) -> None:
         try:
             at = at[word]
         except (KeyError, IndexError):
-            return  # what it was part of has gone
+            return  # the part that contained it is dropped already
     if isinstance(at, list):
         number = path[-1]
         assert isinstance(number, int)
@@ -121,8 +122,8 @@ Search = Generator[tuple[Part, ...], bool, tuple[Part, ...]]
 
 
 def minimize(all_parts: Sequence[Part]) -> Search:
-    """Yields what to drop, is sent whether the bug still shows without it, and returns what can be dropped: with any one part more, it does
-    not show any longer."""
+    """Yield the parts to drop, and be sent whether the bug still shows without them. Returns the parts that can be
+    dropped: with any single further part dropped, the bug does not show any more."""
     kept = list(all_parts)
     dropped: list[Part] = []
     chunks = 1
@@ -143,7 +144,7 @@ def minimize(all_parts: Sequence[Part]) -> Search:
 
 
 def smaller_machines(plain: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The bug on a machine with one step less, in words and as a mapping: one CPU, or half of the memory."""
+    """Yield the bug on a smaller machine, in words and as a mapping: with one CPU, and with half of the memory."""
     guest = guest_of(copy.deepcopy(plain))
     if guest.get("cpus", _DEFAULT_CPUS) > 1:
         yield "cpus: 1", _changed(plain, "cpus", 1)

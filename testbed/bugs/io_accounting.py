@@ -1,7 +1,8 @@
-"""What the emulated disks moved during a try, beside what the guest's kernel accounts for.
+"""Compares the bytes that the emulated disks transferred during a try with those that the guest's kernel accounts for.
 
-A counter is the guest's word: a root in it can forge all of them, and its kernel may be wrong. The bytes of a disk are counted by the
-device as well, which the guest cannot reach. A kernel counts a request when the device has done it, so that it never accounts for more.
+A counter in the guest can be wrong: root can forge all of them, and the kernel may have a bug. QEMU counts the bytes of
+each disk as well, out of the guest's reach. A kernel counts a request once the device has completed it, so that it
+never accounts for more than QEMU.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from testbed.units import MIB
 
 _FILE = "/sys/fs/cgroup/io.stat"
 _WAYS = (("read", "rd", "rbytes"), ("written", "wr", "wbytes"))
-# Passthrough requests are in no account of the kernel's, nor is what moves between two looks; more than this is worth a word.
+# The kernel does not account for passthrough requests or for what is transferred between the two readings; more than
+# this is reported.
 _MOST_MISSING_BYTES = 16 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """One disk during one try: bytes `read` and `written`, by the device and by the guest's root cgroup (None: not known).
+    """One disk during one try: bytes `read` and `written`, counted by the device and by the guest's root cgroup (None:
+    not known).
 
-    `finding`: how they contradict each other; `note`: why they cannot be compared.
+    `finding`: how the two contradict each other; `note`: why they cannot be compared.
     """
 
     disk: str
@@ -36,7 +39,7 @@ class Account:
     finding: str = ""
     note: str = ""
 
-    def said(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As JSON."""
         sides = {"device": self.device, "guest": self.guest}
         found = {
@@ -49,7 +52,8 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Both counts at one moment: QEMU's of each disk, None where it does not answer; and the text of the guest's, or why there is none."""
+    """Both counts at one moment: `device`: QEMU's, by disk (None: QEMU does not answer); `guest`: the guest's files, or
+    `why` there are none."""
 
     device: Mapping[str, Mapping[str, int]] | None
     guest: FileTexts | None
@@ -57,14 +61,14 @@ class Snapshot:
 
 
 async def snapshot_before(guest: Guest) -> Snapshot:
-    """Look before a try: at the device first, so that it counts all that the guest does."""
+    """Read both before a try: the device first, so that its count includes all that the guest counts."""
     device = await _device(guest)
     texts, why = await _texts(guest)
     return Snapshot(device=device, guest=texts, why=why)
 
 
 async def snapshot_after(guest: Guest, before: Snapshot, *, answers: bool) -> tuple[Account, ...]:
-    """Look after a try, at the device last. `answers`: whether the guest does."""
+    """Read both after a try, the device last, and compare. `answers`: whether the guest still answers."""
     texts, why = await _texts(guest) if answers else (None, "the guest did not answer at the end")
     after = Snapshot(device=await _device(guest), guest=texts, why=why)
     return tuple(
@@ -87,7 +91,7 @@ async def _texts(guest: Guest) -> tuple[FileTexts | None, str]:
 
 
 def compare(name: str, number: str, before: Snapshot, after: Snapshot) -> Account:
-    """The account of one disk, MAJ:MIN in the guest, between two looks."""
+    """Compare the counts of one disk between two snapshots. `number`: its MAJ:MIN in the guest."""
     device = _moved(name, before.device, after.device)
     if before.guest is None or after.guest is None:
         return Account(disk=name, device=device, note=before.why or after.why)
@@ -117,7 +121,8 @@ def _moved(
 
 
 def _failed(name: str, before: Snapshot, after: Snapshot) -> bool:
-    """Whether requests failed: the kernel accounts for what was asked, the device for what it has done."""
+    """Whether requests failed: the kernel accounts for all bytes of a request, the device only for those that it
+    transferred."""
     assert before.device is not None and after.device is not None
     return any(
         after.device[name].get(key, 0) != before.device[name].get(key, 0)
@@ -128,7 +133,10 @@ def _failed(name: str, before: Snapshot, after: Snapshot) -> bool:
 def _finding(device: Mapping[str, int], guest: Mapping[str, int], *, failed: bool) -> str:
     for way in device:
         if guest[way] > device[way] and not failed:
-            return f"the guest accounts for {guest[way]} bytes {way}, its device has moved {device[way]}: the guest's counters are wrong"
+            return (
+                f"the guest accounts for {guest[way]} bytes {way}, its device has moved {device[way]}:"
+                " the guest's counters are wrong"
+            )
         if device[way] > 2 * guest[way] + _MOST_MISSING_BYTES:
             return f"the device has moved {device[way]} bytes {way}, the guest accounts for {guest[way]} of them"
     return ""

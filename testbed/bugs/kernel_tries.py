@@ -12,7 +12,7 @@ from testbed.store.kernels.kernel_files import KernelFiles
 
 
 class KernelVerdict(enum.Enum):
-    """Of one kernel: the bug SHOWS, was ABSENT in all tries, or nothing is known (TROUBLE)."""
+    """Whether the bug SHOWS on a kernel, was ABSENT in all tries, or neither can be told (TROUBLE)."""
 
     SHOWS = "shows"
     ABSENT = "absent"
@@ -21,10 +21,11 @@ class KernelVerdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelTries:
-    """A bug on one kernel; `first_hit_s`: from the begin of the first try to the first hit, of this machine's time.
+    """The tries of a bug on one kernel. `first_hit_s`: time of this machine from the start of the first try to the
+    first hit.
 
-    `stopped`: the hits chose the number of tries. `cut`: tries that ran then, of which nobody knows what they would have shown. `ended`:
-    no more tries were to come.
+    `stopped`: the tries ended at a hit, which decided their number. `cut`: tries that were running then, whose outcome
+    is unknown. `ended`: no more tries were due.
     """
 
     kernel: KernelFiles
@@ -38,15 +39,15 @@ class KernelTries:
 
     @property
     def rate(self) -> Rate:
-        """Of the tries that came to something."""
+        """The rate of hits among hits and misses."""
         outcomes = [one.outcome for one in self.tries]
         hits = outcomes.count(Outcome.HIT)
         return Rate(hits=hits, tries=hits + outcomes.count(Outcome.MISS))
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the rate, at 95 %. Tries that were stopped at a hit, by which quick ones are ahead, say less: then every one that was cut
-        short may have been either."""
+        """The rate's interval at 95 %. It is wider for tries that were stopped at a hit, where quick tries are ahead of
+        slow ones: each try that was cut short may have been a hit or a miss."""
         rate = self.rate
         if not self.stopped:
             return rate.low, rate.high
@@ -54,7 +55,7 @@ class KernelTries:
 
     @property
     def words(self) -> str:
-        """Its rate."""
+        """The rate in words."""
         if not self.stopped:
             return str(self.rate)
         low, high = self.interval
@@ -67,12 +68,12 @@ class KernelTries:
 
     @property
     def first_hit(self) -> int | None:
-        """The number of the first try that hit."""
+        """The number of the first try with a hit."""
         return next((one.number for one in self.tries if one.outcome is Outcome.HIT), None)
 
     @property
     def median_hit_s(self) -> float | None:
-        """Of the times from a script's start to its hit."""
+        """The median time from a script's start to its hit."""
         return statistics.median(
             [one.hit_after_s for one in self.tries if one.outcome is Outcome.HIT and one.hit_after_s is not None]
         )

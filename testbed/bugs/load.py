@@ -1,4 +1,5 @@
-"""Bug files to `Case` values, every mistake at once with its place; and back to a file that needs no other."""
+"""Loads bug files into `Case` values and reports all mistakes at once with their places; writes bugs back as
+self-contained files."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ from testbed.topology.yaml_reader import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a script's first line stands; `exact`: and its other lines below it, one in each line."""
+    """Where the first line of a script is. `exact`: its other lines follow below, one per line."""
 
     file: str
     line: int
@@ -40,12 +41,13 @@ class Place:
     exact: bool = True
 
 
-# What a bug runs on where its file says nothing.
+# The topology of a bug whose file has none.
 PLAIN_GUEST: dict[str, Any] = {"version": 1, "guests": {"g0": {"cpus": 2}}}
 
 
 def is_bug(path: Path) -> bool:
-    """Whether a file is one of a bug, rather than of a topology, by any of its keys: it may lack some; one that cannot be read is none."""
+    """Whether a file is a bug file rather than a topology, by any of its keys, since some may be missing. False if it
+    cannot be read."""
     try:
         keys = set(read_mapping(read_file(path), Reader(str(path))))
         return "signature" in keys or ("guests" not in keys and not keys.isdisjoint(_OF_BUGS))
@@ -56,7 +58,7 @@ def is_bug(path: Path) -> bool:
 # Keys that no topology has.
 _OF_BUGS = {"summary", "kernels", "prepare", "script", "script-file", "topology"}
 
-# What of a guest any of some kernels cannot do (`topology/kernel_abilities.py`).
+# Finds what a guest needs that one of these kernels cannot do (`topology/kernel_abilities.py`).
 KernelsCheck = Callable[[Sequence[str], GuestModel], Iterable[Mistake]]
 
 
@@ -67,8 +69,8 @@ def load(
     kernel: Callable[[str], None] | None = None,
     check_kernels: KernelsCheck | None = None,
 ) -> Case:
-    """The bug in a file. `kernel` raises UsageError for one that it names and that is not there; `check_kernels` says what of its guest the kernels
-    that it names cannot do.
+    """The bug in a file. `kernel` raises UsageError for one that it names and that is not there; `check_kernels` says
+    what of its guest the kernels that it names cannot do.
 
     :raise TopologyError: it cannot be read, or says something wrong; holds every mistake.
     """
@@ -78,29 +80,30 @@ def load(
 
 
 def script_places(path: Path) -> dict[str, Place]:
-    """Where the `script` and `prepare` of a valid bug file stand."""
+    """Return the places of `script` and `prepare` in a valid bug file."""
     plain, reader = read_plain(read_file(path), str(path))
     return {**_places(reader), **_script(plain, reader, path.parent)}
 
 
 def parse(text: str, file: str = "bug.yaml", folder: Path | None = None) -> Case:
-    """The bug in a text; without a `folder` it may name no other files. Raises as `load`."""
+    """Parse the text of a bug file; without a `folder` it may not name other files. Raises as `load`."""
     return _case(read_plain(text, file), folder, None)
 
 
 def read_plain(text: str, file: str) -> tuple[dict[str, Any], Reader]:
-    """The mapping in a text, and where its parts stood."""
+    """Read the mapping in a text; the reader has the places of its parts."""
     reader = Reader(file)
     return read_mapping(text, reader), reader
 
 
 def self_contained(path: Path) -> dict[str, Any]:
-    """The mapping in a bug file, with its topology and script in it. The file is valid: `load` it first."""
+    """Return the mapping of a valid bug file with its topology and script inlined. `load` the file first."""
     return inline_files(read_plain(read_file(path), str(path))[0], path)
 
 
 def inline_files(plain: dict[str, Any], path: Path, sources: dict[str, str] | None = None) -> dict[str, Any]:
-    """A bug's mapping with its topology and script in it, which are relative to the file `path`. `sources`: gets what is read.
+    """Inline the topology and script files of a bug's mapping, whose paths are relative to the file `path`. `sources`:
+    collects what is read.
 
     :raise TopologyError: one of them cannot be read.
     """
@@ -128,7 +131,7 @@ def _read_topology(path: Path, sources: dict[str, str] | None) -> dict[str, Any]
 
 
 def to_yaml(plain: dict[str, Any], head: str = "") -> str:
-    """A bug's mapping as a file, below the lines of `head`, which become comments."""
+    """Format a bug's mapping as YAML, below the lines of `head` as comments."""
     comments = "".join(f"# {line}".rstrip() + "\n" for line in head.splitlines())
     return comments + yaml.dump(
         plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140, default_flow_style=None
@@ -136,11 +139,11 @@ def to_yaml(plain: dict[str, Any], head: str = "") -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Scripts stand as they are."""
+    """Writes scripts as literal blocks."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    # A block cannot hold lines that end in spaces, nor what YAML does not print.
+    # A literal block cannot hold lines that end in spaces, or characters that YAML does not print.
     plain = "\n" in text and not any(line != line.rstrip() for line in text.split("\n"))
     odd = any(not character.isprintable() and character not in "\n\t" for character in text)
     style = '"' if odd else "|" if plain else None if reads_as_text(text) else "'"
@@ -195,13 +198,13 @@ def _kernels(bug: Bug, reader: Reader, kernel: Callable[[str], None]) -> None:
 
 
 def _of_guest(topology: Any) -> KeyPath:
-    """The place of a bug's guest in its file; of one that is in another file, or none, that of the topology."""
+    """The place of a bug's guest in its file; if it is in another file, or there is none, the place of the topology."""
     named = topology.get("guests") if isinstance(topology, dict) else None
     return ("topology", "guests", next(iter(named))) if named else ("topology",)
 
 
 def problem(place: Place | None, key: str, line: int, message: str) -> Problem:
-    """A mistake in a line of a script; without a place of its own it is named by the script's key."""
+    """Return a mistake in a line of a script; a script without a place is named by its key."""
     if place is None:
         return Problem(file=key, line=line, column=1, path=key, message=message)
     if place.exact:
@@ -212,7 +215,7 @@ def problem(place: Place | None, key: str, line: int, message: str) -> Problem:
 
 
 def _places(reader: Reader) -> dict[str, Place]:
-    """Where the scripts stand that a bug file holds."""
+    """Return the places of the scripts in a bug file."""
     return {
         key: Place(file=mark.file, line=mark.line + exact, column=mark.column, exact=exact)
         for key in ("prepare", "script")
@@ -222,7 +225,7 @@ def _places(reader: Reader) -> dict[str, Place]:
 
 
 def _script(plain: dict[str, Any], reader: Reader, folder: Path | None) -> dict[str, Place]:
-    """Put the script that a file names in its place; where it stands."""
+    """Replace `script-file` in the mapping by the text of that file; returns its place."""
     name = plain.pop("script-file", None)
     found: dict[str, Place] = {}
     if name is None:
@@ -234,19 +237,19 @@ def _script(plain: dict[str, Any], reader: Reader, folder: Path | None) -> dict[
         reader.add_problem(where, f"expected the path of a script, relative to this file, got {name!r}")
     else:
         try:
-            # It is in every guest, and in the bundles that people send each other.
+            # The script gets into every guest, and into bundles that people send each other.
             plain["script"] = read_referenced_file(folder / name, within=folder)
             reader.sources[trust.content_hash(plain["script"])] = str(folder / name)
             plain.setdefault("script-name", Path(name).name)
             found["script"] = Place(file=str(folder / name), line=1)
         except TopologyError as error:
             reader.problems += error.problems
-    plain.setdefault("script", ":")  # what is wrong has been said
+    plain.setdefault("script", ":")  # the mistake has been reported
     return found
 
 
 def _guest(said: Any, reader: Reader, folder: Path | None, limits: HostLimits | None) -> GuestModel | None:
-    """The one guest of a bug's topology; what is wrong goes to the reader."""
+    """Return the only guest of a bug's topology; mistakes go to the reader."""
     where: KeyPath = ("topology",)
     try:
         if isinstance(said, str):
@@ -279,7 +282,7 @@ def _guest(said: Any, reader: Reader, folder: Path | None, limits: HostLimits | 
 
 
 def _bug(plain: dict[str, Any], reader: Reader) -> Bug | None:
-    """What a file says of its bug, with misspelt keys read as what they are near to; what is wrong goes to the reader."""
+    """Return the bug of a file; mistakes go to the reader. Misspelt keys are read as the keys that they resemble."""
     checked = TolerantValidation(Bug, plain, Document)
     for failure in checked.failures:
         reader.add_problem(
@@ -299,10 +302,10 @@ def parse_mapping(
     script_file: str | None = None,
     sources: trust.Sources | None = None,
 ) -> Case:
-    """The bug in a mapping that stands for itself, as `self_contained` gives it; `script_file`: where its script was; `sources`: all
-    that the mapping was read from, without which its `qemu-args` are not trusted.
+    """Parse a self-contained mapping, as `self_contained` returns. `script_file`: where its script was; `sources`: all
+    files that it was read from, without which its `qemu-args` are not trusted.
 
-    :raise TopologyError: it is none.
+    :raise TopologyError: it is no valid bug.
     """
     return _case(
         (plain, Reader(file, dict(sources or {}))),
@@ -313,5 +316,5 @@ def parse_mapping(
 
 
 def error_at(path: Path, message: str) -> TopologyError:
-    """The error of a bug file as a whole."""
+    """Return an error about a bug file as a whole."""
     return single_error(str(path), 1, 1, message)

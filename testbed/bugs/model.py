@@ -1,4 +1,5 @@
-"""The content of a bug file as frozen values, and the JSON Schema of bug files, for editors, made from these classes."""
+"""The content of a bug file as frozen values, and the JSON Schema of bug files, for editors, made from these
+classes."""
 
 from __future__ import annotations
 
@@ -33,12 +34,13 @@ GuestEnd = Literal["lost", "panic", "oops", "power-off", "reboot", "hang", "ssh"
 
 
 class Condition(Model):
-    """One way in which the bug shows: all of its keys hold at once.
+    """One way in which the bug shows: all of its keys match in the same try.
 
-    `console`, `output`: a line of the guest's console, or of what the script prints, matches; `output` may ask for several lines with \\n.
-    `expect`: one of these does, or a counter written as `CGROUP/FILE NAME VALUE`. `status`: the script ends with it, or with any but 0.
-    `counter`: of a `cgroup`, a file of one number or a file and a key in it, gets `above` or `below` a value. `hang`: the script has not
-    ended after so long. `guest`: the guest ends in this way.
+    `console`, `output`: a line of the guest's console, or of the script's output, matches; `output` may span several
+    lines with \\n. `expect`: one of these matches, or a counter written as `CGROUP/FILE NAME VALUE`. `status`: the
+    script ends with this exit status, or with any but 0. `counter`: a counter of a `cgroup`, a file with one number or
+    a file and a key in it, gets `above` or `below` a value. `hang`: the script still runs after this time. `guest`: the
+    guest ends in this way.
     """
 
     console: Regex | None = None
@@ -68,22 +70,28 @@ class Condition(Model):
             yield "expected status or hang, got both: a script that hangs has no status"
 
     def _never_or_always(self) -> Iterator[str]:
-        """What no try can show, and what every try does."""
+        """Find keys that no try can match, or that every try matches."""
         for key in ("console", "output", "expect"):
             if (text := getattr(self, key)) is None:
                 continue
             pattern = regex.compile_user_regex(text)
             if pattern.matches_anything:
-                yield f"expected a pattern that not every line matches, got {key} {text!r}, which matches any line, an empty one as well"
+                yield (
+                    f"expected a pattern that not every line matches, got {key} {text!r}, which matches any line,"
+                    " an empty one as well"
+                )
             if key == "console" and pattern.spans_lines:
                 yield f"expected a pattern of one line, got console {text!r}: the console is looked at line by line"
         if self.below == 0:
             yield "expected below with more than 0: no counter is below 0"
         if self.status == CANNOT_TRY:
-            yield f"expected another status than {CANNOT_TRY}, by which a script says that it could not try: such a try counts as nothing"
+            yield (
+                f"expected another status than {CANNOT_TRY}, by which a script says that it could not try:"
+                " such a try counts as nothing"
+            )
 
-    def said(self) -> str:
-        """In words."""
+    def describe(self) -> str:
+        """Return the condition in words."""
         counted = f"{self.cgroup}/{self.counter} " + (
             f"above {self.above}" if self.above is not None else f"below {self.below}"
         )
@@ -100,17 +108,18 @@ class Condition(Model):
 
 
 class Kernels(Model):
-    """Where the bug shows, and where it must not: as on the command line."""
+    """The kernels where the bug shows, and where it must not, as on the command line."""
 
     shows: TupleOf[PrintableText] = ()
     clean: TupleOf[PrintableText] = ()
 
 
 class Bug(Model):
-    """One bug. `summary`, `source`: what it is, and where it was reported. `prepare`: a script that must succeed before `script`, which
-    triggers it; `interpreter`, a program and its options, reads both; without it the program of each one's first line, `#!/bin/sh -e`, or
-    bash. `script-name`: what `$0` ends with and messages call the script. `signature`: it shows where one of these holds. `rate`: how often
-    it shows at least, where it does. `cores`: what a guest takes of the host: `shared` counts as one core, `idle` mostly waits, `alone`
+    """One bug. `summary`, `source`: what it is, and where it was reported. `prepare`: a script that must succeed before
+    `script`, which triggers the bug. `interpreter`: a program and its options that runs both; without it, the program
+    in the first line of each, such as `#!/bin/sh -e`, or bash. `script-name`: the name of the script in `$0` and in
+    messages. `signature`: the bug shows if one of these conditions holds. `rate`: how often the bug shows at least,
+    where it does. `cores`: what a guest takes of the host: `shared` counts as one core, `idle` mostly waits, `alone`
     measures time.
     """
 
@@ -134,7 +143,7 @@ class Bug(Model):
 
     @property
     def main(self) -> Script:
-        """The script that triggers it."""
+        """The script that triggers the bug."""
         return script(self.script_name, self.script, self.interpreter)
 
     @property
@@ -142,13 +151,14 @@ class Bug(Model):
         return None if self.prepare is None else script("prepare", self.prepare, self.interpreter)
 
     def mistakes(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """What the shape of the file does not show."""
+        """Find mistakes that the types of the keys do not exclude, each with its place."""
         for number, condition in enumerate(self.signature):
             yield from ((("signature", number), said) for said in condition.mistakes())
             if condition.hang is not None and condition.hang >= self.timeout:
                 yield (
                     ("signature", number, "hang"),
-                    f"expected less than the timeout of {format_duration(self.timeout)}, got {format_duration(condition.hang)}",
+                    f"expected less than the timeout of {format_duration(self.timeout)},"
+                    f" got {format_duration(condition.hang)}",
                 )
         both = sorted(set(self.kernels.shows) & set(self.kernels.clean))
         if both:
@@ -156,8 +166,8 @@ class Bug(Model):
 
 
 class Document(Bug):
-    """A bug file as it is written: `topology` is that of its guest, here or in a .yaml file relative to this one; `script-file` names a
-    file in place of `script`."""
+    """A bug file as it is written. `topology`: that of its guest, inline or the path of a .yaml file relative to this
+    one; `script-file`: a file with the script, in place of `script`."""
 
     topology: str | dict[str, Any] | None = None
     script_file: str | None = None
@@ -165,14 +175,15 @@ class Document(Bug):
 
 
 class Case(Model):
-    """A bug with its guest."""
+    """A bug with the guest that it is tried on."""
 
     bug: Bug
     guest: GuestModel
 
 
 def json_schema() -> str:
-    """Return the JSON Schema that is published as `topologies/bugs/schema.json`; its part for an inline topology is that of topology files."""
+    """Return the JSON Schema that is published as `topologies/bugs/schema.json`; its part for an inline topology is
+    that of topology files."""
     schema = Document.model_json_schema(by_alias=True)
     topology = TopologyDocument.model_json_schema(by_alias=True)
     definitions = topology.pop("$defs")

@@ -1,4 +1,5 @@
-"""Feeds what a running try shows to its signature: console, script output, counters; and notes when the signature first holds."""
+"""Feeds what a running try shows to its signature: console, script output, counters; and notes when the signature first
+holds."""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ class Observer:
             await self.read_counters(guest)
 
     async def read_counters(self, guest: Guest, *, everything: bool = False) -> None:
-        """Read the counters that the signature names; with `everything` all of them, and write those into counters.txt."""
+        """Read the counters that the signature names; with `everything` all of them, and write those into
+        counters.txt."""
         lines = await self._counters.read(guest, everything=everything)
         if lines:
             (guest.logs / "counters.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

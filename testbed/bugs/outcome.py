@@ -1,4 +1,4 @@
-"""How tries of a bug came out, as values and as JSON."""
+"""The outcome of a try, as values and as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from testbed.guest.channels.kernel_log import Finding, Kind
 
 
 class Outcome(enum.Enum):
-    """HIT: the signature showed. MISS: the script ended and it had not. TROUBLE: nothing is known; `Try.why` says what came in between."""
+    """HIT: the signature showed. MISS: the script ended without it. TROUBLE: neither can be told; `Try.why` has the
+    reason."""
 
     HIT = "hit"
     MISS = "miss"
@@ -25,10 +26,12 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Try:
-    """How a try came out. Times in seconds: until the guest was ready, what the script took, and from its start to the hit.
+    """A try that has ended. Times in seconds: until the guest was ready, of the script, and from the script's start
+    to the hit.
 
-    `accounts`: of each disk, where the guest was not held. `last_line`: the last that the script printed. `uncounted`: lines that matched
-    and were not the script's, each with why.
+    `logs`: folder of the guest's logs. `accounts`: I/O of each disk, unless the guest was held. `last_line`: the
+    last line that the script printed. `uncounted`: lines that matched but were not printed by the script, each with
+    the reason.
     """
 
     number: int
@@ -51,13 +54,13 @@ class Try:
 
 
 def record(one: Try) -> None:
-    """The outcome, beside the guest's logs."""
+    """Write the outcome into the folder of the guest's logs."""
     with contextlib.suppress(OSError):
         (one.logs / "try.json").write_text(json.dumps(describe(one)) + "\n", encoding="utf-8")
 
 
 def describe(one: Try) -> dict[str, Any]:
-    """A try as JSON, its folder by its name."""
+    """Return a try as JSON, with the name of its folder only."""
     return {
         "number": one.number,
         "seed": one.seed,
@@ -73,7 +76,7 @@ def describe(one: Try) -> dict[str, Any]:
         "console_bytes": one.console_bytes,
         "evidence": one.logs.name,
         "dump": one.dump,
-        "disks": [account.said() for account in one.accounts],
+        "disks": [account.to_json() for account in one.accounts],
         "last_line": one.last_line,
         "uncounted": list(one.uncounted),
         "kernel_log": _complaints(one.findings),
@@ -81,7 +84,8 @@ def describe(one: Try) -> dict[str, Any]:
 
 
 def _complaints(findings: tuple[Finding, ...]) -> list[str]:
-    """What the kernel complained of: the first line of each class, with how many there are; last, that its log was not read."""
+    """The kernel's complaints: the first line of each kind with their number; last, that the kernel log was not
+    read."""
     counted = Counter(finding.kind for finding in findings if finding.kind.splat or finding.kind is Kind.UNREAD)
     first = {finding.kind: finding.text for finding in reversed(findings)}
     return [

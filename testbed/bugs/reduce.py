@@ -1,4 +1,5 @@
-"""Reduces a bug: drops the parts of its guest without which it still shows as often, trying each candidate in many guests."""
+"""Reduces a bug: drops the parts of its guest without which it still shows as often, trying each candidate in many
+guests."""
 
 from __future__ import annotations
 
@@ -18,15 +19,16 @@ from testbed.errors import TopologyError
 from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import trust
 
-# A sequential test of rates that are near each other could go on for ever.
+# A sequential test of two rates that are close to each other could go on without end.
 _MOST_TRIES = 60
-# Tries that measure a rate where nobody has stated one.
+# Tries that measure a rate which the bug file does not state.
 MEASURED_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A candidate: `what` of the bug was left away, whether it showed as often, in how many tries, and the folder of its guests."""
+    """A candidate: `what` was changed in the bug, whether the bug still showed (`kept`), in how many tries, and the
+    folder of its guests. `why`: the candidate is no valid bug."""
 
     what: str
     kept: bool
@@ -38,8 +40,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reduced:
-    """`plain`: the smaller bug, None where it does not show as it is. `dropped`, in words; `whole`: its tries as it was; `guests`: how
-    many it took."""
+    """`plain`: the smaller bug, None where the bug does not show at all. `dropped`: what it lacks, in words; `whole`:
+    tries of the unchanged bug; `guests`: how many guests were started."""
 
     plain: dict[str, Any] | None
     dropped: tuple[str, ...] = ()
@@ -52,7 +54,7 @@ OnStep = Callable[[str], None]
 
 
 class Reducer:
-    """Drops from a bug on one kernel what it shows without."""
+    """Reduces one bug on one kernel."""
 
     def __init__(self, job: ReproJob, kernel: KernelFiles, error: float, on_step: OnStep) -> None:
         self._job, self._kernel, self._error, self._on_step = job, kernel, error, on_step
@@ -63,12 +65,12 @@ class Reducer:
 
     @property
     def so_far(self) -> Reduced:
-        """What is known by now: the smallest bug that still shows, the tries and the steps that have ended."""
+        """The smallest bug so far that still shows, and the tries and steps that have ended."""
         plain, dropped = self._smallest
         return Reduced(plain=plain, dropped=dropped, whole=self._whole, steps=tuple(self._steps), guests=self._guests)
 
     async def reduce(self, plain: dict[str, Any], tries: int) -> Reduced:
-        """The smaller bug. `tries`: for its rate as it is.
+        """Reduce the bug `plain`. `tries`: how many measure the rate of the unchanged bug.
 
         :raise HostError: this machine cannot run the guests.
         """
@@ -116,9 +118,10 @@ class Reducer:
                 refused.add(what)
 
     async def _shows(self, plain: dict[str, Any], what: str, dropped: tuple[str, ...]) -> bool:
-        """Whether a candidate shows the bug about as often; one that is no valid bug does not. `dropped`: all that it lacks."""
+        """Whether a candidate shows the bug about as often as before; an invalid bug does not. `dropped`: all that it
+        lacks."""
         try:
-            # A part of what was trusted is trusted.
+            # A part of a trusted bug is trusted.
             case = parse_mapping(plain, sources=trust.sources_of(self._job.case.guest.qemu_args))
         except TopologyError as error:
             self._steps.append(Step(what=what, kept=False, why=error.problems[0].message))
@@ -140,7 +143,7 @@ class Reducer:
         return kept
 
     async def _batch(self, case: Case, test: Sequential, number: int) -> None:
-        """As many guests as run at once; what came to nothing did not show it."""
+        """Try in as many guests as run at once; tries without a result count as misses."""
         most = self._job.limits.jobs or repro.default_jobs(self._job.factory.host, case)
         folder = self._job.folder / f"candidate-{self._candidates}" / str(number)
         limits = StopRule(tries=most, timeout_s=self._job.limits.timeout_s, every=True, jobs=most)

@@ -1,4 +1,5 @@
-"""Runs a bug on kernels, as many guests at once as fit, until it is known whether it shows there; and says how often."""
+"""Tries a bug on kernels, in as many guests at once as fit, until it is known whether the bug shows there and how
+often."""
 
 from __future__ import annotations
 
@@ -25,20 +26,22 @@ from testbed.host.admission import Cores
 from testbed.host.facts import Host
 from testbed.store.kernels.kernel_files import KernelFiles
 
-# As many tries that came to nothing, one after the other, and the next would as well.
+# After this many tries in a row without a result, the next ones would have none either.
 _TROUBLES_IN_A_ROW = 3
 # A clean kernel is tried so often that a bug of the stated rate would be missed with this probability.
 _MISSED = 0.05
 
 
-# Takes the rate so far, how many tries run, and how many may come to something at most; returns whether these tries are enough.
+# Takes the rate so far, the number of running tries, and the most tries that can have a result; returns whether these
+# tries are enough.
 Rule = Callable[[Rate, int, int], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopRule:
-    """When to stop. `tries`: at most so many on each kernel. `until`: go on after a hit until the interval's lower bound reaches this, or
-    cannot. `every`: all tries, whatever they show. `rule`: go on until it is enough. `jobs`: guests at once; None: as many as fit.
+    """When to stop. `tries`: the limit on each kernel. `until`: go on after a hit until the lower bound of the rate's
+    interval reaches this value, or cannot any more. `every`: all tries, whatever they show. `rule`: go on until the
+    rule says that it is enough. `jobs`: guests at once; None: as many as fit.
     """
 
     tries: int
@@ -50,17 +53,19 @@ class StopRule:
 
     @property
     def waits_for_running(self) -> bool:
-        """Whether tries that run are awaited where those before are enough, so that quick ones are not ahead of the others."""
+        """Whether running tries are awaited once the ended ones are enough, so that quick tries do not bias the
+        rate."""
         return self.until is not None or self.rule is not None
 
 
-# Takes the tries on a kernel so far, and the one of them that has just ended.
+# Takes the tries on a kernel so far, and the try that has just ended.
 OnTry = Callable[[KernelTries, Try], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReproJob:
-    """A bug that is run. `hold`: what to do with the first guest that shows it, whose others go; `on_try`: called at each try's end."""
+    """A bug to reproduce. `hold`: called with the first guest that shows it, while the other tries are cancelled.
+    `on_try`: called at the end of each try. `folder`: the folder of the run."""
 
     factory: GuestFactory
     case: Case
@@ -74,13 +79,13 @@ class ReproJob:
 
 
 def default_jobs(host: Host, case: Case) -> int:
-    """How many of a bug's guests may run at once."""
+    """Return how many guests of a bug run at once by default."""
     return admission.most_at_once(Cores(case.bug.cores), host, case.guest.memory)
 
 
 def clean_tries(shown: Iterable[KernelTries], limits: StopRule, rate: float) -> int:
-    """How many tries without a hit a kernel needs where the bug must not show, within the limit: until it is told apart from each on which
-    it has `shown`, and so many that a bug of its stated `rate` would have been seen."""
+    """Return how many tries without a hit a kernel needs on which the bug must not show, at most the limit: enough to
+    tell it apart from each kernel on which the bug has `shown`, and enough to see a bug of the stated `rate`."""
     found = tuple(one.rate for one in shown)
     needed = [absence.fewest_misses(one) or limits.tries for one in found]
     if limits.every or limits.until is not None:
@@ -89,7 +94,8 @@ def clean_tries(shown: Iterable[KernelTries], limits: StopRule, rate: float) -> 
 
 
 def distinct_names(kernels: Iterable[KernelFiles]) -> tuple[KernelFiles, ...]:
-    """Kernels whose names are plain words, which name folders and go along in bundles; of files of one name each has its hash in it."""
+    """Give kernels distinct names of plain characters, which name folders and appear in bundles. Different files of the
+    same name get their hash appended."""
     found: dict[str, str] = {}
     said = []
     for one in kernels:
@@ -103,9 +109,9 @@ def distinct_names(kernels: Iterable[KernelFiles]) -> tuple[KernelFiles, ...]:
 def kernel_sides(
     shows: Iterable[KernelFiles], clean: Iterable[KernelFiles]
 ) -> tuple[tuple[KernelFiles, ...], tuple[KernelFiles, ...]]:
-    """The kernels of both sides, each once.
+    """Return the kernels of both sides, each once, with distinct names.
 
-    :raise UsageError: one is on both.
+    :raise UsageError: a kernel is on both sides.
     """
     must, must_not = (
         tuple({one.sha256: one for one in shows}.values()),
@@ -115,7 +121,8 @@ def kernel_sides(
         for other in must_not:
             if one.sha256 == other.sha256:
                 raise UsageError(
-                    f"kernels {one.name} and {other.name}: expected it to show on one of them only, they are the same kernel"
+                    f"kernels {one.name} and {other.name}: expected it to show on one of them only, they are the same"
+                    " kernel"
                 )
     named = distinct_names((*must, *must_not))
     return named[: len(must)], named[len(must) :]
@@ -124,7 +131,8 @@ def kernel_sides(
 async def reproduce(
     job: ReproJob, shows: tuple[KernelFiles, ...], clean: tuple[KernelFiles, ...]
 ) -> tuple[KernelTries, ...]:
-    """The bug on each kernel where it must show, then on each that must be clean; no others after one whose guest was held.
+    """Try the bug on each kernel where it must show, then on each that must be clean. Ends after a kernel whose guest
+    was held.
 
     :raise HostError: this machine cannot run the guests.
     """
@@ -140,7 +148,7 @@ async def reproduce(
     if job.limits.every:
         limits = replace(job.limits, tries=least)
     else:
-        # A hit is the answer.
+        # One hit decides.
         limits = replace(
             job.limits, until=None, rule=lambda rate, running, _: rate.hits > 0 or rate.tries + running >= least
         )
@@ -150,7 +158,8 @@ async def reproduce(
 
 
 def _shown_enough(rate: Rate, running: int, most: int) -> bool:
-    """Whether another kernel can be told apart by as many tries, if those that run are hits; or cannot be any longer."""
+    """Whether as many tries tell another kernel apart, counting running tries as hits; or whether no number of tries
+    can any more."""
     return absence.has_enough_tries(Rate(hits=rate.hits + running, tries=rate.tries + running), most)
 
 
@@ -210,7 +219,8 @@ class TryLoop:
             self._running.add(asyncio.create_task(run_attempt(self._spec(self._started, hold))))
 
     def _collect(self, done: Iterable[asyncio.Task[Try]]) -> None:
-        """Record the tries that have ended. Cancelled ones were stopped for the held one; results count before an error ends all.
+        """Record the tries that have ended. Cancelled ones were stopped for the held one; results count before an error
+        ends all.
 
         :raise HostError: this machine cannot run the guests.
         """
@@ -244,7 +254,8 @@ class TryLoop:
         )
 
     async def _hold(self, number: int, guest: Guest, match: Match) -> None:
-        """HoldGuest the first guest that shows the bug, and cancel the other tries. The hit is recorded before, however the hold ends."""
+        """HoldGuest the first guest that shows the bug, and cancel the other tries. The hit is recorded before, however
+        the hold ends."""
         self._holding, self._first_hit_s = True, time.monotonic() - self._began
         for task in self._running - {asyncio.current_task()}:
             task.cancel()

@@ -1,4 +1,5 @@
-"""A bug's scripts: what reads them, what they are called in the guest, and what is wrong with one before any guest starts. Pure."""
+"""A bug's scripts: their interpreters, their paths in the guest, and mistakes that show before any guest starts.
+Pure."""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ from typing import Literal
 from testbed.topology.graph import NamespaceOf, build_graph
 from testbed.topology.model import GuestModel
 
-# Where scripts lie in a guest; /run is a tmpfs there.
+# The folder of scripts in a guest; /run is a tmpfs there.
 HOME = "/run/testbed"
-# The status by which a script says that it could not try, as for `git bisect run`.
+# The exit status by which a script reports that it could not try, as for `git bisect run`.
 CANNOT_TRY = 125
 Language = Literal["bash", "sh", "python", "perl", "other"]
 _PLAIN = "bash"
@@ -26,7 +27,8 @@ _LANGUAGES: tuple[tuple[re.Pattern[str], Language], ...] = (
 )
 SHELLS = ("bash", "sh")
 _KINDS = r"(?:DEV|NUM|FILE)_\w+"
-# How a shell, a Python or Perl program and C ask for a variable; what follows in `op` gives it another value where it is not set.
+# How shell, Python, Perl and C code read an environment variable; `op` is followed by the value to use where it is not
+# set.
 _USES = (
     re.compile(r"\$(?P<name>[A-Za-z_]\w*)"),
     re.compile(r"\$\{[!#]?(?P<name>[A-Za-z_]\w*)(?P<op>:?[-+=])?"),
@@ -44,16 +46,17 @@ _SETS = (
     re.compile(r"(?:\benviron\[|\bENV\{)\s*[\"']?([A-Za-z_]\w*)[\"']?\s*[\]}]\s*=(?!=)"),
     re.compile(r"\b(?:set|put)env\(\s*[\"']([A-Za-z_]\w*)"),
 )
-# In ((...)), which counts.
+# Assignments in the arithmetic of ((...)).
 _COUNTED = re.compile(r"(?<![\w$])([A-Za-z_]\w*)\s*(?:[-+*/%|&^]?=(?!=)|\+\+|--)")
-# A script may come from anybody: more than so much is not looked at, and more mistakes than these are not said.
+# A script may come from anybody: longer lines are cut, and no more mistakes than these are reported.
 _LONGEST_LINE = 4096
 _MOST_SAID = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
-    """A script as it is run: `INTERPRETER /run/testbed/NAME`. `interpreter`: words, of which the last may have spaces, as in `#!` lines."""
+    """A script, run as `INTERPRETER /run/testbed/NAME`. `interpreter`: words, the last of which may contain spaces, as
+    in `#!` lines."""
 
     name: str
     text: str
@@ -74,26 +77,29 @@ class Script:
 
 
 def script(name: str, text: str, interpreter: str | None = None) -> Script:
-    """The script of a file `name`. Without an `interpreter` its first line names one, as the kernel reads it; bash without that."""
-    # Messages of interpreters begin with the name, and are told apart from output by it: no spaces and colons in it.
+    """Make the script of a file `name`. Without `interpreter` its `#!` line names one, parsed as the kernel does; else
+    it is bash."""
+    # Interpreters begin their messages with the name, by which they are told apart from output: it must have no spaces
+    # or colons.
     plain = re.sub(r"[^\w.+-]", "_", name)[:100] or "script"
     words = interpreter.split() if interpreter else _asked_for(text) or [_PLAIN]
     return Script(name=f"_{plain}" if plain in ("bin", ".", "..") else plain, text=text, interpreter=tuple(words))
 
 
 def _asked_for(text: str) -> list[str]:
-    """The words of a `#!` line: a program, and all that follows as one argument (fs/binfmt_script.c)."""
+    """Return the words of a `#!` line: a program, and all the rest as one argument (fs/binfmt_script.c)."""
     first = text.partition("\n")[0]
     return first[2:].strip().split(maxsplit=1) if first.startswith("#!") else []
 
 
 def variable(name: str) -> str:
-    """What a name of the topology is in a variable's."""
+    """Return a name of the topology in the form that environment variables use."""
     return name.upper().replace("-", "_")
 
 
-def make_script(guest: GuestModel) -> tuple[str, ...]:
-    """The variables that a guest's scripts find, but for those of its own `environment`: see `user_scripts.environment`."""
+def environment_names(guest: GuestModel) -> tuple[str, ...]:
+    """Return the names of the variables that a guest's scripts get, without those of the guest's own `environment`;
+    their values are made by `script_runner.script_environment`."""
     nodes = build_graph(guest).nodes
     devices = [key.name for key in nodes if key.kind == "device"]
     disks = [*guest.disks, *(key.name for key, node in nodes.items() if isinstance(node.model, NamespaceOf))]
@@ -102,12 +108,13 @@ def make_script(guest: GuestModel) -> tuple[str, ...]:
 
 
 def script_mistakes(text: str, guest: GuestModel) -> Iterator[tuple[int, str]]:
-    """What is wrong with a script for a guest, each with its line."""
+    """Find mistakes in a script for a guest, each with its line."""
     lines = text.split("\n")
     if text.startswith("\ufeff"):
         yield (
             1,
-            r"expected text without a byte order mark, which hides the first line; sed -i '1s/^\xef\xbb\xbf//' mends the file",
+            r"expected text without a byte order mark, which hides the first line;"
+            r" sed -i '1s/^\xef\xbb\xbf//' mends the file",
         )
     if all(not line.strip() or line.lstrip().startswith("#") for line in lines):
         yield 1, "expected a script that does something, got none but comments and empty lines"
@@ -115,18 +122,20 @@ def script_mistakes(text: str, guest: GuestModel) -> Iterator[tuple[int, str]]:
     if with_cr is not None:
         yield (
             with_cr,
-            r"expected lines that end with LF, got CR LF, whose CR a shell takes for a letter; sed -i 's/\r$//' mends the file",
+            r"expected lines that end with LF, got CR LF, whose CR a shell takes for a letter;"
+            r" sed -i 's/\r$//' mends the file",
         )
     if "\0" in text:
         yield (
             text[: text.index("\0")].count("\n") + 1,
             "expected text, got a NUL, which no shell reads; is this file a program?",
         )
-    yield from islice(_unmade(lines, make_script(guest), guest.environment), _MOST_SAID)
+    yield from islice(_unmade(lines, environment_names(guest), guest.environment), _MOST_SAID)
 
 
 def _unmade(lines: list[str], names: tuple[str, ...], environment: Collection[str]) -> Iterator[tuple[int, str]]:
-    """Variables that look like ours, which neither the topology makes nor the script sets: the shell takes each for an empty word."""
+    """Find variables that look like the testbed's but are set neither by the topology nor by the script, so that they
+    are empty."""
     bare = [_without_comment(line[:_LONGEST_LINE]) for line in lines]
     own = _set(bare)
     ours = re.compile(f"{_KINDS}|SEED")
@@ -154,7 +163,8 @@ def _said(name: str, near: str | None, names: tuple[str, ...]) -> str:
 
 
 def _near(name: str, names: tuple[str, ...]) -> str | None:
-    """The one of ours that a name is by one letter more, fewer or another, or by two that have changed places."""
+    """Return the testbed's variable that differs from `name` by one letter added, dropped or changed, or by two swapped
+    letters."""
     if len(name) < 4 or not name.isupper():
         return None
     return next((one for one in names if _one_step(name, one)), None)
@@ -173,7 +183,7 @@ def _one_step(left: str, right: str) -> bool:
 
 
 def _set(lines: Iterable[str]) -> set[str]:
-    """The variables to which a script gives a value itself, in any way that a line shows."""
+    """Return the variables to which a script assigns a value itself, in any way that one line shows."""
     found: set[str] = set()
     for line in lines:
         for pattern in _SETS:
@@ -187,7 +197,7 @@ def _set(lines: Iterable[str]) -> set[str]:
 
 
 def _without_comment(line: str) -> str:
-    """A line of a script up to its comment: a # that begins a word outside of quotes, as one line shows them."""
+    """Return a line of a script up to its comment, a # that begins a word outside of quotes within the line."""
     quote = ""
     escaped = False
     for at, character in enumerate(line):

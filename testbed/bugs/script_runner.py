@@ -1,4 +1,5 @@
-"""Runs scripts of users in a guest: each is a file there, whatever its length and interpreter, and reads nothing."""
+"""Runs a bug's scripts in a guest, each as a file there, with any length and interpreter, and with empty standard
+input."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from testbed.guest.guest import Guest
 from testbed.guest.setup.block_stack import Stack
 
 _TOOLS = f"{HOME}/bin"
-# Scripts are the guest's root already; ones that were written for a user call sudo. A program, so that what they start can call it as well.
+# Scripts run as the guest's root; those written for a user call sudo. It is a program, so that programs they start can
+# call it as well.
 _SUDO = f"""\
 #!/bin/sh
 user=root
@@ -42,9 +44,9 @@ async def run_script(
     timeout_s: float,
     listeners: tuple[Listener, Listener] | None = None,
 ) -> Result:
-    """Run a script with more variables than its guest's commands have. Its standard input is empty; raises as `Shell.run`.
+    """Run a script with additional environment variables; raises as `Shell.run`.
 
-    Status 125, with a message of the guest's, where the file cannot be put there.
+    Its status is 125, with a message, if the guest cannot store the file.
     """
     loader = _loader(script, environment)
     return await guest.shell.script(
@@ -53,7 +55,8 @@ async def run_script(
 
 
 def _loader(script: Script, environment: Mapping[str, str]) -> str:
-    """What puts its standard input where the script is to be, and becomes the script's interpreter."""
+    """Return the shell command that writes its standard input into the script's file, and then executes the interpreter
+    on it."""
     sudo = f"{_TOOLS}/sudo"
     exports = "".join(f"export {name}={shlex.quote(value)}; " for name, value in environment.items())
     tool = f"[ -e {sudo} ] || {{ printf %s {shlex.quote(_SUDO)} >{sudo} && chmod +x {sudo}; }}"
@@ -63,8 +66,9 @@ def _loader(script: Script, environment: Mapping[str, str]) -> str:
 
 
 def script_environment(guest: Guest, stack: Stack, seed: int) -> dict[str, str]:
-    """What scripts know of their guest: DEV_NAME of each device, NUM_NAME of each disk (MAJ:MIN), FILE_NAME of each loop's backing file,
-    and SEED. Dashes in names are underscores there; `bugs.scripts.made` has the same names."""
+    """Return the environment of a bug's scripts: DEV_NAME of each device, NUM_NAME of each disk (MAJ:MIN), FILE_NAME of
+    each loop's backing file, and SEED. Dashes in names become underscores; `script_files.environment_names` has the
+    same names."""
     found = {"SEED": str(seed)}
     found |= {f"DEV_{variable(name)}": path for name, path in stack.devices.items()}
     found |= {f"NUM_{variable(name)}": disk.number for name, disk in guest.disks.items()}
@@ -73,6 +77,7 @@ def script_environment(guest: Guest, stack: Stack, seed: int) -> dict[str, str]:
 
 
 async def wait_until_idle(guest: Guest, timeout_s: float) -> None:
-    """Wait until what a script has printed so far is here: its output and its errors come apart, in any order. A command takes longer."""
+    """Wait until all that a script has printed so far has arrived, by running another command, which takes longer.
+    Standard output and error arrive separately, in any order."""
     with contextlib.suppress(TestbedError):
         await guest.script("true", timeout_s=timeout_s)

@@ -1,8 +1,9 @@
-"""What interpreters say on their own account, told apart from what a script prints: of jobs, of a trace, of what they cannot run. Pure.
+"""Tells messages of interpreters apart from the output of a script: about jobs, traces, and commands that cannot be
+run. Pure.
 
-A program's errors and its shell's words come through the same descriptor. The words begin with the script's own path, which is ours
-(`bugs.scripts.HOME`), with the name of a shell, or with PS4; the lines that belong to them hold what is open in the first: quotes, or a
-here-document. Seen with bash 5.2 and dash 0.5.12.
+Errors of programs and messages of the shell arrive through the same file descriptor. A message begins with the path of
+the script, which is ours (`script_files.HOME`), with the name of a shell, or with PS4; it goes on over further lines
+while a quote or a here-document of its first line is open. Tested with bash 5.2 and dash 0.5.12.
 """
 
 from __future__ import annotations
@@ -18,27 +19,31 @@ from testbed.regex import LONGEST_LINE, compile_linear, compile_user_regex, esca
 
 _SHELL = r"-?(?:\S*/)?(?:bash|sh|dash|ash)"
 _STATES = (
-    r"Hangup|Interrupt|Quit|Illegal instruction|Trace/breakpoint trap|Aborted|Bus error|Floating point exception|Killed|Segmentation fault|"
+    r"Hangup|Interrupt|Quit|Illegal instruction|Trace/breakpoint trap|Aborted|Bus error|Floating point exception|Killed"
+    r"|Segmentation fault|"
     r"User defined signal [12]|Broken pipe|Alarm clock|Terminated|Stack fault|Stopped|Bad system call|Done|Exit \d+"
 )
-# `PID STATE`, and the source of the job, as bash prints it; dash prints the state alone.
+# Bash prints `PID STATE` and the source of the job; dash prints only the state.
 _JOB_PATTERN = rf"\s*\d+ (?:{_STATES})(?: \(core dumped\))?\b"
 _JOB = compile_linear(_JOB_PATTERN)
 _BARE_JOB = compile_linear(rf"(?:{_STATES})(?: \(core dumped\))?")
 _MISSING_PATTERN = r"(?:exec: |\.: |source: )?(?P<program>[^:]+): (?:command not found|not found)"
 _MISSING = compile_linear(_MISSING_PATTERN)
 _NO_PROGRAM = compile_linear(r"(?P<program>[^:]+): (?:cannot execute|\S+: bad interpreter).*")
-# Of a program as of a file that is redirected: which, the script's line says.
+# Said of a program or of a file in a redirection; the line of the script shows which.
 _EITHER = compile_linear(
     r"(?P<program>[^:]+): (?P<why>No such file or directory|Permission denied|Exec format error|Is a directory)"
 )
 _SYNTAX = compile_linear(r"(?:\S+: )?(?:[Ss]yntax error|unexpected EOF|[Bb]ad substitution|EOF in backquote).*")
-_LAUNCHERS = r"(?:\S*/)?(?:env|timeout|nice|nohup|chroot|setsid|taskset|chrt|ionice|xargs|unshare|setpriv|stdbuf|nsenter|flock|time|busybox)"
+_LAUNCHERS = (
+    r"(?:\S*/)?(?:env|timeout|nice|nohup|chroot|setsid|taskset|chrt|ionice|xargs|unshare|setpriv|stdbuf"
+    r"|nsenter|flock|time|busybox)"
+)
 _NOT_LAUNCHED = compile_linear(
     rf"{_LAUNCHERS}: (?P<failed>(?:failed to (?:execute|run command)|cannot run command) )?(?P<program>[^:]+): "
     r"(?P<why>No such file or directory|Permission denied|Exec format error)"
 )
-# Of what programs call by name; in the guest's locale, or in one of UTF-8.
+# Quotes around names in messages, in the C locale or in a UTF-8 locale.
 _QUOTES_OF_NAMES = "'\"\u2018\u2019"
 _OF_LANGUAGE = {
     "python": compile_linear(
@@ -46,7 +51,7 @@ _OF_LANGUAGE = {
     ),
     "perl": compile_linear(r"Can't locate \S+ in @INC.*|(?:syntax error|Execution of \S+ aborted|BEGIN failed).*"),
 }
-# Where a command begins; and those that print their words. The functions of a script may do so as well.
+# The places where a command begins; and commands that print their arguments. Functions of a script may do that as well.
 _BEGINS = r"(?:^|[;&|({!`]|\$\(|\b(?:then|do|else|exec|sudo|time|if|while|until)\s|-c\s*[\"'])\s*"
 _PRINTS = frozenset(
     ["echo", "printf", "print", "cat", "tee", "logger", "say", "puts", "fputs", "fprintf", "write", "warn", "die"]
@@ -57,14 +62,14 @@ _NOT_THERE = "not found in the guest's image"
 _JOINS = compile_linear(r"\d?>&\s*1|&>|\|&")
 _PROMPT = compile_linear(r"\bPS4=[\"']?([^$`\"'\\\s]+[^$`\"'\\]*)")
 _LONGEST_TRACE = 400
-# Of the source with what is printed, in all: some seconds.
+# Comparisons of printed lines with the source, in all: some seconds.
 _MOST_COMPARISONS = 10_000_000
 _SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CannotRun:
-    """What could not be run: `where` in the script, such as `crash.sh:3`; `what` it was and why."""
+    """A command that could not be run: `where` in the script, such as `crash.sh:3`; `what` it was and why."""
 
     where: str
     what: str
@@ -75,7 +80,7 @@ class CannotRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotCounted:
-    """A line that matched and was not printed by the script: `why`."""
+    """A line that matched but was not printed by the script; `why` this is known."""
 
     line: str
     why: str
@@ -86,7 +91,7 @@ class NotCounted:
 
 
 def cannot_run(script: Script, output: str, errors: str) -> list[CannotRun]:
-    """What a script that has ended could not run, from all that it has printed."""
+    """Return the commands that a script could not run, from all that was printed."""
     source = Source(script)
     streams = (Stream(source, errors=False), output), (Stream(source, errors=True), errors)
     return [
@@ -98,7 +103,7 @@ def cannot_run(script: Script, output: str, errors: str) -> list[CannotRun]:
 
 
 def self_matches(bug: Bug) -> Iterator[str]:
-    """What should be known of patterns that match the text of the bug's own script, or what a shell says of its jobs."""
+    """Warn of patterns that match the text of the bug's own script, or a shell's messages about its jobs."""
     for number, condition in enumerate(bug.signature, 1):
         for text in (condition.output, condition.expect):
             if text is None or (pattern := compile_user_regex(text)).spans_lines:
@@ -109,8 +114,9 @@ def self_matches(bug: Bug) -> Iterator[str]:
             if found := next(lines, None):
                 at, line = found
                 yield (
-                    f"signature {number}: {text!r} matches line {at} of the script itself, {line.strip()[:80]!r}: where a shell or another "
-                    f"program quotes that, it does not count; a pattern of what is printed alone, such as '^...$', is surer"
+                    f"signature {number}: {text!r} matches line {at} of the script itself, {line.strip()[:80]!r}:"
+                    " where a shell or another program quotes that, it does not count; a pattern of what is printed"
+                    " alone, such as '^...$', is surer"
                 )
             if any(pattern.search(state) is not None for state in ("Killed", "Segmentation fault", "Aborted")):
                 said = "what a shell says of a job that was killed, which is no output; status: 137 is 128 + SIGKILL"
@@ -118,7 +124,7 @@ def self_matches(bug: Bug) -> Iterator[str]:
 
 
 class Source:
-    """A script's text, as lines of its two outputs are compared with it."""
+    """A script's text, prepared to be compared with the lines of its outputs."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -142,7 +148,7 @@ class Source:
         self._comparisons = 0
 
     def command(self, program: str, line: int) -> bool:
-        """Whether a line of the script calls a program by this word, rather than to redirect to a file."""
+        """Whether a line of the script runs `program`, rather than redirecting to a file of that name."""
         if not 0 < line <= len(self.plain):
             return False
         return (
@@ -150,9 +156,9 @@ class Source:
         )
 
     def is_quoted(self, line: str, start: int, end: int) -> bool:
-        """Whether what stands at a place of a printed line stands there behind the very command that is to print it, as in the source.
+        """Whether a part of a printed line is a quotation: it follows the same printing command as in the source.
 
-        :raise OverflowError: a guest that prints pieces of the source for ever has had it compared often enough.
+        :raise OverflowError: the guest has printed so many pieces of the source that the comparisons are too many.
         """
         for number, source in enumerate(self.plain):
             self._comparisons += 1
@@ -169,13 +175,14 @@ class Source:
 
 
 class Stream:
-    """One output of a script, line after line. `errors`: where interpreters speak, unless the script joins both."""
+    """One output of a script, read line by line. `errors`: standard error, which has the interpreter's messages, unless
+    the script joins both."""
 
     def __init__(self, source: Source, *, errors: bool) -> None:
         script = source.script
         self._source = source
-        self._speaks = errors or source.joins
-        self._bare_jobs = errors and script.language == "sh"
+        self._has_messages = errors or source.joins
+        self._has_bare_states = errors and script.language == "sh"
         self._of_language = _OF_LANGUAGE.get(script.language)
         path = escape(script.path)
         self._prefix = compile_linear(
@@ -183,43 +190,45 @@ class Stream:
         )
         self._other = compile_linear(rf"\S+: (?:line )?\d+: (?P<rest>{_JOB_PATTERN}.*|{_MISSING_PATTERN})")
         self._echoed = Counter(line.rstrip() for line in source.lines) if errors and source.echoes else Counter[str]()
-        self._until = ""  # the quote that a job's source or a trace has open, or the word that ends its here-document
+        self._until = ""  # the open quote of a message, or the word that ends its here-document
         self._left = 0
         self._checked = False
 
     def why_not_output(self, line: str) -> str | None:
-        """What makes a line the interpreter's and not the script's; None where the script printed it. To be asked of every line, once."""
-        if self._until and self._goes_on(line):
+        """Return why a line is the interpreter's and not output of the script; None for output. Must be called once for
+        every line."""
+        if self._until and self._continues(line):
             return "the shell printed it as a part of the script's own text"
-        if found := self._spoken(line):
+        if found := self._match_message(line):
             rest = found["rest"]
             if job := _JOB.match(rest):
-                self._begin(rest[job.end() :], checked=True)
+                self._open(rest[job.end() :], checked=True)
                 return "it is what the shell says of a job of the script, with the job's source"
             return "it is an error of the shell, and not the script's output"
-        if self._bare_jobs and _BARE_JOB.fullmatch(line):
+        if self._has_bare_states and _BARE_JOB.fullmatch(line):
             return "it is what the shell says of a job of the script"
-        if self._source.traces and self._speaks and (trace := self._source.trace.match(line)):
+        if self._source.traces and self._has_messages and (trace := self._source.trace.match(line)):
             if self._source.script.language == "bash":
-                self._begin(line[trace.end() :], checked=False)
+                self._open(line[trace.end() :], checked=False)
             return "it is the shell's trace of the script (set -x)"
         if self._echoed[line.rstrip()] > 0:
             self._echoed[line.rstrip()] -= 1
             return "it is the script's own line, which the shell prints (set -v)"
         return None
 
-    def _spoken(self, line: str) -> Any:
-        """The match of a line that an interpreter may have written, or None."""
+    def _match_message(self, line: str) -> Any:
+        """Match a line that an interpreter may have written."""
         if ": " not in line:
             return None
         return self._prefix.fullmatch(line) or self._other.fullmatch(line)
 
-    def _begin(self, text: str, *, checked: bool) -> None:
-        """Notice what a job's source or a trace has open at its end. `checked`: its further lines are lines of the script."""
+    def _open(self, text: str, *, checked: bool) -> None:
+        """Note the quote or here-document that is open at the end of a message. `checked`: the following lines must be
+        in the script."""
         self._until = _still_open(text, words_only=not checked)
         self._left, self._checked = (len(self._source.lines) if checked else _LONGEST_TRACE), checked
 
-    def _goes_on(self, line: str) -> bool:
+    def _continues(self, line: str) -> bool:
         until, self._left = self._until, self._left - 1
         over = (
             _collapsed(line) not in self._source.whole if self._checked else self._source.trace.match(line) is not None
@@ -234,11 +243,11 @@ class Stream:
         return True
 
     def failed_command(self, line: str) -> CannotRun | None:
-        """What a line of an interpreter or a launcher says that it cannot run."""
-        if not self._speaks:
+        """Return the command that an interpreter or launcher reports in this line that it cannot run."""
+        if not self._has_messages:
             return None
         script = self._source.script
-        found = self._spoken(line)
+        found = self._match_message(line)
         if found is None:
             return self._not_launched(line)
         named = found.groupdict()
@@ -257,7 +266,8 @@ class Stream:
     def _not_launched(self, line: str) -> CannotRun | None:
         script = self._source.script
         found = _NOT_LAUNCHED.fullmatch(line) if ": " in line else None
-        # `env: 'perf'`, `unshare: failed to execute perf`, `xargs: perf`; but `flock: cannot open lock file /a` is no program.
+        # `env: 'perf'`, `unshare: failed to execute perf`, `xargs: perf`; but `flock: cannot open lock file /a` is no
+        # program.
         if found and (found["failed"] or " " not in found["program"]):
             program = found["program"].strip(_QUOTES_OF_NAMES)
             return CannotRun(
@@ -273,8 +283,8 @@ _QUOTES = ("'", '"', "`")
 
 
 def _still_open(text: str, quote: str = "", *, words_only: bool = False) -> str:
-    """The quote that is open at the end of shell source, or the word that ends its here-document; empty where none is. `words_only`: a
-    quote opens at the begin of a word only, as bash's trace has them, where another is a letter."""
+    """Return the quote that is open at the end of shell source, or the word that ends its here-document; empty if none
+    is. `words_only`: only a quote at the beginning of a word opens, as in bash's trace, where others are literal."""
     escaped = False
     for at, character in enumerate(text):
         if escaped:

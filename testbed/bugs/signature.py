@@ -1,6 +1,7 @@
-"""Whether a bug shows: what was seen of a guest, against the conditions of its signature. Pure: takes lines and numbers.
+"""Decides whether a bug shows: compares what a guest does with the conditions of the bug's signature. Pure: takes lines
+and numbers.
 
-A condition holds once each of its keys was seen, at whatever time; the first that holds is the hit.
+A condition holds once each of its keys has matched, at any time; the first condition that holds is the hit.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from testbed.guest.channels.kernel_log import clean
 from testbed.regex import LONGEST_LINE, Pattern, compile_user_regex
 from testbed.units import format_duration, is_digits
 
-# What patterns over several lines look at; a script may print more, and then its end counts.
+# Patterns over several lines search the last of the output, up to this size.
 _KEPT_CHARACTERS = 1 << 20
-# Of lines that do not count, and of what could not be run.
+# At most this many ignored lines and failed commands are remembered.
 _MOST_NOTED = 50
-# What a shell ends with where a command was found and cannot be executed, and where none was found.
+# The exit status of a shell that found a command but cannot execute it, and of one that found none.
 UNABLE = (126, 127)
 
 
 class End(enum.Enum):
-    """How a try ended."""
+    """How a try ended, in the words of its report."""
 
     DONE = "the script ended"
     STOPPED = "stopped at the signature"
@@ -42,7 +43,7 @@ class End(enum.Enum):
 
     @property
     def of_guest(self) -> str | None:
-        """The word that a condition's `guest` has for it; None where the guest lives."""
+        """The word for it in a condition's `guest` key; None where the guest lives."""
         return _GUEST_WORDS.get(self)
 
 
@@ -59,19 +60,19 @@ _GUEST_WORDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """The condition that holds, by its number in the file (from 1), and what was seen of it."""
+    """The condition that holds, by its number in the file (from 1), and the text that matched."""
 
     condition: int
     seen: str
 
 
-# One thing that a condition asks for: its key.
+# A key of a condition, such as `console`.
 _Key = str
 
 
 @dataclass(slots=True)
 class _Lines:
-    """Bytes that come in pieces, as lines without what could steer a terminal."""
+    """Splits bytes that arrive in pieces into lines, without control characters."""
 
     pending: bytes = b""
 
@@ -91,13 +92,13 @@ def _line(raw: bytes) -> str:
 
 @dataclass(slots=True)
 class _Progress:
-    """One condition, and what of it was seen."""
+    """One condition, and which of its keys have matched so far (`seen`)."""
 
     number: int
     condition: Condition
     patterns: dict[_Key, Pattern]
     seen: dict[_Key, str] = field(default_factory=dict)
-    from_script: set[_Key] = field(default_factory=set)  # which of it the script alone has said
+    from_script: set[_Key] = field(default_factory=set)  # keys that only the script itself has shown
 
     @property
     def wanted(self) -> tuple[_Key, ...]:
@@ -106,16 +107,18 @@ class _Progress:
 
     @property
     def rests_on_script(self) -> bool:
-        """Whether only the script's own word shows it: what it prints, how it ends, that it does not end."""
+        """Whether it is shown only by the script: by what it prints, how it ends, or that it does not end."""
         return all(key in self.from_script for key in self.wanted) and self.condition.status not in UNABLE
 
 
 class SignatureMatcher:
-    """One try's signature. Tell it what is seen; `hit` is the condition that holds, as soon as one does.
+    """Matches one try against a bug's signature. Feed it everything that the try shows; `hit` is the first condition
+    that holds.
 
-    `script`: whose output is heard; what its interpreter says on its own account is none of it. `unable`: what the script could not run:
-    then its own word, what it prints and how it ends, shows nothing, where the console's, the counters' and the guest's do. `uncounted`:
-    lines that matched and were not the script's. `last`: the last line that it has printed.
+    `script`: the script that runs; messages of its interpreter do not count as its output. `failed_commands`: commands
+    that the script could not run; with any of them, the script's output and exit status prove nothing, but console,
+    counters and the guest's end still do. `uncounted`: lines that matched but were not printed by the script.
+    `last_line`: the last line that the script printed.
     """
 
     def __init__(self, signature: Sequence[Condition], script: Script | None = None) -> None:
@@ -136,31 +139,31 @@ class SignatureMatcher:
         self._streams = (
             None if self._source is None else (Stream(self._source, errors=False), Stream(self._source, errors=True))
         )
-        # Lines, where a pattern spans several.
+        # The lines of the output, if a pattern spans several.
         self._output: deque[str] = deque()
         self._output_characters = 0
         self._spans = any(pattern.spans_lines for one in self._conditions for pattern in one.patterns.values())
         self.hit: Match | None = None
-        self._shown: _Progress | None = None  # what the hit is of
+        self._shown: _Progress | None = None  # the condition of the hit
         self.failed_commands: list[CannotRun] = []
         self.uncounted: list[NotCounted] = []
         self.last_line = ""
-        self.undecidable = ""  # why nobody can say whether lines that matched are the script's
+        self.undecidable = ""  # why it cannot be decided whether matching lines are the script's
 
     @property
     def counters(self) -> tuple[tuple[str, str], ...]:
-        """Cgroup and counter of each condition that has one."""
+        """The cgroup and counter of each condition that has them."""
         found = ((one.condition.cgroup, one.condition.counter) for one in self._conditions)
         return tuple(dict.fromkeys((str(cgroup), str(counter)) for cgroup, counter in found if counter is not None))
 
     @property
     def uses_counters(self) -> bool:
-        """Whether a counter at the end can be what shows it."""
+        """Whether a counter at the end of the script can decide a condition."""
         return any(one.condition.counter is not None or one.condition.expect is not None for one in self._conditions)
 
     @property
     def hang_limits_s(self) -> tuple[float, ...]:
-        """After how many seconds it counts that the script has not ended, each in turn."""
+        """The `hang` times of the conditions, in seconds, sorted."""
         return tuple(sorted({one.condition.hang / 1e6 for one in self._conditions if one.condition.hang is not None}))
 
     def feed_console(self, data: bytes) -> None:
@@ -168,13 +171,13 @@ class SignatureMatcher:
             self._search(line, "console", "expect")
 
     def feed_output(self, data: bytes) -> None:
-        """What the script prints."""
+        """Take a piece of the script's standard output."""
         for line in self._stdout.split(data):
             if self._is_own(line, errors=False):
                 self._keep(line)
 
     def _keep(self, line: str) -> None:
-        """Remember a line of the output, and forget the first ones where there are too many."""
+        """Remember a line of the output; drop the oldest lines where they exceed the limit."""
         if not self._spans:
             return
         self._output.append(line)
@@ -183,12 +186,12 @@ class SignatureMatcher:
             self._output_characters -= len(self._output.popleft()) + 1
 
     def feed_errors(self, data: bytes) -> None:
-        """What it prints on its standard error."""
+        """Take a piece of the script's standard error."""
         for line in self._stderr.split(data):
             self._is_own(line, errors=True)
 
     def _is_own(self, line: str, *, errors: bool) -> bool:
-        """Whether a line of the script's outputs is its own."""
+        """Match a line of the script's outputs; returns whether the script itself printed it."""
         if not line:
             return True
         why = None
@@ -212,18 +215,18 @@ class SignatureMatcher:
                 self._record(one, "counter", f"{cgroup}/{counter} is {value}")
 
     def feed_counters(self, lines: Sequence[str]) -> None:
-        """All counters at the end, a line `CGROUP/FILE NAME VALUE` each."""
+        """Take all counters at the end of the script, one line `CGROUP/FILE NAME VALUE` each."""
         for line in lines:
             self._search(line[:LONGEST_LINE], "expect")
 
     def feed_runtime(self, after_s: float) -> None:
-        """The script has not ended after so long."""
+        """The script still runs after this time."""
         for one in self._conditions:
             if one.condition.hang is not None and one.condition.hang / 1e6 <= after_s:
                 self._record(one, "hang", f"no end after {format_duration(one.condition.hang)}", script=True)
 
     def script_ended(self, status: int) -> None:
-        """The script has ended, with this status (128 and the signal where one killed it)."""
+        """The script has ended with this status (128 plus the signal number if a signal killed it)."""
         self.flush()
         for one in self._conditions:
             wanted = one.condition.status
@@ -231,27 +234,31 @@ class SignatureMatcher:
                 self._record(one, "status", f"status {status}", script=True)
 
     def why_unknown(self, status: int | None) -> str:
-        """Why the script's own word shows nothing, neither the bug nor that it is absent; empty where it does. `status`: it ended with."""
+        """Why the script proves neither that the bug shows nor that it is absent; empty where it does. `status`: its
+        exit status."""
         if any(one.condition.status == status and status in UNABLE for one in self._conditions):
             return ""
         if self.undecidable:
             return self.undecidable
         if self.failed_commands:
             more = f"; and {len(self.failed_commands) - 1} more" if len(self.failed_commands) > 1 else ""
-            return f"{self.failed_commands[0]}{more}; what the script can do without is asked for with `command -v`, or has no error output"
+            return (
+                f"{self.failed_commands[0]}{more}; what the script can do without is asked for with `command -v`,"
+                " or has no error output"
+            )
         if status in UNABLE:
             return f"status {status}: the shell could not run a command; the last line: {self.last_line or 'none'}"
         return ""
 
     def describe_exit(self, status: int) -> str:
-        """How a script has ended that does not show the bug, in words."""
+        """Describe the end of a script that does not show the bug."""
         said = f"status {status}, " + (
             f"last line: {self.last_line[:200]}" if self.last_line else "and it printed nothing"
         )
         return said + (f"; {self.uncounted[0]}" if self.uncounted else "")
 
     def flush(self) -> None:
-        """Nothing more is printed."""
+        """Match what is left, since nothing more will be printed."""
         self._search(self._console.rest(), "console", "expect")
         if (rest := self._stdout.rest()) and self._is_own(rest, errors=False):
             self._keep(rest)
@@ -265,23 +272,25 @@ class SignatureMatcher:
 
     @property
     def rests_on_script(self) -> bool:
-        """Whether the hit is shown by the script's own word alone."""
+        """Whether the hit is shown by the script alone."""
         return self._shown is not None and self._shown.rests_on_script
 
     def drop_doubtful_hit(self) -> None:
-        """Drop a hit that rests on the script's word where the script turns out to lack a command: it said so earlier."""
+        """Drop a hit that rests on the script alone if the script turns out to lack a command, whose message came
+        later."""
         if (self.failed_commands or self.undecidable) and self.rests_on_script:
             self.hit = self._shown = None
 
     def guest_ended(self, end: End) -> None:
-        """The guest is gone, or does not answer."""
+        """The guest has ended, or does not answer."""
         word = end.of_guest
         for one in self._conditions:
             if one.condition.guest is not None and word is not None and one.condition.guest in ("lost", word):
                 self._record(one, "guest", end.value)
 
     def _search(self, line: str, *keys: _Key, script: bool = False, why: str | None = None) -> None:
-        """Look for patterns in a line. `script`: which printed it. `why` it does not count, where it does not."""
+        """Search a line for the patterns of `keys`. `script`: the script printed it. `why`: the reason if the line does
+        not count."""
         if not line:
             return
         for one in self._conditions:
@@ -299,7 +308,7 @@ class SignatureMatcher:
                 self._record(one, key, line, script=script)
 
     def _is_quoted(self, line: str, pattern: Pattern) -> bool:
-        """Whether each part of a line that matches is a piece of the script's source."""
+        """Whether each match in a line is a quotation from the script's source."""
         plain = " ".join(line.split())
         found = pattern.spans(plain)
         try:
@@ -309,7 +318,7 @@ class SignatureMatcher:
                 and all(self._source.is_quoted(plain, start, end) for start, end in found)
             )
         except OverflowError:
-            # Neither a hit nor none.
+            # Neither a hit nor a miss.
             self.undecidable = (
                 "the script prints pieces of its own source more often than they can be told from its output"
             )
@@ -327,7 +336,8 @@ class SignatureMatcher:
 
 
 def render(texts: Mapping[str, str]) -> tuple[str, ...]:
-    """Counters as lines `CGROUP/FILE NAME VALUE`, from the texts of files by their paths below the root of cgroup v2."""
+    """Format counters as lines `CGROUP/FILE NAME VALUE`. `texts`: the content of cgroup files by their paths below the
+    cgroup root."""
     found: list[str] = []
     for path, text in sorted(texts.items()):
         for line in text.splitlines():

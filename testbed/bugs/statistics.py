@@ -1,7 +1,8 @@
-"""How often something happens, from a few tries: intervals, when to stop, and how many tries a claim needs. Pure.
+"""Statistics of hits among tries: rates with intervals, stopping rules, and how many tries a claim needs. Pure.
 
-Sources: E. B. Wilson, "Probable inference, the law of succession, and statistical inference" (1927); A. Wald, "Sequential tests of
-statistical hypotheses" (1945); C. J. Clopper and E. S. Pearson, "The use of confidence or fiducial limits" (1934).
+Sources: E. B. Wilson, "Probable inference, the law of succession, and statistical inference" (1927); A. Wald,
+"Sequential tests of statistical hypotheses" (1945); C. J. Clopper and E. S. Pearson, "The use of confidence or fiducial
+limits" (1934).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _Z_95 = 1.959963984540054
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """Hits among tries, and Wilson's interval at 95 %; without any try that is everything from 0 to 1."""
+    """Hits among tries, with Wilson's interval at 95 %, which is 0 to 1 without any try."""
 
     hits: int
     tries: int
@@ -45,7 +46,7 @@ class Rate:
         n, p, z2 = self.tries, self.share, _Z_95**2
         middle = (p + z2 / (2 * n)) / (1 + z2 / n)
         half = _Z_95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-        # All or none: the bound is the end itself, which rounding must not miss.
+        # With no hits or only hits the bound is exactly 0 or 1, which rounding must not miss.
         return 0.0 if self.hits == 0 else max(0.0, middle - half), 1.0 if self.hits == n else min(1.0, middle + half)
 
     def __str__(self) -> str:
@@ -55,9 +56,10 @@ class Rate:
 
 
 def exact_interval(least: int, most: int, tries: int) -> tuple[float, float]:
-    """Clopper's and Pearson's interval at 95 %, of which all that is known is that `least` to `most` of the tries were hits.
+    """Return Clopper's and Pearson's interval at 95 % of tries of which it is only known that `least` to `most` were
+    hits.
 
-    It holds for tries that were stopped at a hit as well: the fewer of them, the wider it is.
+    It also holds for tries that were stopped at a hit: the fewer there are, the wider it is.
     """
     if not 0 <= least <= most <= tries or not tries:
         raise ValueError(f"expected 0 <= least <= most <= tries, and some tries, got {least}, {most}, {tries}")
@@ -69,9 +71,9 @@ _TAIL = 0.025
 
 
 def _at_most(hits: int, tries: int, p: float) -> float:
-    """The binomial distribution's probability of at most so many hits; `p` between 0 and 1, and neither.
+    """Return the binomial probability of at most this many hits; `p` is above 0 and below 1.
 
-    By logarithms: the number of ways to choose them is beyond a float from 1030 tries on.
+    Computed with logarithms, because binomial coefficients exceed a float from 1030 tries on.
     """
     hit, miss, ways = math.log(p), math.log1p(-p), math.lgamma(tries + 1)
     terms = (
@@ -81,7 +83,7 @@ def _at_most(hits: int, tries: int, p: float) -> float:
 
 
 def _rate_where(holds: Callable[[float], bool]) -> float:
-    """The least rate at which something holds that holds at all greater ones."""
+    """Return the least rate at which a condition holds that also holds at all greater rates."""
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
@@ -90,7 +92,7 @@ def _rate_where(holds: Callable[[float], bool]) -> float:
 
 
 class NextTry(enum.Enum):
-    """What a stopping rule says."""
+    """The answer of a stopping rule."""
 
     GO_ON = "go on"
     REACHED = "reached"
@@ -98,7 +100,8 @@ class NextTry(enum.Enum):
 
 
 def until_rate(wanted: float, rate: Rate, most_tries: int) -> NextTry:
-    """Whether the interval's lower bound has reached `wanted`, or cannot any longer within `most_tries`, were all that are left hits."""
+    """Whether the interval's lower bound has reached `wanted`, or cannot any more within `most_tries` even if all that
+    are left hit."""
     if rate.tries and rate.low >= wanted:
         return NextTry.REACHED
     left = most_tries - rate.tries
@@ -107,26 +110,28 @@ def until_rate(wanted: float, rate: Rate, most_tries: int) -> NextTry:
 
 
 def tries_until(wanted: float) -> int:
-    """The fewest tries, all of them hits, whose lower bound is at least `wanted` (below 1)."""
+    """Return the fewest tries, all of them hits, whose lower bound is at least `wanted` (below 1)."""
     # With hits alone the lower bound is n / (n + z²).
     return max(1, math.ceil(wanted * _Z_95**2 / (1 - wanted)))
 
 
 def tries_for(rate: float, error: float) -> int:
-    """So many tries miss something of this `rate` all together with a probability of at most `error`; both between 0 and 1."""
+    """Return how many tries are needed so that all of them miss a bug of this `rate` with a probability of at most
+    `error`."""
     if rate >= 1:
         return 1
     return max(1, math.ceil(math.log(error) / math.log(1 - rate) - 1e-9))
 
 
 def median(values: Sequence[float]) -> float | None:
-    """None of none."""
+    """Return the median, or None for an empty sequence."""
     return statistics.median(values) if values else None
 
 
 @dataclass(slots=True, kw_only=True)
 class Sequential:
-    """Wald's test of two rates: is it as high as `kept`, or as low as `lost`? Each wrong answer has about the probability `error`."""
+    """Wald's sequential test: is a rate as high as `kept`, or as low as `lost`? Each wrong answer has a probability of
+    about `error`."""
 
     kept: float
     lost: float
@@ -148,7 +153,7 @@ class Sequential:
 
     @property
     def verdict(self) -> bool | None:
-        """True: kept. False: lost. None: try on."""
+        """True: kept. False: lost. None: more tries are needed."""
         likelihood = self.hits * math.log(self.kept / self.lost) + self.misses * math.log(
             (1 - self.kept) / (1 - self.lost)
         )
@@ -157,6 +162,6 @@ class Sequential:
 
 
 def sequential(rate: Rate, error: float) -> Sequential:
-    """The test whether a rate that was measured stays: at least nine tenths of it, or no more than half of that."""
+    """Return the test whether a measured rate is kept: at least nine tenths of it, or at most half of that."""
     kept = max(0.02, 0.9 * rate.share)
     return Sequential(kept=kept, lost=kept / 2, error=error)

@@ -1,4 +1,4 @@
-"""Asks interpreters of this machine whether scripts can be read, without running any of them."""
+"""Checks the syntax of a bug's scripts with interpreters of this machine, without running the scripts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from testbed.errors import Problem
 
 # `bash: line 4: syntax error: ...`, `bash: -c: line 4: ...`, `sh: 4: Syntax error: ...`
 _SAID = re.compile(r"[^:]+: (?:-c: )?(?:line )?(?P<line>\d+): (?P<said>.+)")
-# A document whose end is missing takes the rest of the script with it, and is a warning only.
+# A here-document without its end swallows the rest of the script, but bash only warns about it.
 _WARNED = re.compile(r"warning: here-document .*")
 _LIMIT_S = 20.0
 
 
 def find_problems(bug: Bug, places: Mapping[str, Place]) -> list[Problem]:
-    """What of a bug's scripts cannot be read. `places`: where they stand, by the bug's keys."""
+    """Find the syntax errors of a bug's scripts. `places`: where the scripts are, by the bug's keys."""
     named = (("prepare", bug.preparation), ("script", bug.main))
     return [
         problem(places.get(key), key, line, said)
@@ -33,10 +33,11 @@ def find_problems(bug: Bug, places: Mapping[str, Place]) -> list[Problem]:
 
 
 def syntax_mistakes(script: Script) -> list[tuple[int, str]]:
-    """What is wrong with a script, each with its line; nothing where no interpreter here knows."""
+    """Return the syntax errors of a script with their lines; none if this machine has no interpreter that can check
+    it."""
     match script.language:
         case "bash":
-            # A script that sets extglob may have patterns that bash, which only reads it, does not know.
+            # A script that sets extglob may have patterns that bash -n, which does not run that, takes for errors.
             return _asked_shell(script, "bash") and _asked_shell(script, "bash", "-O", "extglob")
         case "sh":
             found = _asked_shell(script, "dash" if shutil.which("dash") else "sh")
@@ -48,19 +49,19 @@ def syntax_mistakes(script: Script) -> list[tuple[int, str]]:
 
 
 def _asked_shell(script: Script, shell: str, *options: str) -> list[tuple[int, str]]:
-    """What a shell of this machine says to a script that it only reads (-n)."""
+    """Return the errors that a shell of this machine reports for a script that it only parses (-n)."""
     program = shutil.which(shell)
     if program is None:
         return []
     status, errors = _asked(script, program, *options, "-n")
     said = [found for line in errors.splitlines() if (found := _SAID.fullmatch(line)) is not None]
-    # Bash says what is wrong, and quotes the line after it.
+    # Bash prints the error, and then quotes the line.
     told = [(int(one["line"]), one["said"]) for one in said if not one["said"].startswith("`")]
     return [one for one in told if status != 0 or _WARNED.fullmatch(one[1])]
 
 
 def _asked_python(script: Script) -> list[tuple[int, str]]:
-    """What Python says that only compiles it; in a process of its own, which a script nested too deeply may end."""
+    """Return the errors of Python's compiler, in a separate process, which too deeply nested code may crash."""
     status, errors = _asked(
         script, sys.executable, "-ISWignore", "-c", "import sys; compile(sys.stdin.buffer.read(), 'script', 'exec')"
     )
@@ -72,11 +73,13 @@ def _asked_python(script: Script) -> list[tuple[int, str]]:
 
 
 def _asked(script: Script, *command: str) -> tuple[int, str]:
-    """Status and errors of a command that reads a script; 0 and none where it cannot be asked."""
+    """Run a checker on a script; returns its status and standard error, or 0 and nothing if it cannot be run."""
     own = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}  # a BASH_ENV would be run
     try:
-        words = script.text.encode()
-        done = subprocess.run(command, input=words, capture_output=True, env=own, timeout=_LIMIT_S, check=False)  # noqa: S603 - ours
+        text = script.text.encode()
+        done = subprocess.run(  # noqa: S603 - our own command
+            command, input=text, capture_output=True, env=own, timeout=_LIMIT_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return 0, ""
     return done.returncode, done.stderr.decode(errors="replace")

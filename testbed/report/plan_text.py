@@ -63,7 +63,7 @@ def describe_plan(host: Host, name: str, guest: GuestModel, ends: tuple[Link, ..
 
 def describe_scripts(case: Case) -> Iterator[str]:
     """Return the lines of a bug's scripts in its plan, with the variables that the scripts get."""
-    yield f"# its scripts, which find {', '.join(f'${name}' for name in script_files.make_script(case.guest))}"
+    yield f"# its scripts, which find {', '.join(f'${name}' for name in script_files.environment_names(case.guest))}"
     for script in (case.bug.preparation, case.bug.main):
         if script is not None:
             yield shlex.join((*script.interpreter, script.path))

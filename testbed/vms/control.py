@@ -23,7 +23,8 @@ from testbed.host import failures, registry, sockets
 from testbed.host.control_client import DisksReply
 from testbed.text import parse_json
 
-# Commands connect only while they wait for a reply; other clients that stay connected must not use up our file descriptors.
+# Commands connect only while they wait for a reply; other clients that stay connected must not use up our file
+# descriptors.
 _MOST_CONNECTIONS = 64
 _LINE_S = 60.0
 
@@ -35,9 +36,11 @@ Verb = Callable[[Request], Awaitable[Reply]]
 
 
 class ControlServer:
-    """The verbs of a guest that is ready. `ready` returns the guest, or raises a TestbedError that says why there is none.
+    """The verbs of a guest that is ready. `ready` returns the guest, or raises a TestbedError that says why there is
+    none.
 
-    `agent_lock`: held while something talks to the guest's agent. `exclusive`: held by a verb that stops the guest or replaces it.
+    `agent_lock`: held while something talks to the guest's agent. `exclusive`: held by a verb that stops the guest or
+    replaces it.
     """
 
     def __init__(self, name: str, ready: Callable[[], Guest]) -> None:
@@ -163,8 +166,8 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 @contextlib.asynccontextmanager
 async def listen(path: Path, handle: Handler) -> AsyncIterator[None]:
-    """Listen on a Unix socket that only this user can open, and handle each connection. At the end all connections are closed, whether
-    their handlers are done or not."""
+    """Listen on a Unix socket that only this user can open, and handle each connection. At the end all connections are
+    closed, whether their handlers are done or not."""
     handling: set[asyncio.Task[None]] = set()
 
     async def on_connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -208,8 +211,8 @@ async def stream_console(guest: Guest, reader: asyncio.StreamReader, writer: asy
 
 
 async def hand_over_connection(guest: Guest, writer: asyncio.StreamWriter) -> None:
-    """Send a client the file descriptor of a new connection to the guest's SSH server, with the reason why that may be silent; or the
-    reason why there is no connection."""
+    """Send a client the file descriptor of a new connection to the guest's SSH server, with the reason why that may be
+    silent; or the reason why there is no connection."""
     try:
         with await guest.ssh_port.connect() as connection, writer.get_extra_info("socket").dup() as peer:
             socket.send_fds(peer, [guest.ssh_port.why_silent().encode() or b"\n"], [connection.fileno()])
@@ -222,5 +225,6 @@ async def hand_over_connection(guest: Guest, writer: asyncio.StreamWriter) -> No
 
 
 def serve_ssh_connections(folder: Path, guest: Guest) -> AbstractAsyncContextManager[None]:
-    """Serve the socket by which every process that may enter the VM's folder gets connections to the guest's SSH server."""
+    """Serve the socket by which every process that may enter the VM's folder gets connections to the guest's SSH
+    server."""
     return listen(folder / registry.SSH, lambda _reader, writer: hand_over_connection(guest, writer))

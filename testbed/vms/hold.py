@@ -1,4 +1,5 @@
-"""Holds the guest that has shown a bug under a name, so that every other command can reach it, until it is told to end."""
+"""Holds the guest that has shown a bug under a name, so that every other command can reach it, until it is told to
+end."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from testbed.vms.control import ControlServer, Reply, Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """How to hold a guest: its `name`, the private `key` that its SSH server takes, and `announce`, called with how to enter it."""
+    """How to hold a guest: its `name`, the private `key` that its SSH server takes, and `announce`, called with how to
+    enter it."""
 
     folders: Folders
     name: str
@@ -32,7 +34,8 @@ class Holder:
     announce: Callable[[str], None]
 
     async def hold(self, guest: Guest, why: str) -> None:
-        """Hold a guest until `down` or until it is lost. One that has panicked or ended is stopped, with its memory for gdb and dumps.
+        """Hold a guest until `down` or until it is lost. One that has panicked or ended is stopped, with its memory for
+        gdb and dumps.
 
         :raise UsageError: the name is taken.
         """
@@ -153,6 +156,6 @@ class _HeldGuest:
 
     async def _refuse(self, request: Request) -> Reply:
         raise UsageError(
-            f"{self.name} is held by `testbed repro --hold`, in the middle of a try: it can be entered, debugged and dumped,"
-            f" not asked for {request['verb']}"
+            f"{self.name} is held by `testbed repro --hold`, in the middle of a try: it can be entered, debugged and"
+            f" dumped, not asked for {request['verb']}"
         )

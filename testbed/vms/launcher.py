@@ -1,4 +1,5 @@
-"""Launches VMs: prepares what their guests need, with progress, then hands each guest to a supervisor process that outlives us."""
+"""Launches VMs: prepares what their guests need, with progress, then hands each guest to a supervisor process that
+outlives us."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ KEPT = b"kept\n"
 
 
 def guest_names(topology: Topology, name: str | None) -> dict[str, str]:
-    """Return the VM name of each guest: without `name` that of the topology file; several guests get `name` as a prefix.
+    """Return the VM name of each guest: without `name` that of the topology file; several guests get `name` as a
+    prefix.
 
     :raise UsageError: one is no valid name.
     """
@@ -62,8 +64,8 @@ def check_free(names: Iterable[str], folders: Folders) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestRequest:
-    """One guest of a topology to launch as a VM: its name in the topology file and on this machine, its kernel, and the folder of its
-    logs."""
+    """One guest of a topology to launch as a VM: its name in the topology file and on this machine, its kernel, and the
+    folder of its logs."""
 
     guest: str
     name: str
@@ -73,7 +75,8 @@ class GuestRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchRequest:
-    """The guests of a topology to launch as VMs. `file`, `point`: where the topology is from. `at_once`: without waiting for admission."""
+    """The guests of a topology to launch as VMs. `file`, `point`: where the topology is from. `at_once`: without
+    waiting for admission."""
 
     topology: Topology
     file: Path
@@ -134,7 +137,8 @@ async def fork_vms(
     progress: Progress,
     workers: tuple[PreforkedWorker, ...],
 ) -> VmHandle:
-    """Start another VM from a snapshot, beside the original. It has no network, since it would have the original's addresses.
+    """Start another VM from a snapshot, beside the original. It has no network, since it would have the original's
+    addresses.
 
     `run`: the folder that gets the folder of its logs.
 
@@ -155,7 +159,8 @@ async def fork_vms(
 async def launch_vms(
     specs: list[VmSpec], workers: tuple[PreforkedWorker, ...], folders: Folders, progress: Progress
 ) -> tuple[VmHandle, ...]:
-    """Hand each spec to a worker, which becomes the VM's supervisor. Afterwards either all guests are ready, or all were ended.
+    """Hand each spec to a worker, which becomes the VM's supervisor. Afterwards either all guests are ready, or all
+    were ended.
 
     :raise TestbedError: as the supervisors report.
     """

@@ -1,6 +1,7 @@
 """Forks supervisor processes in advance, while this process has neither threads nor an event loop.
 
-A supervisor is a fork of this process because a new Python interpreter takes most of a second to load what is loaded here already.
+A supervisor is a fork of this process because a new Python interpreter takes most of a second to load what is loaded
+here already.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class PreforkedWorker:
     socket: socket.socket
 
     def end(self) -> None:
-        """Ask the process to end, and wait until it has; one that does not is killed, and its QEMU is killed with it."""
+        """Ask the process to end, and wait until it has; one that does not is killed, and its QEMU is killed with
+        it."""
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGTERM)
             until = time.monotonic() + _GRACE_S

@@ -1,4 +1,5 @@
-"""Writes the files that an SSH client needs to reach a VM: a key, the VM's host key, and an ssh_config that names both."""
+"""Writes the files that an SSH client needs to reach a VM: a key, the VM's host key, and an ssh_config that names
+both."""
 
 from __future__ import annotations
 

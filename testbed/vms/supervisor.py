@@ -1,6 +1,8 @@
-"""Supervises one VM: keeps its guest running after the launching command has ended, and serves the commands that come later.
+"""Supervises one VM: keeps its guest running after the launching command has ended, and serves the commands that come
+later.
 
-Each VM has its own supervisor process, which owns the VM's QEMU: when one of the two ends, for whatever reason, so does the other.
+Each VM has its own supervisor process, which owns the VM's QEMU: when one of the two ends, for whatever reason, so does
+the other.
 """
 
 from __future__ import annotations
@@ -39,9 +41,10 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmSpec:
-    """How to launch one VM. `topology`: the whole file, as JSON; `networks`: folder of the sockets of its guests; `evidence`: folder of the
-    guest's logs; `snapshot`: folder of the snapshot to restore. `at_once`: without waiting for admission. `sharing`: how many VMs that are
-    launched together share a run's disk quota. `trusted`: whether the `qemu-args` are trusted, which the topology's JSON does not say.
+    """How to launch one VM. `topology`: the whole file, as JSON; `networks`: folder of the sockets of its guests;
+    `evidence`: folder of the guest's logs; `snapshot`: folder of the snapshot to restore. `at_once`: without waiting
+    for admission. `sharing`: how many VMs that are launched together share a run's disk quota. `trusted`: whether the
+    `qemu-args` are trusted, which the topology's JSON does not say.
     """
 
     name: str
@@ -165,8 +168,9 @@ class Supervisor:
                     self._settled.set()
                     await stop
             finally:
-                # Also when we are cancelled. If this were left to the end of the event loop, a subprocess that is just being started would
-                # hang it: asyncio.run cancels the internal tasks by which that start would end (seen with Python 3.11).
+                # Also when we are cancelled. If this were left to the end of the event loop, a subprocess that is just
+                # being started would hang it: asyncio.run cancels the internal tasks by which that start would end
+                # (seen with Python 3.11).
                 running.cancel()
                 stop.cancel()
                 await asyncio.gather(running, stop, return_exceptions=True)
@@ -245,7 +249,8 @@ class Supervisor:
             guest = self._ready()
             if folder.exists():
                 raise UsageError(
-                    f"{self._spec.name} has a snapshot {folder.name} already; choose another name, or remove it with --rm"
+                    f"{self._spec.name} has a snapshot {folder.name} already; choose another name,"
+                    " or remove it with --rm"
                 )
             if self._record.resume_with:
                 raise UsageError(registry.stopped_message(self._record))

@@ -1,4 +1,5 @@
-"""The body of a supervisor process: reads the spec of its VM from its socket, detaches from the launching process, and supervises."""
+"""The body of a supervisor process: reads the spec of its VM from its socket, detaches from the launching process, and
+supervises."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ RunAndExit = Callable[[Coroutine[Any, Any, int]], NoReturn]
 
 
 def serve(connection: socket.socket, run: RunAndExit, error_status: int) -> NoReturn:
-    """Supervise the VM whose spec arrives on `connection`, and exit. `error_status`: the exit status after an unexpected error."""
+    """Supervise the VM whose spec arrives on `connection`, and exit. `error_status`: the exit status after an
+    unexpected error."""
     status: object = error_status
     try:
         line = connection.makefile("rb").readline()
@@ -56,7 +58,8 @@ def _detach(spec: VmSpec) -> None:
 
 
 async def _supervise(connection: socket.socket, spec: VmSpec, report: Report) -> int:
-    """Supervise; end as well when the launching process is gone before it has sent KEPT, since nobody would know of this VM."""
+    """Supervise; end as well when the launching process is gone before it has sent KEPT, since nobody would know of
+    this VM."""
     loop = asyncio.get_running_loop()
 
     def on_readable() -> None:

@@ -20,7 +20,6 @@ LARGE_FILES: set[str] = {
     "tests/unit/vms/test_vms.py",
 }
 LONG_FUNCTIONS: set[str] = {
-    "testbed/bugs/bundle.py:pack",
 }
 MANY_PARAMETERS: set[str] = set()
 

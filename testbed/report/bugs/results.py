@@ -224,7 +224,7 @@ def _test(test: TestResult) -> SuiteTest:
 def _of_bug(what: str, job: ReproJob, run: RunInfo, result: str, reason: str) -> dict[str, Any]:
     """The fields of every document of a bug."""
     bug = job.case.bug
-    signature = [condition.said() for condition in bug.signature]
+    signature = [condition.describe() for condition in bug.signature]
     return {
         **_head(what, job.folder, job.factory.host, job.factory.image, run),
         "bug": Bug.model_construct(summary=bug.summary, source=bug.source, signature=signature),

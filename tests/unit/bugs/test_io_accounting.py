@@ -59,7 +59,7 @@ BEFORE = look((100, 10), (100, 10))
 def test_a_guest_that_accounts_for_more_than_its_disk_moved_is_contradicted(after: Snapshot, finding: str) -> None:
     account = io_accounting.compare("data", "254:0", BEFORE, after)
     assert (finding in account.finding if finding else account.finding == "") and account.note == ""
-    shown = tables.contradictions([Account(**account.said())])
+    shown = tables.contradictions([Account(**account.to_json())])
     assert shown == ([f"disk data: {account.finding}"] if finding else [])
 
 

@@ -58,7 +58,7 @@ def test_a_whole_bug() -> None:
     case = parse(WHOLE)
     assert case.bug.kernels.shows == ("debian-5.10",) and case.bug.timeout_s == 90
     assert case.guest.memory == 512 << 20 and case.guest.timeline[0].at == 500_000
-    assert [one.said() for one in case.bug.signature] == ["console 'BUG: '", "a/b/memory.events oom_kill above 1"]
+    assert [one.describe() for one in case.bug.signature] == ["console 'BUG: '", "a/b/memory.events oom_kill above 1"]
 
 
 MISTAKES = {

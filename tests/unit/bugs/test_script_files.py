@@ -11,7 +11,7 @@ import pytest
 
 from testbed.bugs import load, parse, shell_messages, syntax_check
 from testbed.bugs.load import parse_mapping
-from testbed.bugs.script_files import Language, Script, make_script, script, script_mistakes
+from testbed.bugs.script_files import Language, Script, environment_names, script, script_mistakes
 from testbed.errors import TopologyError
 from testbed.topology.model import GuestModel
 
@@ -65,7 +65,7 @@ def guest() -> GuestModel:
 
 
 def test_what_a_topology_makes(guest: GuestModel) -> None:
-    assert set(make_script(guest)) == {
+    assert set(environment_names(guest)) == {
         "SEED",
         "DEV_DATA",
         "DEV_N_2",
