@@ -1,4 +1,5 @@
-"""What people write their own tests with: guests by a topology, commands in them, control groups, disks that misbehave, two kernels.
+"""The Python API for tests: guests of a topology, commands in them, cgroups, faulty and slow disks, comparisons of
+kernels.
 
 async with testbed.open_testbed() as tb, tb.vm("topology.yaml") as vm:
     print((await vm.run("uname -r")).stdout)

@@ -1,8 +1,9 @@
-"""What one test in the format of blktests says of itself. Pure.
+"""Parses the results of one test in the format of blktests. Pure.
 
-`./check GROUP/NNN` leaves results/FOLDER/GROUP/NNN for each device and condition that it ran the test for, a line for each key with a tab
-before its value (`status`, `reason`, `exit_status`, `runtime`, and what the test has measured). Why it did not run one is only printed,
-indented, below a line that ends with `[not run]`; a whole group that does not run leaves nothing but that.
+`./check GROUP/NNN` writes a record results/FOLDER/GROUP/NNN for each device and condition that it ran the test for,
+with a line for each key and a tab before its value (`status`, `reason`, `exit_status`, `runtime`, and measurements
+of the test). The reason why a test was not run is only printed, indented, below a line that ends with `[not run]`;
+for a whole group that is not run there is nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from testbed.regex import LONGEST_LINE, compile_linear
 _NOT_RUN = compile_linear(
     r"^(?:\S+/\S+)(?: => (?P<devices>[^([]*[^([\s]))?\s+(?:\((?P<condition>[^)]*)\).*)?\[not run\]\s*$"
 )
-# `runtime ... 1.2s`: what is printed in columns between that line and the reasons.
+# Columns such as `runtime ... 1.2s`, which are printed between that line and the reasons.
 _MEASURED = compile_linear(r"^    \S.*\s{2}\.\.\.(\s{2}|\s*$)")
 _LACKS = compile_linear(r"^\S*check: (\S+) is not available\.")
 _FOR_DEVICES = compile_linear(r"(?m)^[ \t]*(?:function[ \t]+)?test_device(?:_array)?[ \t]*\(\)")
@@ -28,16 +29,18 @@ _REASONS = {
 }
 _KNOWN = frozenset({"status", "reason", "exit_status", "runtime", "date", "description"})
 _NO_DEVICE = "nodev"
-# Of what a test printed, or of how its output differs; and of a line, a reason, or what it measured.
+# Limits: lines of a test's output or difference; characters of a line, a reason or a measurement; characters of
+# `where`.
 _MOST_LINES, _MOST_CHARACTERS, _LONGEST_WHERE = 20, 1000, 250
-# Of one test, each for one of its devices and conditions; and of what each has measured.
+# Limits: results of one test, each for a device and a condition; measurements of each result.
 _MOST_OUTCOMES, _MOST_MEASURED = 500, 100
-# Of all texts of one test: each of its records may be as long as they may, and results.json has all tests.
+# Limits: characters of all texts of one test, since results.json holds all tests; of a reason that is cut for that.
 _MOST_KEPT_CHARACTERS, _LEAST_CHARACTERS = 1 << 16, 100
 
 
 class Status(enum.Enum):
-    """How a test ended; HANG and LOST are the guest's doing. ERROR: nothing is known, by the suite's, this machine's or our own doing."""
+    """How a test ended. HANG, LOST: the guest hung or was lost. ERROR: there is no result, because of the suite,
+    this machine or the testbed."""
 
     PASS = "pass"  # noqa: S105 - a word, no password
     FAIL = "fail"
@@ -47,7 +50,7 @@ class Status(enum.Enum):
     ERROR = "error"
 
 
-# What each makes of a whole suite, the gravest first; it is `skipped` only where everything was.
+# The result of a suite that has a test of this status, gravest first; `skipped` only if all tests were.
 RESULTS = {
     Status.FAIL: "failed",
     Status.HANG: "failed",
@@ -59,14 +62,14 @@ RESULTS = {
 
 
 def results_folder(test: str) -> str:
-    """What the folder of a test's guest is called."""
+    """Return the name of the folder of a test's guest."""
     return test.replace("/", "-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestResult:
-    """One test, for one of its devices or conditions (`where`), if it has such. `details`: lines that a person wants to see of one that did
-    not pass. `measured`: what else it left, such as `read iops`.
+    """The result of one test, for one of its devices or conditions (`where`), if it has any. `details`: lines to
+    show of a test that did not pass. `measured`: its measurements, such as `read iops`.
     """
 
     test: str
@@ -79,13 +82,13 @@ class TestResult:
 
     @property
     def name(self) -> str:
-        """The test, and for what it was run."""
+        """The name of the test, with its device or condition."""
         return f"{self.test} ({self.where})" if self.where else self.test
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Skip:
-    """`folders`: where its record may lie."""
+    """A test that was not run. `folders`: possible folders of its record."""
 
     where: str
     folders: frozenset[str]
@@ -95,30 +98,36 @@ class _Skip:
 def read_results(
     test: str, left: str, printed: str, source: str, *, devices: bool, cut: bool = False
 ) -> tuple[TestResult, ...]:
-    """What `./check TEST` came to.
+    """Return the results of `./check TEST`.
 
-    `left`: a folder, the record in it, and how the output differs or what the kernel said, each with a NUL behind it, as often as there are
-    records. `printed`: its output and errors. `source`: the test itself. `devices`: whether there are any that it may overwrite. `cut`: the
-    guest said more than is read of it: what is missing may be a failure, and so nothing passes without an error beside it.
+    `left`: for each record its folder, the record, and the difference of the output or the kernel log, each
+    terminated by a NUL. `printed`: standard output and error. `source`: the source of the test. `devices`: whether
+    there are any that it may overwrite. `cut`: a part of the guest's output is missing, which may have a failure, so
+    that an ERROR is added.
     """
     skips = list(islice(_skips(printed), _MOST_OUTCOMES + 1))
     found: list[TestResult] = []
-    told: set[_Skip] = set()
-    # Once for all records: a guest may leave many of them, and print much.
-    shown, lacks = _some(printed), _lacks(printed)
+    used: set[_Skip] = set()
+    # Computed once for all records: a guest may write many of them, and print much.
+    shown, lacks = _first_lines(printed), _missing_programs(printed)
     parts = left.split("\0", 3 * _MOST_OUTCOMES + 1)
     for folder, record, difference in zip(parts[:-1:3], parts[1:-1:3], parts[2:-1:3], strict=False):
         mine = [skip for skip in skips if (folder or _NO_DEVICE) in skip.folders]
-        told.update(mine)
-        found.append(_of_record(test, folder, record, mine, _some(difference) if difference else shown, lacks))
-    # In the order of printing, each once: a device may be refused twice.
-    rest = dict.fromkeys((skip.where, skip.reason) for skip in skips if skip not in told)
+        used.update(mine)
+        found.append(
+            _parse_record(test, folder, record, mine, _first_lines(difference) if difference else shown, lacks)
+        )
+    # In the printed order, each once: a device may be refused twice.
+    rest = dict.fromkeys((skip.where, skip.reason) for skip in skips if skip not in used)
     found += [TestResult(test=test, where=where, status=Status.SKIP, reason=reason) for where, reason in rest]
     if cut or len(parts) % 3 != 1 or len(found) > _MOST_OUTCOMES:
-        why = f"expected at most {_MOST_OUTCOMES} whole records and skips of it, and 1 MiB; got more, and what the others say is not known"
-        return (*_kept(found[:_MOST_OUTCOMES]), TestResult(test=test, status=Status.ERROR, reason=why))
+        why = (
+            f"expected at most {_MOST_OUTCOMES} whole records and skips of it, and 1 MiB; got more,"
+            " and what the others say is not known"
+        )
+        return (*_within_limit(found[:_MOST_OUTCOMES]), TestResult(test=test, status=Status.ERROR, reason=why))
     if found:
-        return _kept(found)
+        return _within_limit(found)
     if not devices and _FOR_DEVICES.search(source):
         return (
             TestResult(
@@ -128,8 +137,8 @@ def read_results(
     return (TestResult(test=test, status=Status.ERROR, reason="./check left no result of it", details=shown),)
 
 
-def _kept(found: list[TestResult]) -> tuple[TestResult, ...]:
-    """These, and their texts as far as there is room for those of one test."""
+def _within_limit(found: list[TestResult]) -> tuple[TestResult, ...]:
+    """Cut the texts of the results of one test to the limit."""
     room, kept = _MOST_KEPT_CHARACTERS, []
     for one in found:
         size = len(one.reason) + sum(map(len, (*one.details, *one.measured, *one.measured.values())))
@@ -146,8 +155,8 @@ def _kept(found: list[TestResult]) -> tuple[TestResult, ...]:
     return tuple(kept)
 
 
-def _lacks(printed: str) -> str:
-    """The programs that ./check asks for and does not find."""
+def _missing_programs(printed: str) -> str:
+    """Return the programs that ./check needs and does not find."""
     lines = (line[:LONGEST_LINE] for line in printed.splitlines() if "check: " in line)
     missing = (found[1] for line in lines if (found := _LACKS.match(line)))
     return _short(", ".join(islice(dict.fromkeys(missing), _MOST_LINES)))
@@ -170,7 +179,7 @@ def _skips(printed: str) -> Iterator[_Skip]:
         )
 
 
-def _of_record(
+def _parse_record(
     test: str, folder: str, record: str, skips: list[_Skip], details: tuple[str, ...], lacks: str
 ) -> TestResult:
     where = _short(
@@ -195,16 +204,16 @@ def _of_record(
             test=test, where=where, status=Status.FAIL, reason=why, runtime=runtime, details=shown, measured=measured
         )
     why = f"expected a status of pass, fail or not run, got {_short(status)!r}"
-    return TestResult(test=test, where=where, status=Status.ERROR, reason=why, details=_some(record))
+    return TestResult(test=test, where=where, status=Status.ERROR, reason=why, details=_first_lines(record))
 
 
-def _some(text: str) -> tuple[str, ...]:
-    """The first lines of a text."""
+def _first_lines(text: str) -> tuple[str, ...]:
+    """Return the first lines of a text."""
     lines = [line for line in text.splitlines() if line.strip()]
     shown = tuple(_short(line.rstrip()) for line in lines[:_MOST_LINES])
     return shown if len(lines) <= _MOST_LINES else (*shown, f"... {len(lines) - _MOST_LINES} lines more")
 
 
 def _short(text: str, most: int = _MOST_CHARACTERS) -> str:
-    """What a guest says, up to a length that a person reads."""
+    """Cut a guest's text to a readable length."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"

@@ -1,4 +1,4 @@
-"""A control group of a guest, and what it has been charged for."""
+"""A cgroup of a guest, and its counters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from testbed.guest.channels.ssh import Result
 __tracebackhide__ = True  # pytest shows no frames of this module
 
 ROOT = "/sys/fs/cgroup"
-# $1: the group; the rest: FILE VALUE pairs. Each level gives the next what it has; what the root gives is left to the test.
+# $1: the cgroup; the rest: FILE VALUE pairs. Each level enables its controllers for the next; those of the root are
+# left to the test.
 MAKE = """\
 cd /sys/fs/cgroup || exit
 path=$1 && shift
@@ -34,7 +35,7 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 """
-# What is in it ends first; what has been killed takes a moment to leave. The file cgroup.kill is Linux 5.14's.
+# Kills the processes of the cgroup first, which takes a moment. The file cgroup.kill exists since Linux 5.14.
 REMOVE = """\
 cd "/sys/fs/cgroup/$1" 2>/dev/null || exit 0
 if [ -e cgroup.kill ]; then echo 1 >cgroup.kill; else while read -r pid; do kill -9 "$pid"; done <cgroup.procs; fi
@@ -44,7 +45,7 @@ cd / && for try in 1 2 3 4 5 6 7 8 9 10; do
 done
 rmdir "/sys/fs/cgroup/$1"
 """
-# $1: the group; the rest: NAME PATH pairs of devices.
+# $1: the cgroup; the rest: NAME PATH pairs of devices.
 _READ = """\
 group=/sys/fs/cgroup/$1 && shift
 cd "$group" || exit
@@ -64,7 +65,8 @@ finish
 
 
 def read_command(mark: str) -> str:
-    """Takes a group's counters, and notes the MAJ:MIN of devices; it fails where the group is not there, or is gone at the end."""
+    """Return the script that prints a cgroup's counters and the MAJ:MIN of devices; it fails if there is no such
+    cgroup, or none any more at the end."""
     return shell_functions.function_definitions(mark) + _READ
 
 
@@ -75,9 +77,9 @@ def _difference(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str
 def _growth(
     after: Mapping[str, int], before: Mapping[str, int], where: str, only: Collection[str] | None = None
 ) -> dict[str, int]:
-    """The same of counters that only grow, as those of `only`, or all of them.
+    """Return the difference of counters that only grow: those of `only`, or all of them.
 
-    :raise ReadingError: one has shrunk, or is no longer there.
+    :raise ReadingError: one has shrunk, or is missing now.
     """
     found = _difference(after, before)
     for name in before if only is None else before.keys() & only:
@@ -89,11 +91,12 @@ def _growth(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """A group's counters at one moment, or the difference of two: `(await group.counters()) - before`.
+    """A cgroup's counters at one moment, or the difference of two: `(await group.counters()) - before`.
 
-    `io`: by the topology's name of the device (MAJ:MIN where it has none): rbytes, wbytes, rios, wios, dbytes, dios; a device without I/O
-    is not there, and `of` gives 0 for it. `memory`: memory.stat. `events`: memory.events. `usage`: `current`, `swap.current` and `peak`.
-    `devices`: the names that `io` may have; `has_io`: whether there is an io.stat at all.
+    `io`: rbytes, wbytes, rios, wios, dbytes and dios by device, which has its name in the topology, or MAJ:MIN
+    without one; a device without I/O is missing, and `of` returns 0 for it. `memory`: memory.stat. `events`:
+    memory.events. `usage`: `current`, `swap.current` and `peak`. `devices`: the possible names in `io`; `has_io`:
+    whether there is an io.stat file.
     """
 
     io: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -104,9 +107,9 @@ class Counters:
     has_io: bool = True
 
     def of(self, device: str, counter: str) -> int:
-        """One counter of io.stat, such as `of("data", "rbytes")`; 0 for a device that has done no I/O.
+        """Return one counter of io.stat, such as `of("data", "rbytes")`; 0 for a device without I/O.
 
-        :raise UsageError: there is no such device, or no such counter. :raise ReadingError: there is no io.stat.
+        :raise UsageError: there is no such device or counter. :raise ReadingError: there is no io.stat.
         """
         if not self.has_io:
             raise ReadingError("io.stat", "the file, which is there where the io controller is on", "none")
@@ -120,9 +123,9 @@ class Counters:
         return counted.get(counter, 0)
 
     def __sub__(self, before: Counters) -> Counters:
-        """How much they have grown.
+        """Return how much the counters have grown since `before`.
 
-        :raise ReadingError: a counter that only grows has less than before, or its device is no longer there.
+        :raise ReadingError: a counter that can only grow has shrunk, or its device is missing now.
         """
         devices = {**before.io, **self.io}
         return Counters(
@@ -141,25 +144,25 @@ class Counters:
 
 
 def parse(group: str, text: str, mark: str, guest: str) -> Counters:
-    """What the script of `read_script` printed.
+    """Parse the output of `read_command`.
 
-    :raise ReadingError: a counter has another form than the kernel's, or the output was cut.
+    :raise ReadingError: a counter is malformed, or the output was cut.
     """
     taken = shell_functions.sections(text, mark, guest)[""]
     names = {number: name for name, number in taken.notes.items()}
     folder = f"{ROOT}/{group}"
 
-    def there(file: str) -> str | None:
-        """What a file says; None where the kernel does not have it, or its controller is off."""
+    def read(file: str) -> str | None:
+        """Return the content of a file; None if the kernel does not have it, or its controller is off."""
         path = f"{folder}/{file}"
         return taken.text(path) if path in taken.texts or path in taken.unread else None
 
     def flat(file: str) -> dict[str, int]:
-        text = there(file)
+        text = read(file)
         return {} if text is None else cgroupfs.parse_flat(text, taken.where(f"{folder}/{file}"))
 
-    single = {name: there(f"memory.{name}") for name in ("current", "swap.current", "peak")}
-    io = there("io.stat")
+    single = {name: read(f"memory.{name}") for name in ("current", "swap.current", "peak")}
+    io = read("io.stat")
     moved = {} if io is None else cgroupfs.parse_io_stat(io, taken.where(f"{folder}/io.stat"))
     return Counters(
         io={names.get(number, number): counted for number, counted in moved.items()},
@@ -176,7 +179,7 @@ def parse(group: str, text: str, mark: str, guest: str) -> Counters:
 
 
 class Runs(Protocol):
-    """What a group needs of its guest."""
+    """What a cgroup uses of its guest."""
 
     async def run(
         self,
@@ -205,7 +208,7 @@ class CgroupMaker(Protocol):
 
 
 class Cgroup:
-    """A group that is there. Made by `Vm.cgroup`."""
+    """A cgroup that exists. Made by `Vm.cgroup`."""
 
     def __init__(self, name: str, vm: Runs) -> None:
         self.name = name
@@ -215,22 +218,24 @@ class Cgroup:
     async def run(
         self, *command: str, check: bool = True, timeout_s: float | None = None, input: str | bytes = b""
     ) -> Result:
-        """Run a command inside the group; see `Vm.run`. The shell that reads it is inside as well, and may be what the kernel kills."""
+        """Run a command inside the cgroup; see `Vm.run`. Its shell is inside as well, and may be the process that
+        the kernel kills."""
         return await self._vm.run(*command, check=check, timeout_s=timeout_s, input=input, cgroup=self.name)
 
     async def counters(self) -> Counters:
-        """What the group has been charged for until now."""
+        """Read the cgroup's counters."""
         return await self._vm.counters(self.name)
 
     async def set(self, file: str, value: str | int) -> None:
-        """Write one of its files, such as `memory.max`; in the value `{data}` stands for the disk's MAJ:MIN, as `io.max` wants it.
+        """Write a file of the cgroup, such as `memory.max`. `{data}` in the value is replaced by the MAJ:MIN of that
+        disk, as `io.max` needs it.
 
-        :raise CommandFailed: the kernel does not take it.
+        :raise CommandFailed: the kernel refuses the value.
         """
         await self._vm.script('echo "$2" >"$1"', f"{self.path}/{file}", self._vm.numbered(value))
 
     async def get(self, file: str) -> str:
-        """What one of its files says now.
+        """Read a file of the cgroup.
 
         :raise CommandFailed: there is no such file.
         """

@@ -1,4 +1,4 @@
-"""The same steps on two kernels, and what they gave on each."""
+"""Runs the same steps on two kernels, and compares the results."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison(Generic[T]):
-    """What the steps returned on each side, and which kernels (`uname -r`) these were."""
+    """The return values of the steps on each side. `releases`: the kernel (`uname -r`) of each side."""
 
     base: T
     patched: T
     releases: Mapping[str, str]
 
     def expect(self, what: str, *, base: Any, patched: Any) -> None:
-        """Assert something of both sides at once; each is a value, or a function that says whether it is as expected.
+        """Assert the return values of both sides at once; `base` and `patched` are expected values, or functions
+        that check a value.
 
         result.expect("bytes charged to the reader", base=0, patched=lambda charged: charged >= 32 << 20)
 
-        :raise AssertionError: one is not; shows both.
+        :raise AssertionError: a side is not as expected; shows both.
         """
         lines, right = [], True
         for side, got, wanted in (("base", self.base, base), ("patched", self.patched, patched)):
             holds = bool(wanted(got)) if callable(wanted) else bool(got == wanted)
             right = right and holds
             expected = getattr(wanted, "__doc__", None) or "as its function says" if callable(wanted) else repr(wanted)
-            lines.append(
-                f"{side:8}{self.releases[side]}: expected {expected}, got {got!r}: {'holds' if holds else 'does not hold'}"
-            )
+            verdict = "holds" if holds else "does not hold"
+            lines.append(f"{side:8}{self.releases[side]}: expected {expected}, got {got!r}: {verdict}")
         if not right:
             raise AssertionError("\n  ".join((what, *lines)))
 
 
 class SideFailed(AssertionError):
-    """The steps failed on one side, or on both; `errors` by side."""
+    """The steps failed on one side or on both. `errors`: by side."""
 
     def __init__(
         self, errors: Mapping[str, Exception], returned: Mapping[str, Any], releases: Mapping[str, str]
@@ -65,9 +65,9 @@ class Compare(Protocol):
 async def compare_sides(
     body: Callable[[Vm], Awaitable[T]], vms: Mapping[str, Vm], *, side_by_side: bool
 ) -> Comparison[T]:
-    """Run `body` on each side to its end, whatever the other does; a skip skips.
+    """Run `body` on each side to its end, even if it fails on the other; a skip on either side skips the test.
 
-    :raise SideFailed: it failed.
+    :raise SideFailed: `body` failed on a side.
     """
     errors: dict[str, Exception] = {}
     returned: dict[str, T] = {}
@@ -79,7 +79,7 @@ async def compare_sides(
             errors[side] = error
 
     if side_by_side:
-        # A skip is no Exception: it is raised once both have ended.
+        # pytest's skip is no Exception but a BaseException: raise it once both sides have ended.
         for ended in await asyncio.gather(*(one(side) for side in vms), return_exceptions=True):
             if ended is not None:
                 raise ended

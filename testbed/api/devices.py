@@ -1,4 +1,4 @@
-"""The devices of a guest by their names in its topology; in a string each stands for its /dev path."""
+"""The devices of a guest, by their names in its topology; formatted as a string, each is its /dev path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """A disk or a namespace in its guest. `number`: MAJ:MIN, as io.stat and io.max write it."""
+    """A disk or NVMe namespace in its guest. `number`: MAJ:MIN, as in io.stat and io.max."""
 
     name: str
     path: str
@@ -26,7 +26,7 @@ class Disk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    """A loop device in its guest. `disks`: names of those below it."""
+    """A loop device in its guest. `disks`: names of the disks below it."""
 
     name: str
     path: str
@@ -38,7 +38,7 @@ class Loop:
 
 
 class Named(dict[str, T]):
-    """By name; a name that is not there is an error that says which are."""
+    """Devices by name. An unknown name raises a UsageError that lists the known ones."""
 
     def __init__(self, what: str, found: dict[str, T]) -> None:
         super().__init__(found)

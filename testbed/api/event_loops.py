@@ -1,8 +1,9 @@
-"""Where the work on guests is done: in the caller's event loop, or in one of our own in a thread of its own.
+"""Runs the work on guests: in the caller's event loop, or in an event loop of our own in a separate thread.
 
-The second is what tests have. A guest belongs to the event loop that started it, and a test suite has many: one for each test, module or
-session, as its author likes. Ours lasts for the whole session, goes on while a debugger holds the test, and is there for fixtures that are
-no coroutines. Programs die with the thread that started them (`process.start`), which is this one.
+Tests use the second. A guest belongs to the event loop that started it, and a test suite has many loops: one for
+each test, module or session. Ours lives for the whole session, runs while a debugger stops the test, and also serves
+fixtures that are no coroutines. Child processes are killed when the thread that started them ends (`process.start`),
+which is this one.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from testbed.errors import TestbedError
 __tracebackhide__ = True  # pytest shows no frames of this module
 
 T = TypeVar("T")
-# For what was interrupted: guests are taken down in less. A loop that does not turn ends with the process.
+# For the end of interrupted work: guests end in less. An event loop that is blocked ends with the process.
 _GRACE_S = 60.0
 
 
 class LoopRunner(Protocol):
-    """Does what it is given, and hands back what that returns or raises."""
+    """Runs coroutines in some event loop."""
 
     async def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do it, while the caller waits; cancelled with it."""
+        """Run `work` and return its result; cancelled with the caller."""
 
 
 class CallerLoop:
-    """In the caller's own event loop."""
+    """Runs coroutines in the caller's own event loop."""
 
     async def do(self, work: Coroutine[Any, Any, T]) -> T:
         try:
@@ -40,7 +41,7 @@ class CallerLoop:
 
 
 def without_traceback(error: TestbedError) -> TestbedError:
-    """An error without the way that it took through the testbed, which tells nobody anything; `TESTBED_DEBUG` leaves it."""
+    """Return the error without its internal traceback, unless `TESTBED_DEBUG` is set."""
     if os.environ.get("TESTBED_DEBUG"):
         return error
     error.__cause__ = None
@@ -48,7 +49,7 @@ def without_traceback(error: TestbedError) -> TestbedError:
 
 
 class ThreadLoop:
-    """In a thread that is started now, and ends with `close`."""
+    """Runs coroutines in an event loop in its own thread, until `close`."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -62,7 +63,7 @@ class ThreadLoop:
             raise without_traceback(error) from None
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do it, and block the caller's thread until it is done; whatever interrupts the caller cancels it."""
+        """Run `work` while the caller's thread is blocked; an interrupt of the caller cancels it."""
         done = threading.Event()
 
         async def whole() -> T:
@@ -81,7 +82,7 @@ class ThreadLoop:
             raise
 
     def close(self) -> None:
-        """End the thread; what is still going on is cancelled first."""
+        """Cancel all work that still runs, and end the thread."""
         self.wait(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_GRACE_S)

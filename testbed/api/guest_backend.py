@@ -1,4 +1,5 @@
-"""What a test can do with a running guest, whoever owns it: we ourselves, or a supervisor that keeps it for later."""
+"""The operations of a running guest that the API needs: of a guest of this process, or of one that a supervisor
+owns."""
 
 from __future__ import annotations
 
@@ -14,19 +15,20 @@ from testbed.guest.setup.block_stack import Stack
 from testbed.hardware import commands
 from testbed.topology.model import GuestModel
 
-# The caller owns the deadline.
+# No timeout here: the caller has one.
 _FOR_EVER_S = 1e6
-Said = dict[str, list[str]]
+HardwareState = dict[str, list[str]]
 
 
 class GuestBackend(Protocol):
-    """A guest, all of it set up. `devices`: /dev path of each device of its topology."""
+    """A guest that is set up. `devices`: /dev path of each device of its topology. `command_s`: the default timeout
+    of a command."""
 
     name: str
     model: GuestModel
     kernel: str
     release: str
-    evidence: Path
+    logs: Path
     command_s: float
 
     @property
@@ -39,9 +41,9 @@ class GuestBackend(Protocol):
     def devices(self) -> Mapping[str, str]: ...
 
     async def run(self, script: str, *arguments: str, stdin: bytes = b"") -> Result:
-        """A script of the guest's shell, which reads `stdin`, whatever its status; the caller owns the deadline.
+        """Run a shell script in the guest, with any exit status and without a timeout.
 
-        :raise GuestLost: the guest is gone. :raise WireBroken: the connection is.
+        :raise GuestLost: the guest has ended. :raise WireBroken: the connection is broken.
         """
 
     async def put(self, source: Path, target: str) -> None: ...
@@ -49,13 +51,13 @@ class GuestBackend(Protocol):
     async def get(self, source: str, target: Path, most_bytes: int | None) -> None: ...
 
     async def execute(self, command: str, arguments: dict[str, Any]) -> Any:
-        """A command of QMP. :raise HostError: QEMU refuses it."""
+        """Execute a QMP command. :raise HostError: QEMU refuses it."""
 
-    async def tell(self, some: Sequence[str]) -> Said:
-        """What `hardware/words.py` understands; returns how the disk, or the machine, is then."""
+    async def change_hardware(self, words: Sequence[str]) -> HardwareState:
+        """Run a command of `hardware/commands.py`; returns how its disk, or the machine, behaves then."""
 
-    async def said(self, disk: str) -> Said:
-        """How a disk, or the machine, behaves now."""
+    async def describe_hardware(self, disk: str) -> HardwareState:
+        """Return how a disk, or the machine, behaves now."""
 
 
 class LocalGuest:
@@ -63,7 +65,7 @@ class LocalGuest:
 
     def __init__(self, guest: Guest, stack: Stack, kernel: str, release: str) -> None:
         self._guest, self._stack = guest, stack
-        self.name, self.model, self.evidence = guest.name, guest.model, guest.logs
+        self.name, self.model, self.logs = guest.name, guest.model, guest.logs
         self.kernel, self.release = kernel, release
         self.command_s = guest.deadlines.command_s
 
@@ -100,10 +102,10 @@ class LocalGuest:
         guest = self._guest
         return await guest.qmp.execute(command, arguments)
 
-    async def tell(self, some: Sequence[str]) -> Said:
-        return await hardware_control.apply(self._guest, some)
+    async def change_hardware(self, words: Sequence[str]) -> HardwareState:
+        return await hardware_control.apply(self._guest, words)
 
-    async def said(self, disk: str) -> Said:
+    async def describe_hardware(self, disk: str) -> HardwareState:
         if disk == commands.MACHINE:
             return await hardware_control.describe_machine(self._guest)
         return await hardware_control.describe(self._guest.hardware, disk)

@@ -1,4 +1,4 @@
-"""Deadlines whose clock stands still while a debugger holds the test."""
+"""Timeouts whose clock is paused while a debugger stops the test."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ T = TypeVar("T")
 
 
 class PausableClock:
-    """The clock. `hold` and `release` may come from another thread."""
+    """A monotonic clock that can be paused. `hold` and `release` may be called from another thread."""
 
     def __init__(self) -> None:
-        self._stood_s = 0.0
-        self._since: float | None = None
+        self._paused_s = 0.0
+        self._paused_at: float | None = None
 
     def hold(self) -> None:
-        """Let the clock stand still."""
-        if self._since is None:
-            self._since = time.monotonic()
+        """Pause the clock."""
+        if self._paused_at is None:
+            self._paused_at = time.monotonic()
 
     def release(self) -> None:
-        """Let it go on from where it stood."""
-        if self._since is not None:
-            self._stood_s += time.monotonic() - self._since
-            self._since = None
+        """Resume the clock."""
+        if self._paused_at is not None:
+            self._paused_s += time.monotonic() - self._paused_at
+            self._paused_at = None
 
     def now(self) -> float:
         """Seconds on this clock."""
-        return (time.monotonic() if self._since is None else self._since) - self._stood_s
+        return (time.monotonic() if self._paused_at is None else self._paused_at) - self._paused_s
 
     async def within(self, awaited: Awaitable[T], limit_s: float) -> T:
-        """The result of `awaited`, cancelled when it takes longer.
+        """Return the result of `awaited`; cancel it after `limit_s` seconds of this clock.
 
-        :raise TimeoutError: it did.
+        :raise TimeoutError: it took longer.
         """
         task: asyncio.Future[T] = asyncio.ensure_future(awaited)
         until = self.now() + limit_s

@@ -1,4 +1,4 @@
-"""QEMU's monitor of one guest: commands, and the events that QEMU told of since the guest is there."""
+"""QMP of one guest: commands, and the events that QEMU has emitted."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _MONITOR_S = 60.0
 
 
 class Events:
-    """The events of some names, from one moment on."""
+    """The events with some names, from one moment on."""
 
-    def __init__(self, log: Path, names: tuple[str, ...], patience: PausableClock) -> None:
-        self._log, self._names, self._patience = log, names, patience
+    def __init__(self, log: Path, names: tuple[str, ...], clock: PausableClock) -> None:
+        self._log, self._names, self._clock = log, names, clock
         self._at = log.stat().st_size if log.exists() else 0
         self._found: list[dict[str, Any]] = []
 
     def seen(self) -> list[dict[str, Any]]:
-        """Those that have come and were not taken by `next`, each as QEMU said it: `event`, `data`, `timestamp`."""
+        """Return the events that `next` has not returned yet, each as QEMU sent it: `event`, `data`, `timestamp`."""
         self._found.extend(self._new())
         return list(self._found)
 
     async def next(self, timeout_s: float = 30) -> dict[str, Any]:
-        """Take the next one, or wait for it.
+        """Return the next event; wait for it if there is none yet.
 
-        :raise GuestError: none comes.
+        :raise GuestError: none arrives in time.
         """
 
         async def one() -> dict[str, Any]:
@@ -45,13 +45,13 @@ class Events:
             return self._found.pop(0)
 
         try:
-            return await self._patience.within(one(), timeout_s)
+            return await self._clock.within(one(), timeout_s)
         except TimeoutError:
             names = " or ".join(self._names) or "an event"
             raise GuestError(f"QMP: expected {names} within {timeout_s:g} s, got none; see {self._log}") from None
 
     def _new(self) -> Iterator[dict[str, Any]]:
-        # The log of everything that is said is the one place where events are, whoever owns the guest.
+        # The QMP log has the events of every guest, also of those that a supervisor owns.
         with self._log.open("rb") as file:
             file.seek(self._at)
             for line in file:
@@ -66,22 +66,22 @@ class Events:
 class Qmp:
     """`await qmp.execute("query-status")`"""
 
-    def __init__(self, machine: GuestBackend, carrier: LoopRunner, patience: PausableClock) -> None:
-        self._machine, self._carrier, self._patience = machine, carrier, patience
+    def __init__(self, backend: GuestBackend, runner: LoopRunner, clock: PausableClock) -> None:
+        self._backend, self._runner, self._clock = backend, runner, clock
 
     async def execute(self, command: str, arguments: dict[str, Any] | None = None, **more: Any) -> Any:
-        """Run a command and return its answer. Arguments whose names are no Python names go into `arguments`.
+        """Execute a command and return its result. Arguments whose names are no Python identifiers go into `arguments`.
 
-        :raise HostError: QEMU refuses it, or does not answer. :raise WireBroken: QEMU is gone.
+        :raise HostError: QEMU refuses it, or does not answer. :raise WireBroken: QEMU has ended.
         """
-        return await self._carrier.do(self._machine.execute(command, {**(arguments or {}), **more}))
+        return await self._runner.do(self._backend.execute(command, {**(arguments or {}), **more}))
 
     @contextlib.asynccontextmanager
     async def events(self, *names: str) -> AsyncIterator[Events]:
-        """The events of these names, or all, from now on.
+        """Collect the events with these names, or all events, from now on.
 
         async with qmp.events("BLOCK_IO_ERROR") as errors:
             ...
             assert (await errors.next())["data"]["operation"] == "write"
         """
-        yield Events(self._machine.evidence / "qmp.jsonl", names, self._patience)
+        yield Events(self._backend.logs / "qmp.jsonl", names, self._clock)

@@ -1,4 +1,5 @@
-"""Somebody else's suite of shell tests in the format of blktests, from a checkout on this machine: each test in a guest of its own."""
+"""Runs a suite of shell tests in the format of blktests, from a checkout on this machine: each test in its own
+guest."""
 
 from __future__ import annotations
 
@@ -23,39 +24,43 @@ from testbed.topology import Topology
 
 _TEST = compile_linear(r"[0-9]{3}")
 _GROUP = compile_linear(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
-# The head of a list of processes, or one of them.
+# The heading of a process list, or one of its lines.
 _PROCESS = compile_linear(r"\s*(PPID|\d+)\s+[A-Z]\S*\s+\S+\s+\S")
-# What every command in a guest comes by: the agent, the SSH server, and the command by which that runs all others.
+# Processes of the testbed in every guest: the agent, the SSH server, and the shell by which that runs commands.
 _OURS = compile_linear(r"/testbed-agent|\bdropbear -|SSH_ORIGINAL_COMMAND")
 _HOME = "/root/suite"
 _THERE = f"{_HOME}/checkout"
-# Of what a test prints, and of its records; of its files that are copied out of its guest; of a test's own text.
+# Limits: of a test's output and records; of its files that are copied out of its guest; of a test's source.
 _MOST_BYTES = 1 << 20
 _MOST_RECORDS_BYTES = 256 << 20
 _MOST_SOURCE_BYTES = 1 << 20
-# Of a checkout: blktests with its programs has 10 MiB and 1,500 files.
+# Limits of a checkout; blktests with its compiled programs has 10 MiB and 1,500 files.
 _MOST_CHECKOUT_BYTES, _MOST_CHECKOUT_FILES, _MOST_CHECKOUT_LEVELS = 4 << 30, 200_000, 64
 _LEFT_OUT = frozenset({".git", "results"})
-# Of a guest's list of processes; of those, what is shown.
+# Limits of a guest's process list that is read, and of the processes that are shown.
 _MOST_LISTED_CHARACTERS, _MOST_PROCESSES = 1 << 17, 40
-# Groups that are run only where they are asked for: its tests of ./check itself fail on purpose.
+# Groups that run only on request: the tests of ./check itself fail on purpose.
 _ON_REQUEST = frozenset({"meta"})
-# What an init of a distribution does and ours does not, and programs that tests ask for and the image has as busybox only. Without /dev/fd
-# bash has no <(...), and ./check finds no test; without a udev daemon some fail by what udevadm says.
+# What the init of a distribution sets up but ours does not, and programs that the image has only as busybox. Without
+# /dev/fd bash has no <(...), and ./check finds no test; without a udev daemon some tests fail by the output of udevadm.
 _PREPARE = """\
 cd "$0"/.. || exit
 [ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
-for stream in 0:stdin 1:stdout 2:stderr; do [ -e "/dev/${stream#*:}" ] || ln -s "/proc/self/fd/${stream%:*}" "/dev/${stream#*:}"; done
+for stream in 0:stdin 1:stdout 2:stderr; do
+    [ -e "/dev/${stream#*:}" ] || ln -s "/proc/self/fd/${stream%:*}" "/dev/${stream#*:}"
+done
 mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug
 modprobe -q configfs
 mountpoint -q /sys/kernel/config || mount -t configfs configfs /sys/kernel/config
-for program in bc hexdump; do command -v "$program" >/dev/null || ln -s "$(command -v busybox)" "/usr/local/bin/$program"; done
+for program in bc hexdump; do
+    command -v "$program" >/dev/null || ln -s "$(command -v busybox)" "/usr/local/bin/$program"
+done
 [ -e /run/udev/control ] || [ ! -x /lib/systemd/systemd-udevd ] || /lib/systemd/systemd-udevd --daemon
 [ ! -f config ] || cp config "/boot/config-$(uname -r)"
 true
 """
-# $1: the test. $2: seconds for what runs as long as it is told, or nothing. $3...: the devices that it may overwrite. A config of the
-# checkout names devices of whoever wrote it.
+# $1: the test. $2: the duration in seconds of tests that have one, or empty. $3...: the devices that the test may
+# overwrite. Replaces the config of the checkout, which may name other devices.
 _RUN = """\
 cd "$0" || exit
 test=$1 quick=$2; shift 2
@@ -67,12 +72,13 @@ test=$1 quick=$2; shift 2
     [ -z "$quick" ] || echo "TIMEOUT=$quick"
 } >config
 rm -rf results
-# In a session of its own: a test that does not end is looked at when nobody waits for it any longer.
+# In its own session, so that the processes of a test that hangs can still be listed after the timeout.
 setsid ./check "$test" </dev/null &
 wait $!
 """
-# For each record: the folder, the record, how the output differs or what the kernel said. One may lie above all folders. Its files are
-# copied away from what else lies there: pipes, and file systems that are still mounted.
+# Prints for each record: its folder, the record, and the difference of the output or the kernel log. A record may be
+# above all folders. Its files are copied, away from other things in that folder: pipes, and filesystems that are still
+# mounted.
 _LEFT = """\
 cd "$0" && [ -d results ] || exit 0
 for file in results/"$1" results/*/"$1"; do
@@ -90,14 +96,14 @@ done
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """A checkout, and those of its tests that are wanted, such as `loop/001`."""
+    """A checkout, and the tests to run, such as `loop/001`."""
 
     root: Path
     tests: tuple[str, ...]
 
 
 def find_tests(root: Path, names: Sequence[str]) -> Suite:
-    """The tests of a checkout that `names` say: groups (`loop`), tests (`loop/001`), or all of it.
+    """Find the tests of a checkout by `names`: groups (`loop`) or tests (`loop/001`); without names, all of it.
 
     :raise UsageError: it is no such checkout, or has no such test.
     """
@@ -111,7 +117,8 @@ def find_tests(root: Path, names: Sequence[str]) -> Suite:
     for name, tests in groups.items():
         if tests and not _GROUP.fullmatch(name):
             raise UsageError(
-                f"{root}: expected groups of tests with names of letters, digits and - _ . +, at most 64, got {name[:100]!r}"
+                f"{root}: expected groups of tests with names of letters, digits and - _ . +, at most 64,"
+                f" got {name[:100]!r}"
             )
     every = {test for tests in groups.values() for test in tests}
     wanted: dict[str, None] = {}
@@ -137,8 +144,8 @@ def _tests(group: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuiteOptions:
-    """How tests are run. `disks`: those of the topology that they may overwrite. `timeout_s`: for each test. `quick_s`: what a test gets
-    that runs as long as it is told, instead of its own time.
+    """How to run tests. `disks`: names of the topology's disks that tests may overwrite. `timeout_s`: for each test.
+    `quick_s`: the duration of tests that have a configurable one.
     """
 
     topology: Topology
@@ -148,39 +155,40 @@ class SuiteOptions:
     quick_s: int | None
 
 
-def check_suite(how: SuiteOptions) -> None:
+def check_suite(options: SuiteOptions) -> None:
     """:raise UsageError: the topology has several guests, or no such disk."""
-    guests = how.topology.guests
+    guests = options.topology.guests
     if len(guests) != 1:
         raise UsageError(f"--topology: expected one guest, in which each test runs, got {', '.join(guests)}")
     there = next(iter(guests.values())).disks
-    for number, name in enumerate(how.disks):
+    for number, name in enumerate(options.disks):
         if name not in there:
             raise UsageError(
                 f"--test-disk: expected one of the topology's disks ({', '.join(there) or 'it has none'}), got {name!r}"
             )
-        if name in how.disks[:number]:
+        if name in options.disks[:number]:
             raise UsageError(f"--test-disk: expected each disk once, got {name!r} twice")
 
 
-# Takes each test when it has ended, with an outcome or more.
+# Takes each test at its end, with one or more results.
 OnTest = Callable[[str, tuple[TestResult, ...]], None]
 
 
-async def run_suite(testbed: Testbed, suite: Suite, how: SuiteOptions, evidence: Path, on_test: OnTest) -> None:
-    """Run every test of a suite, as many at once as this machine has cores and memory for. `evidence`: a folder that gets one for each test.
+async def run_suite(testbed: Testbed, suite: Suite, options: SuiteOptions, evidence: Path, on_test: OnTest) -> None:
+    """Run every test of a suite, as many at once as this machine has cores and memory for. `evidence`: a folder that
+    gets a folder for each test.
 
     :raise HostError: this machine lacks something.
     """
-    (model,) = how.topology.guests.values()
+    (model,) = options.topology.guests.values()
     gate = asyncio.Semaphore(admission.most_at_once(Cores.SHARED, testbed.host, model.memory))
-    config = (await testbed.kernel(how.kernel)).config
+    config = (await testbed.kernel(options.kernel)).config
     home = testbed.new_folder()
-    _copied(suite.root, config, home)
+    _copy(suite.root, config, home)
 
     async def one(test: str) -> None:
         async with gate:
-            done = await _one(testbed, home, test, how, evidence / blktests.results_folder(test))
+            done = await _run_one(testbed, home, test, options, evidence / blktests.results_folder(test))
         on_test(test, done)
 
     try:
@@ -191,14 +199,16 @@ async def run_suite(testbed: Testbed, suite: Suite, how: SuiteOptions, evidence:
         raise first_error(failures) from None
 
 
-def _copied(checkout: Path, config: Path | None, home: Path) -> None:
-    """A copy of what guests get, which nobody changes meanwhile; pipes, sockets and devices that lie there are no part of it.
+def _copy(checkout: Path, config: Path | None, home: Path) -> None:
+    """Copy the checkout for the guests, so that changes during the run do not matter; leaves out pipes, sockets and
+    devices.
 
-    :raise UsageError: it is larger than any such suite. :raise HostError: there is no room for it, or a file cannot be read.
+    :raise UsageError: it is larger than any such suite. :raise HostError: a file cannot be read, or the copy cannot
+    be written.
     """
 
     def left_out(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if name in _LEFT_OUT or not _is_copied(Path(folder, name).lstat().st_mode)]
+        return [name for name in names if name in _LEFT_OUT or not _is_copy(Path(folder, name).lstat().st_mode)]
 
     try:
         _check_size(checkout)
@@ -213,7 +223,8 @@ def _copied(checkout: Path, config: Path | None, home: Path) -> None:
 
 
 def _check_size(checkout: Path) -> None:
-    """:raise UsageError: it has more than can be meant, such as a file that is one hole, or folders in folders without end."""
+    """:raise UsageError: it has more than can be meant, such as a file that is one hole, or folders in folders
+    without end."""
     files = size_bytes = 0
     for folder, below, names in os.walk(checkout):
         below[:] = [name for name in below if name not in _LEFT_OUT]
@@ -229,17 +240,20 @@ def _check_size(checkout: Path) -> None:
             raise UsageError(f"{checkout}: expected a suite of {most}, got more")
 
 
-def _is_copied(mode: int) -> bool:
+def _is_copy(mode: int) -> bool:
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)
 
 
-async def _one(testbed: Testbed, home: Path, test: str, how: SuiteOptions, evidence: Path) -> tuple[TestResult, ...]:
-    """One test in its guest. Whatever goes wrong with either is this test's, unless it has ended by then: others go on."""
+async def _run_one(
+    testbed: Testbed, home: Path, test: str, options: SuiteOptions, evidence: Path
+) -> tuple[TestResult, ...]:
+    """Run one test in its guest. Any error is the result of this test, unless it has ended before; the other tests
+    go on."""
     done: tuple[TestResult, ...] = ()
     status, details = Status.ERROR, tuple[str, ...]()
     try:
-        async with testbed.vm(how.topology, kernel=how.kernel, evidence=evidence) as vm:
-            done = await _ran(vm, home, test, how, evidence)
+        async with testbed.vm(options.topology, kernel=options.kernel, evidence=evidence) as vm:
+            done = await _run_in(vm, home, test, options, evidence)
     except GuestLost as lost:
         status, why, details = Status.LOST, lost.why, lost.console_tail
     except TestbedError as error:
@@ -257,24 +271,24 @@ async def _one(testbed: Testbed, home: Path, test: str, how: SuiteOptions, evide
     return done or (TestResult(test=test, status=status, reason=why, details=details),)
 
 
-async def _ran(vm: Vm, home: Path, test: str, how: SuiteOptions, evidence: Path) -> tuple[TestResult, ...]:
-    """How a test ended in a guest that is ready."""
+async def _run_in(vm: Vm, home: Path, test: str, options: SuiteOptions, evidence: Path) -> tuple[TestResult, ...]:
+    """Run a test in a guest that is ready."""
     await vm.put(home, _HOME)
     await vm.run("bash", "-c", _PREPARE, _THERE)
-    devices = [vm.disks[name].path for name in how.disks]
+    devices = [vm.disks[name].path for name in options.disks]
     try:
-        ran = await _asked(vm, _RUN, test, str(how.quick_s or ""), *devices, timeout_s=how.timeout_s)
+        ran = await _bash(vm, _RUN, test, str(options.quick_s or ""), *devices, timeout_s=options.timeout_s)
     except CommandFailed:
-        why = f"it did not end within {how.timeout_s:g} s"
-        return (TestResult(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)
+        why = f"it did not end within {options.timeout_s:g} s"
+        return (TestResult(test=test, status=Status.HANG, reason=why, details=await _list_processes(vm)),)
     try:
-        records = await _asked(vm, _LEFT, test)
+        records = await _bash(vm, _LEFT, test)
     except CommandFailed:
         why = "it ended, and its guest does not read files any longer"
-        return (TestResult(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)
+        return (TestResult(test=test, status=Status.HANG, reason=why, details=await _list_processes(vm)),)
     printed, left = ran.stdout + ran.stderr, records.stdout
     cut = ran.truncated or records.truncated or max(len(printed), len(left)) > _MOST_BYTES
-    source = _source(home / "checkout", test)
+    source = _read_source(home / "checkout", test)
     done = blktests.read_results(
         test, left[:_MOST_BYTES], printed[:_MOST_BYTES], source, devices=bool(devices), cut=cut
     )
@@ -282,18 +296,18 @@ async def _ran(vm: Vm, home: Path, test: str, how: SuiteOptions, evidence: Path)
         try:
             await vm.get(f"{_HOME}/left/results", evidence / "results", leave_out=True, most_bytes=_MOST_RECORDS_BYTES)
         except TestbedError as error:
-            # What it came to is known; only its files are not here.
+            # The result is known; only its files are missing.
             eventlog.log_event(f"{test}: its files stay in the guest: {error}", failed=True)
     return done
 
 
-async def _asked(vm: Vm, script: str, *arguments: str, timeout_s: float | None = None) -> Result:
-    """Run a script of bash; $0 is where the suite is."""
+async def _bash(vm: Vm, script: str, *arguments: str, timeout_s: float | None = None) -> Result:
+    """Run a bash script; $0 is the folder of the suite."""
     return await vm.run("bash", "-c", script, _THERE, *arguments, check=False, timeout_s=timeout_s)
 
 
-def _source(checkout: Path, test: str) -> str:
-    """A test's own text, in our copy of its suite; nothing of a link that leads out of that."""
+def _read_source(checkout: Path, test: str) -> str:
+    """Read a test's source in our copy of the suite; empty for a link that leads out of the copy."""
     path = (checkout / "tests" / test).resolve()
     if not path.is_relative_to(checkout.resolve()) or not path.is_file():
         return ""
@@ -301,13 +315,13 @@ def _source(checkout: Path, test: str) -> str:
         return file.read(_MOST_SOURCE_BYTES)
 
 
-async def _doing(vm: Vm) -> tuple[str, ...]:
-    """What a guest does whose test does not end."""
+async def _list_processes(vm: Vm) -> tuple[str, ...]:
+    """List the processes of a guest whose test does not end."""
     try:
         listed = await vm.run("ps", "-eo", "ppid,stat,wchan:24,args", check=False, timeout_s=20)
     except TestbedError:
         return ("the guest does not answer any longer",)
-    # Without the kernel's own threads, what brought us here, and of a script that is an argument all but its first line.
+    # Without kernel threads and our own processes; of a script in the arguments only the first line.
     lines = (line[:LONGEST_LINE] for line in listed.stdout[:_MOST_LISTED_CHARACTERS].splitlines())
     known = (
         line

@@ -1,4 +1,4 @@
-"""The testbed, opened once: what guests are made from, and the guests that are started from it."""
+"""The testbed of the Python API: opened once, it prepares images, kernels and templates, and starts guests."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from testbed.store.kernels.table import shipped_table
 from testbed.topology import Topology
 
 T = TypeVar("T")
-# Whether whoever asks is inside of guests that it has already.
+# Whether the caller already has guests, which it must not wait for.
 _inside: ContextVar[bool] = ContextVar("inside", default=False)
 
 
 class Testbed:
     """Host facts, guest image, kernels and templates, each made once; and guests. Made by `open_testbed`."""
 
-    __test__ = False  # no class of tests, whatever pytest thinks of its name
+    __test__ = False  # tells pytest that this is no test class
 
-    def __init__(self, factory: GuestFactory, carrier: LoopRunner, patience: PausableClock, evidence: Path) -> None:
-        self._factory, self._carrier, self._patience, self._evidence = factory, carrier, patience, evidence
+    def __init__(self, factory: GuestFactory, runner: LoopRunner, clock: PausableClock, evidence: Path) -> None:
+        self._factory, self._runner, self._clock, self._evidence = factory, runner, clock, evidence
         self._numbers = itertools.count(1)
-        self.keeps = False  # whether guests are started so that they can stay
+        self.keeps = False  # start guests under supervisors, so that they can be kept
         self._qemu_sha256 = ""
 
     @property
@@ -60,7 +60,7 @@ class Testbed:
 
     @property
     def base(self) -> str:
-        """The kernel of the table that `compare` takes as base; `patched` is the other, and the one where nothing is said."""
+        """The kernel of the table that `compare` uses as base; `patched` is the other one, and the default."""
         return self._factory.table.base
 
     @property
@@ -68,18 +68,19 @@ class Testbed:
         return self._factory.table.patched
 
     def qemu_sha256(self) -> str:
-        """SHA-256 of the QEMU that runs the guests, hex."""
+        """Return the SHA-256 of the QEMU binary that runs the guests, in hex."""
         if not self._qemu_sha256:
             with Path(self.host.qemu.path).open("rb") as file:
                 self._qemu_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return self._qemu_sha256
 
     async def kernel(self, spec: str) -> KernelFiles:
-        """The files of a kernel: a name of the table, `BZIMAGE[:MODULES_FOLDER]`, or `FILE.deb[:FILE.deb]`. Fetched where it is missing.
+        """Return the files of a kernel: a name of the table, `BZIMAGE[:MODULES_FOLDER]`, or `FILE.deb[:FILE.deb]`;
+        downloads missing ones.
 
-        :raise UsageError: it names nothing. :raise HostError: it cannot be fetched.
+        :raise UsageError: there is no such kernel. :raise HostError: it cannot be downloaded.
         """
-        return await self._carrier.do(self._factory.kernel(spec))
+        return await self._runner.do(self._factory.kernel(spec))
 
     @contextlib.asynccontextmanager
     async def vm(
@@ -90,7 +91,7 @@ class Testbed:
         point: str | None = None,
         evidence: Path | None = None,
     ) -> AsyncIterator[Vm]:
-        """A fresh guest with all that a topology says of it; gone afterwards. As `vms`, of a topology with one guest."""
+        """Start the only guest of a topology, and end it afterwards; arguments and errors as of `vms`."""
         wanted = only_guest(topologies.resolve_point(topology, Path.cwd(), "topology", point))
         async with self.vms(wanted, kernel=kernel, evidence=evidence) as found:
             yield next(iter(found.values()))
@@ -104,14 +105,15 @@ class Testbed:
         point: str | None = None,
         evidence: Path | None = None,
     ) -> AsyncIterator[dict[str, Vm]]:
-        """All guests of a topology, started side by side as soon as the host has room for them, with their disks, stacks, control groups
-        and networks; their timelines begin. Gone afterwards.
+        """Start all guests of a topology in parallel, as soon as the host admits them, with their disks, block
+        stacks, cgroups and networks; then their timelines start. The guests are ended afterwards.
 
-        `topology`: a path, YAML, or a mapping. `kernel`: of all guests, over what the topology says. `point`: of its matrix. `evidence`:
-        the folder of their logs, one for each guest in it.
+        `topology`: a path, YAML, or a mapping. `kernel`: for all guests, instead of those in the topology. `point`:
+        of its matrix. `evidence`: the folder that gets a folder of logs for each guest.
 
         :raise TopologyError: with every mistake. :raise HostError: this machine lacks something; says what to do.
-        :raise GuestLost: one did not get ready. :raise DeviceMismatch: one is not what its topology says.
+        :raise GuestLost: a guest did not get ready. :raise DeviceMismatch: a device is not as its topology describes
+        it.
         """
         wanted = topologies.resolve_point(topology, Path.cwd(), "topology", point)
         folder = evidence or self._evidence / f"{next(self._numbers)}"
@@ -123,7 +125,7 @@ class Testbed:
             try:
                 yield found
             finally:
-                with contextlib.suppress(ValueError):  # left in another context, which never knew
+                with contextlib.suppress(ValueError):  # left in another context, where it was not set
                     _inside.reset(before)
 
     async def compare(
@@ -136,7 +138,7 @@ class Testbed:
         point: str | None = None,
         evidence: Path | None = None,
     ) -> Comparison[T]:
-        """Run `body` on two guests that differ in nothing but their kernel; raises as `vms`.
+        """Run `body` on two guests that differ only in their kernel; raises as `vms`.
 
         :raise SideFailed: `body` failed on one of them, or on both.
         """
@@ -150,27 +152,25 @@ class Testbed:
             return await compare_sides(body, vms, side_by_side=self.host.cores >= len(vms))
 
     def new_folder(self) -> Path:
-        """The name of a folder of this machine for large files, which is gone when the testbed is closed."""
+        """Return the path of a folder for large files on this machine, which is removed when the testbed is closed."""
         return self._factory.new_folder()
-
-    # For the plugin ------------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def admitted(
         self, topology: Topology, who: str, *, times: int = 1, at_once: bool = False
     ) -> AsyncIterator[None]:
-        """Wait until the host has room for the guests of a topology; see `Admission.admitted`."""
+        """Wait until the host admits the guests of a topology; see `Admission.admitted`."""
         models = tuple(topology.guests.values()) * times
         async with self._factory.admitted(models, who, cores=len(models), at_once=at_once):
             yield
 
     @contextlib.asynccontextmanager
     async def started(self, topology: Topology, kernel: str | None, evidence: Path) -> AsyncIterator[dict[str, Vm]]:
-        """The guests of a topology, whether there is room for them or not."""
-        files = await self._carrier.do(self._factory.kernel(kernel or self.patched))
+        """Start the guests of a topology without admission."""
+        files = await self._runner.do(self._factory.kernel(kernel or self.patched))
         wanted = topology if kernel is None else _without_kernels(topology)
         if self.keeps:
-            async with self._kept(wanted, kernel or self.patched, evidence) as staying:
+            async with self._start_supervised(wanted, kernel or self.patched, evidence) as staying:
                 yield staying
             return
         async with contextlib.AsyncExitStack() as stack:
@@ -180,29 +180,29 @@ class Testbed:
             found: dict[str, Vm] = {}
             for name, guest in guests.items():
                 guest.marks.reach(apply.STACK_MARK)
-                await stack.enter_async_context(_working(guest))
+                await stack.enter_async_context(_sampling_and_timeline(guest))
                 own = guest.model.kernel
                 release = (await self._factory.kernel(own)).release if own else files.release
-                machine: GuestBackend = LocalGuest(
+                backend: GuestBackend = LocalGuest(
                     guest, built[name].result()[0], own or kernel or self.patched, release
                 )
-                found[name] = Vm(machine, self._carrier, self._patience)
+                found[name] = Vm(backend, self._runner, self._clock)
             yield found
 
     @contextlib.asynccontextmanager
-    async def _kept(self, topology: Topology, kernel: str, evidence: Path) -> AsyncIterator[dict[str, Vm]]:
-        """The guests of a topology, of which each can stay."""
+    async def _start_supervised(self, topology: Topology, kernel: str, evidence: Path) -> AsyncIterator[dict[str, Vm]]:
+        """Start the guests of a topology under supervisors, so that each can be kept."""
         kernels = {name: model.kernel or kernel for name, model in topology.guests.items()}
         async with supervised_guest.start_supervised(
             topology, kernel, kernels, self._factory.folders, evidence, cold=self._factory.cold
         ) as machines:
-            yield {name: Vm(machine, self._carrier, self._patience) for name, machine in machines.items()}
+            yield {name: Vm(backend, self._runner, self._clock) for name, backend in machines.items()}
 
     @contextlib.asynccontextmanager
     async def sides(
         self, topology: Topology, kernels: Mapping[str, str], evidence: Path
     ) -> AsyncIterator[dict[str, Vm]]:
-        """The only guest of a topology on each of some kernels, by what these are called; all are started at once."""
+        """Start the only guest of a topology on several kernels in parallel; `kernels`: by side, as are the guests."""
         async with contextlib.AsyncExitStack() as whole:
             stacks = {side: await whole.enter_async_context(contextlib.AsyncExitStack()) for side in kernels}
             async with asyncio.TaskGroup() as group:
@@ -216,16 +216,13 @@ class Testbed:
 
 
 @contextlib.asynccontextmanager
-async def _working(guest: Guest) -> AsyncIterator[None]:
+async def _sampling_and_timeline(guest: Guest) -> AsyncIterator[None]:
     async with sampling_disks(guest), run_timeline(guest):
         yield
 
 
 def only_guest(topology: Topology) -> Topology:
-    """A topology of one guest.
-
-    :raise UsageError: it has several.
-    """
+    """Return the topology. :raise UsageError: it has several guests."""
     if len(topology.guests) != 1:
         raise UsageError(
             f"expected a topology of one guest, this one has {', '.join(topology.guests)}; take all of them with `vms`"
@@ -252,11 +249,13 @@ def _folder(given: Path | None) -> Iterator[Path]:
 async def open_testbed(
     *, kernels: tuple[str, ...] = (), cold: bool = False, evidence: Path | None = None, progress: Progress | None = None
 ) -> AsyncIterator[Testbed]:
-    """The testbed. What is missing of the guest image and of `kernels` is made or fetched first, which the first time takes minutes.
+    """Open the testbed. Makes or downloads a missing guest image and missing `kernels` first, which takes minutes
+    the first time.
 
-    `cold`: boot guests instead of cloning templates. `evidence`: a folder that keeps the guests' logs. `progress`: hears what takes long.
+    `cold`: boot guests instead of cloning templates. `evidence`: a folder for the guests' logs. `progress`: is
+    notified of long steps.
 
-    :raise HostError: this machine cannot run it; says what to do. :raise UsageError: a kernel names nothing.
+    :raise HostError: this machine cannot run it; says what to do. :raise UsageError: there is no such kernel.
     """
     with _folder(evidence) as folder:
         async with open_guests(
@@ -267,16 +266,16 @@ async def open_testbed(
 
 @contextlib.asynccontextmanager
 async def open_guests(
-    carrier: LoopRunner,
-    patience: PausableClock,
+    runner: LoopRunner,
+    clock: PausableClock,
     progress: Progress,
     evidence: Path,
     *,
     kernels: tuple[str, ...] = (),
     cold: bool = False,
 ) -> AsyncIterator[Testbed]:
-    """The testbed on any carrier; raises as `open_testbed`."""
-    # A kernel at least: KVM is used where one has booted on it.
+    """Open the testbed with any loop runner; raises as `open_testbed`."""
+    # At least one kernel, because KVM is used only once a kernel has booted on it.
     first = kernels or (shipped_table().patched,)
     async with open_factory(progress, kernels=first, cold=cold) as factory:
-        yield Testbed(factory, carrier, patience, evidence)
+        yield Testbed(factory, runner, clock, evidence)

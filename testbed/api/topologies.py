@@ -1,4 +1,4 @@
-"""What people give as a topology: a file, YAML, a mapping, or one that was read already."""
+"""Accepts a topology in any form: the path of a file, YAML text, a mapping, or a parsed Topology."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from testbed.errors import UsageError
 from testbed.topology import Topology, load_points, parse_points
 from testbed.topology.host_limits import HostLimits
 
-# Where nothing is said: a guest with two CPUs and 1G of memory, and no disks.
+# The default: a guest with two CPUs, 1G of memory, and no disks.
 PLAIN: Mapping[str, Any] = {"guests": {"g0": {}}}
 Wanted = Topology | Path | str | Mapping[str, Any]
 
 
 def resolve_points(wanted: Wanted, folder: Path, where: str) -> dict[str, Topology]:
-    """Each point of a topology by its name, as `load_points` has it. A text of several lines is YAML, any other a path below `folder`.
-    `version: 1` may be left out of a mapping. `where`: what messages call one that stands in no file.
+    """Return each point of a topology by its name, as `load_points` does. A string of several lines is YAML, any
+    other is a path relative to `folder`. A mapping may lack `version: 1`. `where`: the name in messages of a
+    topology that is in no file.
 
-    :raise TopologyError: with every mistake. :raise UsageError: it is none of these.
+    :raise TopologyError: with every mistake. :raise UsageError: it has none of these forms.
     """
     match wanted:
         case Topology():
@@ -40,9 +41,9 @@ def resolve_points(wanted: Wanted, folder: Path, where: str) -> dict[str, Topolo
 
 
 def resolve_point(wanted: Wanted, folder: Path, where: str, name: str | None) -> Topology:
-    """The one topology, or the one at a point of its matrix.
+    """Return the only topology, or that at a point of its matrix. Raises as `resolve_points`, too.
 
-    :raise UsageError: there are several, or none of that name; raises as `points` too.
+    :raise UsageError: there are several points, or none of that name.
     """
     found = resolve_points(wanted, folder, where)
     if name is None and len(found) == 1:
@@ -50,7 +51,8 @@ def resolve_point(wanted: Wanted, folder: Path, where: str, name: str | None) ->
     some = ", ".join(list(found)[:4])
     if name is None:
         raise UsageError(
-            f"{where}: expected one topology, got a matrix of {len(found)} points; choose one with point=, such as {some}"
+            f"{where}: expected one topology, got a matrix of {len(found)} points; choose one with point=,"
+            f" such as {some}"
         )
     if name not in found:
         raise UsageError(f"{where}: expected a point of the matrix, such as {some}; got {name!r}")

@@ -207,7 +207,7 @@ async def test_of_a_list_of_processes_without_end_the_begin_is_read() -> None:
         async def run(self, *words: str, **how: object) -> SimpleNamespace:
             return SimpleNamespace(stdout="\n" * (8 << 20) + "    1 S    do_wait sh\n")
 
-    assert await suites._doing(Flooding()) == ()  # type: ignore[arg-type]  # as much of a guest as it needs
+    assert await suites._list_processes(Flooding()) == ()  # type: ignore[arg-type]  # as much of a guest as it needs
 
 
 def test_a_suite_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_suite_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
     deep = checkout.joinpath(*["a"] * 70)
     deep.mkdir(parents=True)
     with pytest.raises(UsageError, match="expected a suite of at most 64 levels of folders, got more"):
-        suites._copied(checkout, None, tmp_path / "home")
+        suites._copy(checkout, None, tmp_path / "home")
     assert not (tmp_path / "home").exists()
 
 
@@ -232,7 +232,9 @@ def test_a_suite_that_a_stranger_made_is_bounded_and_leads_nowhere(
     (checkout / "tests/loop/001.sh").write_text("test_device_array() {\n")
     (checkout / "tests/elsewhere").symlink_to(tmp_path)
     assert suites.find_tests(checkout, []).tests == ("loop/001", "loop/002")
-    assert suites._source(checkout, "loop/001") == "" and "test_device_array" in suites._source(checkout, "loop/002")
+    assert suites._read_source(checkout, "loop/001") == "" and "test_device_array" in suites._read_source(
+        checkout, "loop/002"
+    )
     # A test's name is a folder's, a word of a shell and a line of a table.
     odd = checkout / "tests" / "a'\x1b[2J\n"
     odd.mkdir()
@@ -244,17 +246,17 @@ def test_a_suite_that_a_stranger_made_is_bounded_and_leads_nowhere(
     with (checkout / "hole").open("wb") as file:
         file.truncate(8 << 30)
     with pytest.raises(UsageError, match="expected a suite of at most 200000 files and 4 GiB, got more"):
-        suites._copied(checkout, None, tmp_path / "home")
+        suites._copy(checkout, None, tmp_path / "home")
     (checkout / "hole").unlink()
     monkeypatch.setattr(suites, "_MOST_CHECKOUT_FILES", 3)
     with pytest.raises(UsageError, match="expected a suite of at most 3 files"):
-        suites._copied(checkout, None, tmp_path / "home")
+        suites._copy(checkout, None, tmp_path / "home")
     # Empty folders take room as well.
     (tmp_path / "folders").mkdir()
     for number in range(4):
         (tmp_path / "folders" / str(number)).mkdir()
     with pytest.raises(UsageError, match="expected a suite of at most 3 files"):
-        suites._copied(tmp_path / "folders", None, tmp_path / "home")
+        suites._copy(tmp_path / "folders", None, tmp_path / "home")
     assert not (tmp_path / "home").exists()
 
 
