@@ -18,9 +18,9 @@ from testbed.report.partial import Partial
 from testbed.text import parse_printable_json
 from tests.support import junit as junit_rules
 from tests.support import ktap as ktap_rules
+from tests.support.bug_runs import HIT, MISS, documents, job, tried
 from tests.support.run_folders import bug_results, run_verb, scenario_results, with_value
 from tests.support.run_results import alone, document, failed, passed, plain
-from tests.unit.bugs.test_bug_runs import HIT, MISS, documents, job, tried
 
 
 def test_results_that_are_too_large_are_refused_before_they_are_read(folder: Path) -> None:

@@ -17,8 +17,8 @@ from testbed.host import untrusted_files
 from testbed.report import plots, runs
 from testbed.report.bugs import files
 from testbed.report.bugs.schema import Repro
+from tests.support.bundles import BUG, RESULTS
 from tests.support.run_folders import SECRET, bug_results, hit_results, run_verb, scenario_results
-from tests.unit.bugs.test_bundle import BUG, RESULTS
 from tests.unit.guest.metrics.test_samples import disk, write
 
 

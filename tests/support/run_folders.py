@@ -10,8 +10,8 @@ import pytest
 from testbed import cli
 from testbed.cli.app import app
 from testbed.errors import TestbedError
+from tests.support.bug_runs import documents
 from tests.support.run_results import document, passed, plain
-from tests.unit.bugs.test_bug_runs import documents
 
 SECRET = "root:$6$secret"
 # Names that would be lines of their own in a report.

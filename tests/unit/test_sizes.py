@@ -12,12 +12,7 @@ LARGE_FILES: set[str] = {
     "tests/security/test_hostile.py",
     "tests/security/test_jail_exec.py",
     "tests/security/test_nbd_client.py",
-    "tests/unit/api/test_api.py",
-    "tests/unit/api/test_blktests.py",
-    "tests/unit/bugs/test_bug_runs.py",
-    "tests/unit/bugs/test_bundle.py",
     "tests/unit/qemu/test_nbd_server.py",
-    "tests/unit/vms/test_vms.py",
 }
 LONG_FUNCTIONS: set[str] = {
 }

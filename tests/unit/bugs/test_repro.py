@@ -21,7 +21,7 @@ from testbed.bugs.outcome import Outcome, Try
 from testbed.bugs.repro import ReproJob, StopRule, try_kernel
 from testbed.bugs.signature import Match
 from testbed.report.bugs import results
-from tests.unit.bugs.test_bug_runs import HIT, MISS, SHORT, TROUBLE, job, kernel, one, tried
+from tests.support.bug_runs import HIT, MISS, SHORT, TROUBLE, job, kernel, one, tried
 
 Answer = Callable[[AttemptSpec], Awaitable[Outcome]]
 

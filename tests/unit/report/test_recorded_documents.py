@@ -17,8 +17,8 @@ from testbed.report.bugs import files
 from testbed.report.partial import Partial
 from testbed.scenarios.runner import Result
 from testbed.scenarios.verdict import Balance, Evidence
+from tests.support.bug_runs import documents
 from tests.support.run_results import alone, document, failed, lost, passed, skipped
-from tests.unit.bugs.test_bug_runs import documents
 
 RECORDED = Path(__file__).parent / "recorded"
 FOLDER = Path("/runs/20260101T000000Z-abcd")
