@@ -14,8 +14,7 @@ LARGE_FILES: set[str] = {
     "tests/security/test_nbd_client.py",
     "tests/unit/qemu/test_nbd_server.py",
 }
-LONG_FUNCTIONS: set[str] = {
-}
+LONG_FUNCTIONS: set[str] = set()
 MANY_PARAMETERS: set[str] = set()
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
