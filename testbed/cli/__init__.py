@@ -177,8 +177,8 @@ def load(module: str | None = None) -> None:
         importlib.import_module(f"testbed.cli.{name}")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(value: bool) -> None:
+    if value:
         out.print(f"testbed {__version__}", highlight=False)
         raise typer.Exit
 

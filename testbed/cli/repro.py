@@ -153,8 +153,8 @@ def repro_command(
     Stops at the first hit, which proves the bug but says little about its rate; --all and --until go on. Where kernels
     must be clean, it goes on until the difference is statistically significant.
 
-    Exits 0 reproduced, 1 not, 2 trouble, 3 invalid: it shows on a kernel that must be clean, or is not told apart
-    there.
+    Exits 0 if reproduced, 1 if not, 2 on an error, 3 if invalid: it shows on a kernel that must be clean, or the
+    difference is not significant.
     """
     kernels, clean_on = tuple(kernel or ()), tuple(clean or ())
     bug = BugOptions(file=file, script=script, expect=expect, topology=topology, kernels=kernels, clean=clean_on)

@@ -106,10 +106,10 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
         _check_timeout(node)
     with _collect_errors(wrong):
         needs(node)
-    wanted = Kernels()
+    named = Kernels()
     with _collect_errors(wrong):
-        wanted = kernels(node)
-    for kernel in dict.fromkeys((*wanted.each, wanted.base, wanted.patched)):
+        named = kernels(node)
+    for kernel in dict.fromkeys((*named.each, named.base, named.patched)):
         if kernel is not None:
             with _collect_errors(wrong):
                 _resolved(state, kernel)
@@ -120,11 +120,11 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
         elif node.get_closest_marker("testbed_topology") is not None:
             points(node)
     if wrong:
-        raise pytest.Collector.CollectError("\n".join(f"{place(node)}: {said}" for said in wrong))
+        raise pytest.Collector.CollectError("\n".join(f"{place(node)}: {message}" for message in wrong))
     if "_testbed_kernel" in metafunc.fixturenames:
-        named = wanted.each or _own_kernel(found) or (state.table.patched,)
-        metafunc.parametrize("_testbed_kernel", named, ids=[short_name(name) for name in named], indirect=True)
-        state.first_kernel = state.first_kernel or named[0]
+        names = named.each or _own_kernel(found) or (state.table.patched,)
+        metafunc.parametrize("_testbed_kernel", names, ids=[short_name(name) for name in names], indirect=True)
+        state.first_kernel = state.first_kernel or names[0]
     if found is not None and len(found.topologies) > 1:
         metafunc.parametrize(
             "_testbed_point",
@@ -228,9 +228,9 @@ def points(node: pytest.Item) -> Points:
     state, folder = node.config.stash[STATE], node.path.parent
     marker, option = node.get_closest_marker("testbed_topology"), node.config.getoption("testbed_topology")
     if marker is not None:
-        wanted, only = _marked(marker)
+        source, only = _marked(marker)
         where = f"testbed_topology of {place(node)}"
-        found = _read(state, wanted, folder, where)
+        found = _read(state, source, folder, where)
         if only is not None and only not in found:
             some = ", ".join(list(found)[:4]) if "" not in found else "none, for it has no matrix"
             raise _MarkerError(f"testbed_topology: expected a point of the matrix, such as {some}; got {only!r}")
@@ -251,23 +251,23 @@ def _marked(marker: pytest.Mark) -> tuple[Any, str | None]:
     match marker.args:
         case () if keys:
             return {"guests": {"g0": keys}}, only
-        case (str() | Path() | Mapping() as wanted,) if not keys and wanted:
-            return wanted, only
+        case (str() | Path() | Mapping() as source,) if not keys and source:
+            return source, only
     got = ", ".join((*map(repr, marker.args), *keys)) or "nothing"
     raise _MarkerError(
         f"testbed_topology: expected a path, YAML, a mapping, or the keys of a guest such as disks=, got {got}"
     )
 
 
-def _read(state: PluginState, wanted: Any, folder: Path, where: str) -> dict[str, Topology]:
+def _read(state: PluginState, source: Any, folder: Path, where: str) -> dict[str, Topology]:
     """Read the points of a topology, once per session."""
     from testbed.api import topologies
 
-    is_file = isinstance(wanted, Path) or (isinstance(wanted, str) and "\n" not in wanted)
-    key = str((folder / wanted).resolve()) if is_file else f"{folder}: {wanted!r}"
+    is_file = isinstance(source, Path) or (isinstance(source, str) and "\n" not in source)
+    key = str((folder / source).resolve()) if is_file else f"{folder}: {source!r}"
     if key not in state.points:
         state.points[key] = topologies.resolve_points(
-            _short(folder / wanted) if is_file else wanted, Path() if is_file else folder, where
+            _short(folder / source) if is_file else source, Path() if is_file else folder, where
         )
     return state.points[key]
 

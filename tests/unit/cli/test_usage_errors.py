@@ -58,8 +58,8 @@ SCRIPT = "tests/data/cover-letter.sh"
             "--kernels: expected each kernel once, got debian-6.1 twice",
         ),
         (
-            ("bisect", "topologies/bugs/bypass.yaml", "--good", "a", "--bad", "b", "--kernels", "/nowhere"),
-            "--kernels /nowhere: expected two kernels or more, with commas between, or a folder that is there",
+            ("bisect", "topologies/bugs/bypass.yaml", "--good", "a", "--bad", "b", "--kernels", "/no/such"),
+            "--kernels /no/such: expected two kernels or more, with commas between, or a folder that is there",
         ),
         (
             (
