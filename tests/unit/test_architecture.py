@@ -1,4 +1,4 @@
-"""The layers: a module imports only from packages on layers below, and within its package without circles."""
+"""Checks the layers: a module imports only from packages on layers below, and within its package without circles."""
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -21,9 +21,7 @@ LAYERS = (
     "cli pytest_plugin",
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
-# To be cut: imports from above that the modules had when they got their packages.
-LEFT: set[tuple[str, str]] = set()
-# What touches the world outside: pure modules import none of it.
+# Modules that do I/O: pure modules import none of them.
 IO = {"asyncio", "asyncssh", "subprocess", "socket", "qemu", "filelock", "shutil", "tempfile", "signal"}
 PURE = set(
     [
@@ -101,7 +99,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
-    """As in `PURE`: `guest/lifecycle`."""
+    """Return the name of a module as in `PURE`: `guest/lifecycle`."""
     return str(path.relative_to(PACKAGE).with_suffix("")).removesuffix("/__init__")
 
 
@@ -109,7 +107,7 @@ NAMES = {name_of(path): path for path in MODULES}
 
 
 def imports(path: Path) -> Iterator[str]:
-    """What a module imports, in whatever function or branch: `asyncio`, `testbed.guest.lifecycle.State`."""
+    """Yield everything that a module imports, in any function or branch: `asyncio`, `testbed.guest.lifecycle.State`."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -118,7 +116,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def used(path: Path) -> set[str]:
-    """Our own modules that a module imports, named as in `PURE`."""
+    """Return our own modules that a module imports, named as in `PURE`."""
     found = set()
     for name in imports(path):
         parts = name.split(".")
@@ -139,16 +137,14 @@ USED: Mapping[str, set[str]] = {name: used(path) for name, path in NAMES.items()
 def test_a_module_imports_only_from_layers_below(name: str) -> None:
     own = package(name)
     assert own in LAYER, f"{own} is on no layer: put it into LAYERS"
-    # The words of the first layer may use each other.
+    # Modules of the first layer may use each other.
     least = max(LAYER[own], 1)
-    assert not {
-        one for one in USED[name] if package(one) != own and LAYER[package(one)] >= least and (name, one) not in LEFT
-    }
+    assert not {one for one in USED[name] if package(one) != own and LAYER[package(one)] >= least}
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    left = {name: {one for one in others if (name, one) not in LEFT} for name, others in USED.items()}
-    # Whoever imports nothing that is left is in no circle, and so on.
+    left = dict(USED)
+    # A module that imports none of the modules left, or that none of them imports, is in no circle; and so on.
     while free := {name for name, others in left.items() if not (others & left.keys()) - {name}}:
         left = {name: others for name, others in left.items() if name not in free}
     while last := {name for name in left if not any(name in others for other, others in left.items() if other != name)}:

@@ -1,4 +1,4 @@
-"""Small parts: how long a file and a function may be, and how many parameters one may have."""
+"""Checks sizes: the lines of files and functions, and the number of parameters."""
 
 import ast
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 350, 50, 8
 FILES = sorted(path for part in ("testbed", "tests", "benchmarks") for path in (ROOT / part).rglob("*.py"))
-# Larger than they may be, and to be split.
+# Still larger than allowed, to be split.
 LARGE_FILES: set[str] = {
     "tests/security/test_hostile.py",
     "tests/security/test_jail_exec.py",
@@ -25,7 +25,7 @@ def name_of(path: Path) -> str:
 
 
 def functions(part: str) -> Iterator[tuple[str, Function]]:
-    """Each function and method below a folder, as `FILE:NAME`."""
+    """Yield each function and method below a folder, as `FILE:NAME`."""
     for path in FILES:
         if path.is_relative_to(ROOT / part):
             for node in ast.walk(ast.parse(path.read_text())):
@@ -34,7 +34,7 @@ def functions(part: str) -> Iterator[tuple[str, Function]]:
 
 
 def is_command(function: Function) -> bool:
-    """Whether it is a declaration of the command line, whose parameters are its options."""
+    """Return whether it declares a command, whose parameters are the command's options."""
     return any(
         isinstance(one, ast.Call) and ast.unparse(one.func).endswith((".command", ".callback"))
         for one in function.decorator_list
