@@ -118,7 +118,7 @@ class DiskControl:
             now = await self._qmp.limits(group)
         differing = {key: now.get(key) for key, value in throttle.limits().items() if now.get(key) != value}
         if differing:
-            raise HostError(f"disk {name}: QEMU's limits are not those that it was told: {differing}")
+            raise HostError(f"disk {name}: QEMU's limits are not those that were set: {differing}")
 
     # Delays, faults, a hang ------------------------------------------------------------------------------------------
 

@@ -327,13 +327,13 @@ async def open_factory(
     folders = paths.folders()
     images = paths.shipped("images")
     table = shipped_table()
-    wanted = [table.resolve(spec) for spec in dict.fromkeys(kernels)]
+    found = [table.resolve(spec) for spec in dict.fromkeys(kernels)]
     run_quota = Quota(quota.size_limit(quota.RUN_LIMIT), sharing=sharing)
     with open_session(folders) as session:
         try:
             async with asyncio.TaskGroup() as group:
                 built = group.create_task(image.build_image(IMAGE, images, folders.cache, progress))
-                fetched = [group.create_task(kernel_files.fetch(kernel, folders.cache, progress)) for kernel in wanted]
+                fetched = [group.create_task(kernel_files.fetch(kernel, folders.cache, progress)) for kernel in found]
         except ExceptionGroup as failures:
             raise first_error(failures) from None
         host = await probe.probe(folders.cache, fetched[0].result() if fetched else None, progress)

@@ -133,7 +133,7 @@ class Guest(Liveness):
         output = logfile.tail(self.logs / "qemu.log")
         loss = Loss.KILLED if status in _KILLED else SHUTDOWNS.get(self._shutdown_reason, Loss.QEMU)
         if self.state is State.LAUNCHED and status > 0:
-            why = f"QEMU does not start, and ended with status {status}: {output[-500:] or 'it said nothing'}"
+            why = f"QEMU does not start, and ended with status {status}: {output[-500:] or 'it printed nothing'}"
             self._lose(why, Loss.HOST)
         # SIGBUS: a page of the guest's memory could not be allocated in its file.
         if status < 0 and (full := quota.full_disk_message(self._written_folders)):

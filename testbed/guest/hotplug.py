@@ -52,12 +52,12 @@ class Hotplug:
 
     async def make_overlay(self, file: Path, root: Path, snapshot: Snapshot | None) -> None:
         """Make the overlay that a guest's writes to its root disk go to: empty, or copied from a snapshot."""
-        wanted = Storage(file=file, format="qcow2", size_bytes=root.stat().st_size, image=(root, "raw"))
+        overlay = Storage(file=file, format="qcow2", size_bytes=root.stat().st_size, image=(root, "raw"))
         if snapshot is None:
-            await disk_files.make_disk_files(wanted)
+            await disk_files.make_disk_files(overlay)
         else:
             await snapshot_files.copy_disk(snapshot.disk(file.name), file)
-            disk_files.check_kept_disks(wanted)
+            disk_files.check_kept_disks(overlay)
         self._jail.chown(file)
 
     def move_disks_to(self, folder: Path) -> None:
@@ -112,8 +112,8 @@ class Hotplug:
             self._deleted[device].set()
 
     async def _storage(self, name: str, disk: Disk, snapshot: Snapshot | None = None) -> tuple[Storage, ...]:
-        wanted = blockdev.plan_storage(name, disk, self._scratch)
-        for store in wanted:
+        stores = blockdev.plan_storage(name, disk, self._scratch)
+        for store in stores:
             if snapshot is not None:
                 await snapshot_files.copy_disk(snapshot.disk(store.file.name), store.file)
             elif self._surviving_disks is not None:
@@ -122,4 +122,4 @@ class Hotplug:
                 await disk_files.make_disk_files(store)
             disk_files.check_kept_disks(store)
             self._jail.chown(store.file)
-        return wanted
+        return stores

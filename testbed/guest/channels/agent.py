@@ -43,8 +43,8 @@ class Agent:
             lines: list[str] = []
             room_bytes = _MAX_ANSWER_BYTES
             while True:
-                said, _, rest = (line := await self._line(verb)).partition(" ")
-                if said != verb:
+                word, _, rest = (line := await self._line(verb)).partition(" ")
+                if word != verb:
                     lines.append(line)
                     room_bytes -= len(line) + 1
                     if room_bytes < 0:
@@ -80,12 +80,12 @@ class Agent:
             raise WireBroken(f"guest {self._guest}: agent: expected a line `{word}`, got {error}") from error
         if not line:
             raise WireBroken(f"guest {self._guest}: agent: expected a line `{word}`, got the end of the wire")
-        said = kernel_log.clean(line.rstrip(), MAX_LINE_BYTES)
-        if said.startswith("failed "):
+        answer = kernel_log.clean(line.rstrip(), MAX_LINE_BYTES)
+        if answer.startswith("failed "):
             raise GuestError(
-                f"guest {self._guest}: agent: expected `{word}`, got a failure: {said.removeprefix('failed ')}"
+                f"guest {self._guest}: agent: expected `{word}`, got a failure: {answer.removeprefix('failed ')}"
             )
-        return said
+        return answer
 
     def send(self, verb: str, **words: str) -> None:
         """Send one line; values must not contain spaces."""

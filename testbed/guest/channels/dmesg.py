@@ -50,12 +50,12 @@ def unreadable(why: object) -> KernelLog:
     return KernelLog(text="", lines=(), tainted=0, unread=str(why).strip().partition("\n")[0])
 
 
-def parse(said: str, *, cut: bool = False) -> KernelLog:
+def parse(output: str, *, cut: bool = False) -> KernelLog:
     """Parse the output of `COMMAND`.
 
     A line without a priority continues the one above it, at its time. `cut`: the output was truncated.
     """
-    first, _, raw = said.partition("\n")
+    first, _, raw = output.partition("\n")
     lines: list[tuple[str, str, str]] = []
     text: list[str] = []
     facility, level, stamp = _KERNEL, "warn", ""
@@ -126,8 +126,7 @@ def _found(log: KernelLog, *, of_kernel: bool) -> list[Finding]:
 
 def _of_taints(tainted: int) -> list[Finding]:
     """Return a finding for a report that left a taint but no line."""
-    said = [what for bit, what in _TAINTS.items() if tainted >> bit & 1]
-    text = (
-        f"/proc/sys/kernel/tainted is {tainted}: {', '.join(said)}, of which neither the console nor the log has a line"
-    )
-    return [Finding(kind=Kind.OTHER, seconds=None, text=text)] if said else []
+    taints = [what for bit, what in _TAINTS.items() if tainted >> bit & 1]
+    kinds = ", ".join(taints)
+    text = f"/proc/sys/kernel/tainted is {tainted}: {kinds}, of which neither the console nor the log has a line"
+    return [Finding(kind=Kind.OTHER, seconds=None, text=text)] if taints else []

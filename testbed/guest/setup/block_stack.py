@@ -217,8 +217,8 @@ class _Planner:
             del expected["logical-block-size"]
         reasons = {"direct-io": _NO_DIRECT_IO if loop.direct_io else ""}
         self.facts += [
-            Expected(where=f"{where}.{key}", file=f"{block}/{file}", expected=said, reason=reasons.get(key, ""))
-            for key, (file, said) in expected.items()
+            Expected(where=f"{where}.{key}", file=f"{block}/{file}", expected=value, reason=reasons.get(key, ""))
+            for key, (file, value) in expected.items()
         ]
 
     def _read_ahead(self, name: str, size_bytes: int | None, where: str) -> None:

@@ -65,14 +65,14 @@ def _controllers(path: str, guest: GuestModel) -> list[str]:
     """Return the controllers that a cgroup enables for its children: those it lists, and those that its descendants
     need.
     """
-    wanted: dict[str, None] = dict.fromkeys(guest.cgroups[path].controllers if path in guest.cgroups else ())
+    controllers: dict[str, None] = dict.fromkeys(guest.cgroups[path].controllers if path in guest.cgroups else ())
     for other, group in guest.cgroups.items():
         if other != path and (path == "/" or other.startswith(f"{path}/")):
-            wanted |= dict.fromkeys(
+            controllers |= dict.fromkeys(
                 field.partition("_")[0] for field in sorted(group.model_fields_set - {"controllers"})
             )
-            wanted |= dict.fromkeys(group.controllers)
-    return list(wanted)
+            controllers |= dict.fromkeys(group.controllers)
+    return list(controllers)
 
 
 def _values(group: Cgroup, devices: Mapping[str, str]) -> Iterator[tuple[str, str, str | None]]:
