@@ -85,7 +85,7 @@ async def run_attempt(spec: AttemptSpec) -> Try:
     async with factory.admitted((spec.guest,), spec.logs.name, cores=cores) as ticket:
 
         async def hold_idle(guest: Guest, match: Match) -> None:
-            ticket.rest()
+            ticket.release_cores()
             if hold is not None:
                 await hold(guest, match)
 

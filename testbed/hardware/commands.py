@@ -1,4 +1,4 @@
-"""How people write what a disk, or the whole machine, shall do, on the command line and in timelines. Pure.
+"""Parses and formats the command language for disks and the whole machine, on the command line and in timelines. Pure.
 
 throttle data hdd-7200 scale=0.5         throttle data iops-total=100 bps-read=20M      throttle data off
 delay data 5ms                           delay data read=1ms jitter=200us               delay data off
@@ -25,7 +25,9 @@ OFF, READ_ONLY, SURPRISE = "off", "read-only", "surprise"
 
 
 def parse_throttle(words: Sequence[str]) -> Throttle:
-    """A profile's limits, limits by their names in QEMU, or none; `scale=FACTOR` multiplies them. What QEMU would refuse is not seen here.
+    """Parse a profile's name, limits by their names in QEMU, or `off`; `scale=FACTOR` multiplies them.
+
+    QEMU's own rules are checked elsewhere.
 
     :raise UsageError: it is none of these.
     """
@@ -41,15 +43,15 @@ def parse_throttle(words: Sequence[str]) -> Throttle:
             )
         case [*several] if alone := [word for word in several if word == OFF or word in PROFILES]:
             raise UsageError(f"expected {alone[0]} alone, or beside a scale, got {' '.join(several)}")
-    limits, wrong = {}, _Wrong()
-    for name, value in wrong.pairs(_some(words), "a limit such as iops-total=100"):
+    limits, mistakes = {}, _Mistakes()
+    for name, value in mistakes.pairs(_at_least_one(words), "a limit such as iops-total=100"):
         limits[name] = 0
-        with wrong.noting():
+        with mistakes.collected():
             limits[name] = _limit(name, value)
-    with wrong.noting():
-        found = from_qemu(limits)
-    wrong.refuse()
-    return found.scaled(scale)
+    with mistakes.collected():
+        result = from_qemu(limits)
+    mistakes.raise_all()
+    return result.scaled(scale)
 
 
 def _limit(name: str, value: str) -> int:
@@ -63,7 +65,7 @@ def _limit(name: str, value: str) -> int:
 
 
 def parse_latency(words: Sequence[str]) -> Latency:
-    """A delay of everything, delays by direction, a profile's, or none; `scale=FACTOR` divides them.
+    """Parse one delay for everything, delays by direction, a profile's name, or `off`; `scale=FACTOR` divides them.
 
     :raise UsageError: it is none of these.
     """
@@ -81,23 +83,23 @@ def _latency(words: Sequence[str]) -> Latency:
             every = _duration("delay", word)
             return Latency(read_us=every, write_us=every, flush_us=every)
     known = {field.name.removesuffix("_us"): field.name for field in fields(Latency)}
-    found: dict[str, int] = {}
-    wrong = _Wrong()
-    for name, value in wrong.pairs(_some(words), "a delay such as 5ms, or read=5ms"):
-        with wrong.noting():
+    result: dict[str, int] = {}
+    mistakes = _Mistakes()
+    for name, value in mistakes.pairs(_at_least_one(words), "a delay such as 5ms, or read=5ms"):
+        with mistakes.collected():
             if name not in ("both", *known):
                 raise UsageError(f"expected one of both, {', '.join(known)}, got {name!r}")
             places = ("read_us", "write_us", "flush_us") if name == "both" else (known[name],)
-            found |= dict.fromkeys(places, _duration(name, value))
-    wrong.refuse()
-    delays = Latency(**found)
+            result |= dict.fromkeys(places, _duration(name, value))
+    mistakes.raise_all()
+    delays = Latency(**result)
     if delays.none and delays.jitter_us:
         raise UsageError("jitter: expected a delay of both, read, write or flush beside it, got none")
     return delays
 
 
 def parse_seconds(words: Sequence[str]) -> float:
-    """A duration, or none.
+    """Parse a duration, or `off`.
 
     :raise UsageError: it is neither.
     """
@@ -107,29 +109,29 @@ def parse_seconds(words: Sequence[str]) -> float:
 
 
 def parse_disk_size(words: Sequence[str]) -> int:
-    """A size in bytes.
+    """Parse a size, in bytes.
 
-    :raise UsageError: it is none, or nothing.
+    :raise UsageError: it is not a size, or 0.
     """
     try:
-        found = parse_size(" ".join(words))
+        result = parse_size(" ".join(words))
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if not found:
+    if not result:
         raise UsageError("expected a size such as 2G, got 0")
-    return found
+    return result
 
 
 def parse_memory(words: Sequence[str]) -> int | None:
-    """What a guest keeps of its memory, in bytes, or all of it.
+    """Parse how much memory a guest keeps, in bytes; `off` (None): all.
 
     :raise UsageError: it is neither.
     """
-    return None if list(words) == [OFF] else parse_disk_size(_some(words))
+    return None if list(words) == [OFF] else parse_disk_size(_at_least_one(words))
 
 
 def parse_cpus(words: Sequence[str]) -> int | None:
-    """How many CPUs a guest keeps, or all of them.
+    """Parse how many CPUs a guest keeps; `off` (None): all.
 
     :raise UsageError: it is neither.
     """
@@ -142,7 +144,7 @@ def parse_cpus(words: Sequence[str]) -> int | None:
 
 
 def parse_surprise(words: Sequence[str]) -> bool:
-    """Whether a disk goes by surprise.
+    """Parse whether a disk is removed by surprise.
 
     :raise UsageError: it is something else.
     """
@@ -152,32 +154,33 @@ def parse_surprise(words: Sequence[str]) -> bool:
 
 
 def parse_no_arguments(words: Sequence[str]) -> None:
-    """:raise UsageError: it is something."""
+    """:raise UsageError: there are arguments."""
     if words:
         raise UsageError(f"expected nothing more, got {' '.join(words)!r}")
 
 
 def parse_faults(words: Sequence[str]) -> tuple[Fault, ...]:
-    """Faults, each `OPERATION=EFFECT[,count=N][,range=FROM-TO][,probability=P][,seed=N]`, `read-only`, or none. What a fault cannot be
-    is not seen here.
+    """Parse faults, `read-only`, or `off`. Whether a fault makes sense is checked elsewhere.
 
-    :raise UsageError: it is not written so.
+    A fault is `OPERATION=EFFECT[,count=N][,range=FROM-TO][,probability=P][,seed=N]`.
+
+    :raise UsageError: it has another form.
     """
     match words:
         case [word] if word == OFF:
             return ()
         case [word] if word == READ_ONLY:
             return WORN
-    found, wrong = list[Fault](), _Wrong()
-    for word in _some(words):
-        with wrong.noting():
-            found.append(_fault(word))
-    wrong.refuse()
-    return tuple(found)
+    result, mistakes = list[Fault](), _Mistakes()
+    for word in _at_least_one(words):
+        with mistakes.collected():
+            result.append(_fault(word))
+    mistakes.raise_all()
+    return tuple(result)
 
 
 def format_throttle(limits: Throttle) -> list[str]:
-    """Limits as `throttle` reads them."""
+    """Format limits as `parse_throttle` reads them."""
     given = limits.given()
     return [f"{name.replace('_', '-')}={_rate(name, value)}" for name, value in given.items()] or [OFF]
 
@@ -188,42 +191,42 @@ def _rate(name: str, value: int) -> str:
 
 
 def format_latency(delays: Latency) -> list[str]:
-    """Delays as `latency` reads them."""
+    """Format delays as `parse_latency` reads them."""
     given = {field.name.removesuffix("_us"): getattr(delays, field.name) for field in fields(delays)}
     return [f"{name}={format_duration(value)}" for name, value in given.items() if value] or [OFF]
 
 
 def format_faults(some: Iterable[Fault]) -> list[str]:
-    """Faults as `faults` reads them."""
-    return [_said_fault(fault) for fault in some] or [OFF]
+    """Format faults as `parse_faults` reads them."""
+    return [_format_fault(fault) for fault in some] or [OFF]
 
 
-def _said_fault(fault: Fault) -> str:
-    said = f"{fault.operation}={fault.effect}"
+def _format_fault(fault: Fault) -> str:
+    text = f"{fault.operation}={fault.effect}"
     if fault.count is not None:
-        said += f",count={fault.count}"
+        text += f",count={fault.count}"
     if (fault.first, fault.end) != (0, END):
-        said += f",range={fault.first}-{'' if fault.end == END else fault.end}"
+        text += f",range={fault.first}-{'' if fault.end == END else fault.end}"
     if fault.probability != 1.0:
-        said += f",probability={fault.probability:g}"
-    return f"{said},seed={fault.seed}" if fault.seed else said
+        text += f",probability={fault.probability:g}"
+    return f"{text},seed={fault.seed}" if fault.seed else text
 
 
 def _fault(word: str) -> Fault:
     first, *more = word.split(",")
-    wrong = _Wrong()
-    said: dict[str, Any] = {}
-    for name, value in wrong.pairs([first], "a fault such as read=EIO"):
-        said |= {"operation": name, "effect": value}
-    for name, value in wrong.pairs(more, "count=N, range=FROM-TO, probability=P or seed=N"):
-        with wrong.noting(f"{word}: "):
-            said |= _of_fault(name, value)
-    wrong.refuse()
-    return Fault(**said)
+    mistakes = _Mistakes()
+    values: dict[str, Any] = {}
+    for name, value in mistakes.pairs([first], "a fault such as read=EIO"):
+        values |= {"operation": name, "effect": value}
+    for name, value in mistakes.pairs(more, "count=N, range=FROM-TO, probability=P or seed=N"):
+        with mistakes.collected(f"{word}: "):
+            values |= _fault_option(name, value)
+    mistakes.raise_all()
+    return Fault(**values)
 
 
-def _of_fault(name: str, value: str) -> dict[str, Any]:
-    """The fields of a fault that one of its words sets."""
+def _fault_option(name: str, value: str) -> dict[str, Any]:
+    """Parse one of a fault's options; returns the fields that it sets."""
     try:
         match name:
             case "count" | "seed":
@@ -239,14 +242,14 @@ def _of_fault(name: str, value: str) -> dict[str, Any]:
 
 
 def _number(kind: type[int] | type[float], value: str, expected: str) -> int | float:
-    """:raise ValueError: it is none."""
+    """:raise ValueError: it is not such a number."""
     try:
         return kind(value)
     except ValueError:
         raise ValueError(f"expected {expected}, got {value!r}") from None
 
 
-def _some(words: Sequence[str]) -> Sequence[str]:
+def _at_least_one(words: Sequence[str]) -> Sequence[str]:
     if not words:
         raise UsageError(f"expected what to do, or {OFF}, got nothing")
     return words
@@ -260,51 +263,51 @@ def _duration(name: str, value: str) -> int:
 
 
 def _scale(words: Sequence[str]) -> tuple[float, Sequence[str]]:
-    """The factor that is said among some words, and the others."""
-    said = [word for word in words if word.startswith("scale=")]
+    """Take the scale out of some words; returns the factor and the other words."""
+    scales = [word for word in words if word.startswith("scale=")]
     try:
-        factor = float(said[0].partition("=")[2]) if said else 1.0
+        factor = float(scales[0].partition("=")[2]) if scales else 1.0
     except ValueError:
         factor = 0.0
-    if len(said) > 1 or not 0 < factor < 1e6:
-        raise UsageError(f"expected one scale such as scale=0.5, got {' '.join(said)}")
-    return factor, [word for word in words if word not in said]
+    if len(scales) > 1 or not 0 < factor < 1e6:
+        raise UsageError(f"expected one scale such as scale=0.5, got {' '.join(scales)}")
+    return factor, [word for word in words if word not in scales]
 
 
-class _Wrong:
-    """Mistakes in words that are looked at one by one, to be told together."""
+class _Mistakes:
+    """Collects the mistakes in several words, to report them together."""
 
     def __init__(self) -> None:
-        self._said: list[str] = []
+        self._texts: list[str] = []
 
     @contextlib.contextmanager
-    def noting(self, before: str = "") -> Iterator[None]:
-        """Go on after a mistake of the block."""
+    def collected(self, before: str = "") -> Iterator[None]:
+        """Collect a mistake of the block, and go on."""
         try:
             yield
         except (UsageError, ValueError) as error:
-            self._said.append(f"{before}{error}")
+            self._texts.append(f"{before}{error}")
 
     def pairs(self, words: Iterable[str], example: str) -> Iterator[tuple[str, str]]:
-        """The words that are NAME=VALUE, each name once; the others are mistakes."""
-        seen: set[str] = set()
+        """Yield the words of the form NAME=VALUE, each name once; other words are mistakes."""
+        names: set[str] = set()
         for word in words:
             name, equals, value = word.partition("=")
             if not equals or not value:
-                self._said.append(f"expected {example}, got {word!r}")
-            elif name in seen:
-                self._said.append(f"expected each of them once, got {name!r} twice")
+                self._texts.append(f"expected {example}, got {word!r}")
+            elif name in names:
+                self._texts.append(f"expected each of them once, got {name!r} twice")
             else:
-                seen.add(name)
+                names.add(name)
                 yield name, value
 
-    def refuse(self) -> None:
-        """:raise UsageError: there are mistakes; names all."""
-        if self._said:
-            raise UsageError("; ".join(dict.fromkeys(self._said)))
+    def raise_all(self) -> None:
+        """:raise UsageError: there are mistakes; has all of them."""
+        if self._texts:
+            raise UsageError("; ".join(dict.fromkeys(self._texts)))
 
 
-# What can be done with a disk, and how the words after its name are read.
+# The verbs for a disk, and the parser of the words after the disk's name.
 VERBS: Mapping[str, Callable[[Sequence[str]], Any]] = {
     "throttle": parse_throttle,
     "delay": parse_latency,
@@ -316,14 +319,14 @@ VERBS: Mapping[str, Callable[[Sequence[str]], Any]] = {
 }
 
 
-# What can be done with the machine itself, and how the words after the verb are read.
+# The verbs for the machine itself, and the parser of the words after the verb.
 MACHINE_VERBS: Mapping[str, Callable[[Sequence[str]], int | None]] = {"memory": parse_memory, "cpus": parse_cpus}
 MACHINE = "machine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """One thing to do with one disk, or with the machine (MACHINE). `value`: what the verb's words were read as."""
+    """A command for one disk, or for the machine (MACHINE). `value`: the parsed words after the verb."""
 
     verb: str
     disk: str
@@ -331,9 +334,9 @@ class Action:
 
 
 def parse(words: Sequence[str]) -> Action:
-    """`VERB DISK WORD...`, or `VERB WORD...` for the machine. Whether there is such a disk is not seen here.
+    """Parse `VERB DISK WORD...`, or `VERB WORD...` for the machine. Whether the disk exists is checked elsewhere.
 
-    :raise UsageError: it is not understood.
+    :raise UsageError: it is not such a command.
     """
     verb, disk, *more = [*words, "", ""][: max(2, len(words))]
     if verb in MACHINE_VERBS:

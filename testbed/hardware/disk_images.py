@@ -1,8 +1,9 @@
-"""What a file is that a disk is made an overlay of, by its bytes: names lie (Ubuntu's cloud images are qcow2 and called .img). Pure.
+"""Tells the format of an image file, which a disk can be an overlay of, by its bytes: names lie (Ubuntu's cloud images
+are qcow2 files called .img). Pure.
 
-An image is attached as raw or qcow2, and only where its name, or `image-format`, and its bytes say the same. A raw
-disk whose guest wrote the header of a qcow2 to it must not become one: that header could name any file of this machine as its backing file
-(the reason why QEMU no longer guesses formats).
+An image is used as raw or qcow2, and only if its name, or `image-format`, agrees with its bytes. A raw disk to which a
+guest has written the header of a qcow2 must not be opened as one: that header could name any file of this machine as
+its backing file (which is why QEMU no longer guesses formats).
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 
 from testbed.units import format_size
 
-# What is read of a file's beginning, where all that is looked at stands, and of its end.
+# The parts of a file that are read: its beginning, which has everything that is checked, and its end.
 HEAD_BYTES, TAIL_BYTES = 1 << 16, 512
 _QCOW2 = b"QFI\xfb"
-# First bytes, where they stand, and the format (docs/interop of QEMU; file(1)'s magic for compressed files and archives).
+# Magic numbers: offset, bytes, and format (docs/interop of QEMU; file(1)'s magic for compressed files and archives).
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, _QCOW2, "qcow2"),
     (0, b"QED\0", "qed"),
@@ -39,8 +40,8 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (257, b"ustar", "tar"),
 )
 _LAST: tuple[tuple[bytes, str], ...] = ((b"conectix", "vhd"), (b"koly", "dmg"))
-# How to make an image of it that can be attached.
-_UNPACKED = {
+# The command that unpacks a file to an image that can be used.
+_UNPACK_WITH = {
     "gzip": "gunzip",
     "xz": "unxz",
     "zstd": "unzstd",
@@ -50,13 +51,13 @@ _UNPACKED = {
     "7z": "7z x",
     "tar": "tar -x",
 }
-_UNPACKED["Android sparse"] = "simg2img"
-_ANEW = "; convert it first: qemu-img convert -O qcow2 IMAGE NEW.qcow2"
+_UNPACK_WITH["Android sparse"] = "simg2img"
+_CONVERT = "; convert it first: qemu-img convert -O qcow2 IMAGE NEW.qcow2"
 _ENCRYPTED = {1: "AES", 2: "LUKS"}
-# Incompatible features; what is none of these no QEMU that we know can read.
+# Incompatible features; no QEMU that we know supports others.
 _DIRTY, _CORRUPT, _EXTERNAL_DATA, _COMPRESSION, _SUBCLUSTERS = (1 << bit for bit in range(5))
 _KNOWN = _DIRTY | _CORRUPT | _EXTERNAL_DATA | _COMPRESSION | _SUBCLUSTERS
-# Header extensions: the name of a file with the data, and the place of a LUKS header.
+# Header extensions: the name of the data file, and the position of a LUKS header.
 _DATA_FILE, _ENCRYPTION = 0x44415441, 0x0537BE77
 
 
@@ -70,42 +71,45 @@ class Content:
 
 
 def kind(content: Content) -> str:
-    """The format that the bytes are of, as QEMU calls it; `raw` where they are of no other that is known."""
-    if _describes(content.head):
+    """Return the format of the bytes, by QEMU's name; `raw` if it is no other known format."""
+    if _is_vmdk_descriptor(content.head):
         return "vmdk"
-    found = next((name for place, magic, name in _MAGIC if content.head[place : place + len(magic)] == magic), None)
-    return found or next((name for magic, name in _LAST if content.tail.startswith(magic)), "raw")
+    actual = next((name for place, magic, name in _MAGIC if content.head[place : place + len(magic)] == magic), None)
+    return actual or next((name for magic, name in _LAST if content.tail.startswith(magic)), "raw")
 
 
-def _describes(head: bytes) -> bool:
-    """Whether it is the text of a VMDK (its descriptor), which names the files with the data, and may begin with comments of anybody's."""
+def _is_vmdk_descriptor(head: bytes) -> bool:
+    """Tell whether it is a VMDK's descriptor: a text that names the data files, and may begin with comments."""
     lines = [line.strip() for line in head[:4096].split(b"\n")]
     first = next((line for line in lines if line and not line.startswith(b"#")), b"")
     return first.startswith(b"version=") and any(line.startswith(b"createType=") for line in lines)
 
 
-def image_mistakes(content: Content, wanted: str, said_by: str, disk_bytes: int) -> Iterator[str]:
-    """Why a disk of `disk_bytes` cannot be an overlay of a file, in words. `wanted`: raw or qcow2; `said_by`: what says so."""
-    found = kind(content)
+def image_mistakes(content: Content, wanted: str, demanded_by: str, disk_bytes: int) -> Iterator[str]:
+    """Yield why a disk of `disk_bytes` cannot be an overlay of a file.
+
+    `wanted`: raw or qcow2; `said_by`: what demands that format.
+    """
+    actual = kind(content)
     if content.size_bytes == 0:
         yield "expected the image of a disk, the file is empty"
-    elif found != wanted:
-        yield f"expected {wanted}, which {said_by} says, got {found} by its bytes{_instead(found, wanted)}"
+    elif actual != wanted:
+        yield f"expected {wanted}, which {demanded_by} says, got {actual} by its bytes{_advice(actual, wanted)}"
     elif wanted == "raw":
         yield from _too_large(content.size_bytes, disk_bytes)
     else:
-        yield from _of_qcow2(content, disk_bytes)
+        yield from _qcow2_mistakes(content, disk_bytes)
 
 
-def _instead(found: str, wanted: str) -> str:
-    if found == "qcow2":
+def _advice(actual: str, wanted: str) -> str:
+    if actual == "qcow2":
         return (
             "; write image-format: qcow2, or, where these bytes are what a guest wrote to a raw disk, convert it: "
             "qemu-img convert -f raw -O qcow2 IMAGE NEW.qcow2"
         )
-    if found == "raw":
+    if actual == "raw":
         return "; write image-format: raw"
-    unpacked = _UNPACKED.get(found)
+    unpacked = _UNPACK_WITH.get(actual)
     return (
         f"; unpack it first, with {unpacked}"
         if unpacked
@@ -118,8 +122,10 @@ def _too_large(size_bytes: int, disk_bytes: int) -> Iterator[str]:
         yield f"it holds {format_size(size_bytes)}, which is more than the disk's size of {format_size(disk_bytes)}"
 
 
-def _of_qcow2(content: Content, disk_bytes: int) -> Iterator[str]:
-    """Mistakes of a header (docs/interop/qcow2.txt: big-endian, 72 bytes in version 2, the features after them in version 3)."""
+def _qcow2_mistakes(content: Content, disk_bytes: int) -> Iterator[str]:
+    """Yield the mistakes of a header (docs/interop/qcow2.txt: big-endian, 72 bytes in version 2, followed by features
+    in version 3).
+    """
     head = content.head
     if len(head) < 104:
         yield f"expected a qcow2, whose header has 104 bytes, got a file of {content.size_bytes}"
@@ -129,20 +135,29 @@ def _of_qcow2(content: Content, disk_bytes: int) -> Iterator[str]:
     )
     features = struct.unpack_from(">Q", head, 72)[0] if version == 3 else 0
     if version not in (2, 3):
-        yield f"expected qcow2 of version 2 or 3, got version {version}{_ANEW}"
+        yield f"expected qcow2 of version 2 or 3, got version {version}{_CONVERT}"
         return
     if l1_place + l1_entries * 8 > content.size_bytes:
         yield f"expected a whole qcow2, got {content.size_bytes} bytes of one, less than its header says"
     if backing:
         name = head[backing : backing + backing_bytes].decode(errors="replace") or "another file"
-        yield f"expected an image that stands alone, got one on {name}; make one of both: qemu-img convert -O qcow2 IMAGE NEW.qcow2"
+        yield (
+            f"expected an image that stands alone, got one on {name}; make one of both: qemu-img convert -O qcow2 "
+            "IMAGE NEW.qcow2"
+        )
     extensions = _extensions(head, version)
     if external_data(head):
-        yield "expected an image that stands alone, got one whose data is in another file; qemu-img convert -O qcow2 IMAGE NEW.qcow2"
+        yield (
+            "expected an image that stands alone, got one whose data is in another file; qemu-img convert -O qcow2 "
+            "IMAGE NEW.qcow2"
+        )
     elif extensions is None:
-        yield f"expected a qcow2 whose header extensions end within {format_size(HEAD_BYTES)}, got one where they do not{_ANEW}"
+        yield (
+            f"expected a qcow2 whose header extensions end within {format_size(HEAD_BYTES)}, got one where they do "
+            f"not{_CONVERT}"
+        )
     if unknown := features & ~_KNOWN:
-        yield f"expected features of qcow2 that are known (bits 0 to 4), got {unknown:#x}{_ANEW}"
+        yield f"expected features of qcow2 that are known (bits 0 to 4), got {unknown:#x}{_CONVERT}"
     if crypt or _ENCRYPTION in (extensions or ()):
         how = _ENCRYPTED.get(crypt, f"method {crypt}")
         yield f"expected an image that is not encrypted, got one with {how}; decrypt it first, with qemu-img convert"
@@ -152,8 +167,10 @@ def _of_qcow2(content: Content, disk_bytes: int) -> Iterator[str]:
 
 
 def external_data(head: bytes) -> bool:
-    """Whether a file's beginning is a qcow2 header that names, or may name, another file for the disk's data: it could be any file of this
-    machine. QEMU asks the feature bit alone; a name without the bit has no honest reason.
+    """Tell whether a file is a qcow2 whose header names, or may name, another file for the disk's data: it could be any
+    file of this machine.
+
+    QEMU checks the feature bit only; a name without the bit has no legitimate use.
     """
     if not head.startswith(_QCOW2) or len(head) < 80:
         return False
@@ -162,13 +179,15 @@ def external_data(head: bytes) -> bool:
 
 
 def _extensions(head: bytes, version: int) -> frozenset[int] | None:
-    """The types of a qcow2's header extensions, which follow the header; None where they do not end in what was read of the file."""
+    """Return the types of a qcow2's header extensions; None if they do not end within the part of the file that was
+    read.
+    """
     at = struct.unpack_from(">I", head, 100)[0] if version >= 3 and len(head) >= 104 else 72
-    found: set[int] = set()
+    actual: set[int] = set()
     while at + 8 <= len(head):
         kind, size_bytes = struct.unpack_from(">II", head, at)
         if kind == 0:
-            return frozenset(found)
-        found.add(kind)
+            return frozenset(actual)
+        actual.add(kind)
         at += 8 + (size_bytes + 7) // 8 * 8
     return None

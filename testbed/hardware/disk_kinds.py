@@ -1,4 +1,7 @@
-"""Kinds of emulated disks: one row each. What differs between them (device model, how the guest shows it) is here and nowhere else."""
+"""The kinds of emulated disks: one row each.
+
+Everything that differs between them (device model, how the guest shows it) is in this table.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskKind:
-    """How the guest shows it: `guest_prefix`: its disks in /sys/block begin so. `guest_serial`: the file there with the serial, after
-    `serial_header` bytes. `guest_id`: the file there with its number among several disks of that serial, if it can have several.
-    `keeps_size`: why it cannot change its size while it is plugged in, or nothing.
+    """How the guest shows disks of this kind, as entries of /sys/block.
+
+    `guest_prefix`: how their names begin. `guest_serial`: the file there with the serial number, after `serial_header`
+    bytes. `guest_id`: the file there with the number among several disks of one serial number, if the kind has such.
+    `keeps_size`: why its size cannot change while it is plugged in, or empty.
     """
 
     guest_prefix: str
@@ -21,8 +26,8 @@ class DiskKind:
 
 DISK_KINDS: dict[str, DiskKind] = {
     "virtio-blk": DiskKind(guest_prefix="vd", guest_serial="serial"),
-    # The namespace of the `drive=` shorthand has no identifiers of its own, and Linux says "Ignoring bogus Namespace Identifiers"
-    # (6.1 and later): harmless, and the controller's serial identifies the disk.
+    # The namespace of the `drive=` shorthand has no identifiers of its own, and Linux logs "Ignoring bogus Namespace
+    # Identifiers" (6.1 and later): harmless, and the controller's serial identifies the disk.
     "nvme": DiskKind(
         guest_prefix="nvme",
         guest_serial="device/serial",
@@ -40,5 +45,5 @@ MODULES_SERIAL = f"{SERIAL_PREFIX}modules"
 
 
 def serial(disk_name: str) -> str:
-    """The serial by which the guest finds the disk named so in the topology."""
+    """Return the serial number by which the guest finds the disk of that name in the topology."""
     return f"{SERIAL_PREFIX}{disk_name}"

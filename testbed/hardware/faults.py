@@ -1,4 +1,7 @@
-"""What can go wrong with a disk's requests. Errors of whole disks, but for flushes, are QEMU's blkdebug's, all else the export's."""
+"""Faults of a disk's requests.
+
+QEMU's blkdebug injects errors of whole disks, except for flushes; the export injects everything else.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,18 @@ OPERATIONS = (READ, WRITE, FLUSH, DISCARD)
 ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "ENOMEM": errno.ENOMEM}
 LOST, TORN = "lost", "torn"
 EFFECTS = (*ERRORS, LOST, TORN)
-# As long a list of rules as blkdebug is given; a longer count is the export's.
+# The longest list of rules that blkdebug gets; the export injects faults with a larger count.
 MOST_RULES = 256
 END = 1 << 63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """Which requests go wrong: those of one operation that touch the bytes from `first` to before `end`, `count` times or always, each with
-    a `probability`, by chance from a `seed`: the same one hits the same of them again. `effect`: the name of an errno, `lost`
-    (acknowledged, and never written) or `torn` (only its beginning is written).
+    """Which requests fail, and how: requests of one operation that touch bytes from `first` up to, not including,
+    `end`, `count` times or always.
+
+    Each fails with a `probability`; the same `seed` hits the same requests again. `effect`: the name of an errno,
+    `lost` (acknowledged, but never written) or `torn` (only its beginning is written).
     """
 
     operation: str
@@ -33,7 +38,7 @@ class Fault:
     seed: int = 0
 
     def mistakes(self) -> Iterator[str]:
-        """What is wrong with it, in words."""
+        """Yield what is wrong with the values."""
         if self.operation not in OPERATIONS:
             yield f"operation: expected one of {', '.join(OPERATIONS)}, got {self.operation!r}"
         if self.effect not in EFFECTS:
@@ -53,8 +58,10 @@ class Fault:
 
     @property
     def in_qemu(self) -> bool:
-        """Whether blkdebug can do it: its rules know neither probabilities nor ranges of many sectors. Nor is a flush that fails of use
-        there: QEMU flushes a disk itself before it changes its nodes, and would never get rid of the fault.
+        """Whether blkdebug can inject it: its rules support neither probabilities nor ranges of many sectors.
+
+        Nor can it make flushes fail usefully: QEMU flushes a disk itself before it changes its nodes, and could never
+        remove the fault.
         """
         everywhere = (self.first, self.end) == (0, END)
         return (
@@ -66,11 +73,14 @@ class Fault:
         )
 
     def rules(self) -> list[dict[str, Any]]:
-        """QEMU's `BlkdebugInjectErrorOptions`. A rule of the event `none` holds from the start; one with `once` goes when it was used."""
+        """Return QEMU's `BlkdebugInjectErrorOptions`.
+
+        A rule of the event `none` holds from the start; one with `once` is removed after its use.
+        """
         rule = {"event": "none", "iotype": self.operation, "errno": ERRORS[self.effect]}
         return [rule] if self.count is None else [{**rule, "once": True}] * self.count
 
 
-# A disk that answers nothing but errors, and one that can only be read.
+# A disk that fails every request, and one that can only be read.
 DEAD = tuple(Fault(operation=operation, effect="EIO") for operation in OPERATIONS)
 WORN = tuple(Fault(operation=operation, effect="EIO") for operation in (WRITE, DISCARD))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """What each request takes longer, in microseconds, by direction; `jitter_us` more or less, evenly. Discards and writes of zeros are
-    writes. What has no delay has no jitter either.
+    """The additional time of each request, in microseconds, by direction; `jitter_us` adds or subtracts up to that
+    much, evenly distributed. Discards and writes of zeros count as writes. A request without a delay has no jitter.
     """
 
     read_us: int = 0
@@ -21,7 +21,7 @@ class Latency:
         return not (self.read_us or self.write_us or self.flush_us)
 
     def scaled(self, factor: float) -> Latency:
-        """The same device so many times as fast."""
+        """Return the delays of a device that is `factor` times as fast."""
         return replace(self, **{name: round(getattr(self, name) / factor) for name in self.__slots__})
 
 

@@ -1,4 +1,6 @@
-"""Limits of a disk, under the names and the rules of QEMU's throttle groups (qapi/block-core.json, `ThrottleLimits`; docs/throttle.txt)."""
+"""Limits of a disk, under the names and the rules of QEMU's throttle groups (qapi/block-core.json, `ThrottleLimits`;
+docs/throttle.txt).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,12 @@ _UNITS, _WAYS = ("iops", "bps"), ("total", "read", "write")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throttle:
-    """Limits in requests and bytes a second; 0 is unlimited. `*_max` is what a burst may reach, for `*_max_length` seconds (1 where it is
-    0). `iops_size`: a request counts as one for each so many bytes. A total excludes the read and write limit of the same unit.
+    """Limits in requests and bytes a second; 0 is unlimited.
+
+    A total excludes the read and write limits of the same unit.
+
+    `*_max`: what a burst may reach, for `*_max_length` seconds (1 if that is 0). `iops_size`: a larger request counts
+    as one for each part of this many bytes.
     """
 
     iops_total: int = 0
@@ -37,18 +43,20 @@ class Throttle:
     iops_size: int = 0
 
     def limits(self) -> dict[str, int]:
-        """QEMU's `ThrottleLimits`: every limit named, so that setting it leaves nothing of an earlier one."""
+        """Return QEMU's `ThrottleLimits`. It names every limit, so that setting it removes earlier ones."""
         return {
             name.replace("_", "-"): max(value, 1) if name.endswith("_length") else value
             for name, value in self.given(every=True).items()
         }
 
     def given(self, *, every: bool = False) -> dict[str, int]:
-        """The limits that are set, by their names here."""
+        """Return the limits that are set, by their names here."""
         return {field.name: getattr(self, field.name) for field in fields(self) if every or getattr(self, field.name)}
 
     def scaled(self, factor: float) -> Throttle:
-        """The same device so many times as fast: rates and bursts are multiplied, lengths and sizes are not."""
+        """Return the limits of a device that is `factor` times as fast: rates and bursts are multiplied, lengths and
+        sizes are not.
+        """
         rates = {
             name: max(1, round(value * factor))
             for name, value in self.given().items()
@@ -57,7 +65,7 @@ class Throttle:
         return Throttle(**(self.given() | rates))
 
     def mistakes(self) -> Iterator[str]:
-        """What QEMU would refuse, in words; where they are from is the caller's to say."""
+        """Yield what QEMU would refuse; the caller adds where the values are from."""
         if self.iops_size and not any(getattr(self, f"iops_{way}") for way in _WAYS):
             yield "iops-size: expected a limit of requests beside it, got none"
         for name, value in self.given(every=True).items():
@@ -69,7 +77,10 @@ class Throttle:
                 total, read, write = (getattr(self, f"{unit}_{way}{suffix}") for way in _WAYS)
                 if total and (read or write):
                     end = suffix.replace("_", "-")
-                    yield f"expected {unit}-total{end} or {unit}-read{end} and {unit}-write{end}, got both (QEMU refuses that)"
+                    yield (
+                        f"expected {unit}-total{end} or {unit}-read{end} and {unit}-write{end}, got both (QEMU refuses "
+                        "that)"
+                    )
             for way in _WAYS:
                 burst, length = (getattr(self, f"{unit}_{way}{suffix}") for suffix in ("_max", "_max_length"))
                 if burst and burst < average[way]:
@@ -81,18 +92,19 @@ class Throttle:
 
 
 def from_qemu_limits(limits: Mapping[str, int]) -> Throttle:
-    """From what QEMU says of a group: where there is no burst it says a length of 1, which nobody has set."""
-    found = from_qemu(limits)
-    given = found.given()
+    """Convert the limits that QEMU reports for a group: without a burst it reports a length of 1, which was not set."""
+    throttle = from_qemu(limits)
+    given = throttle.given()
     return replace(
-        found, **{name: 0 for name in given if name.endswith("_length") and name.removesuffix("_length") not in given}
+        throttle,
+        **{name: 0 for name in given if name.endswith("_length") and name.removesuffix("_length") not in given},
     )
 
 
 def from_qemu(limits: Mapping[str, int]) -> Throttle:
-    """From QEMU's names, leaving out what is not a limit that is set.
+    """Convert limits from QEMU's names; names that are missing are not limited.
 
-    :raise ValueError: a name is none of them.
+    :raise ValueError: a name is not a limit.
     """
     known = {field.name.replace("_", "-"): field.name for field in fields(Throttle)}
     if unknown := [name for name in limits if name not in known]:

@@ -1,8 +1,10 @@
-"""What the testbed does, as it does it: one log a run, lines of JSON with both clocks and, where it is of a guest, that and its stage.
+"""Logs what the testbed does: one file per run, lines of JSON with both clocks and, for events of a guest, its name and
+stage.
 
-    {"time": "2026-01-31T12:00:00.123Z", "monotonic_s": 81.5, "level": "info", "guest": "g0", "stage": "ready", "event": "SSH answered"}
+    {"time": "2026-01-31T12:00:00.123Z", "monotonic_s": 81.5, "level": "info",
+     "guest": "g0", "stage": "ready", "event": "SSH answered"}
 
-Python's own logging carries it: whoever has something to say calls `say`, and a run or a terminal listens.
+It is built on Python's logging: all code calls `log_event`, and a run or a terminal adds a handler.
 """
 
 from __future__ import annotations
@@ -21,19 +23,21 @@ from testbed.text import printable
 FILE = "log.jsonl"
 _LOGGER = logging.getLogger("testbed")
 _LOGGER.setLevel(logging.INFO)
-_LOGGER.propagate = False  # what other programs that use us log is theirs
+_LOGGER.propagate = False  # keep out of the logs of programs that import the testbed
 _LOGGER.addHandler(logging.NullHandler())
 
 
 def log_event(event: str, *, guest: str = "", logs: str = "", stage: str = "", failed: bool = False) -> None:
-    """Something has happened, to a guest or to all of it. `logs`: the folder of the guest's logs, which tells it from others of its name;
-    `failed`: it is why something else does not.
+    """Log an event of a guest or of the testbed.
+
+    `logs`: the folder of the guest's logs, which tells it from other guests of its name; `failed`: the event makes
+    something else fail.
     """
     level = logging.ERROR if failed else logging.INFO
     _LOGGER.log(level, "%s", event, extra={"guest": guest, "logs": logs, "stage": stage})
 
 
-class _Lines(logging.Handler):
+class _JsonHandler(logging.Handler):
     def __init__(self, log: Log) -> None:
         super().__init__()
         self._log = log
@@ -45,7 +49,7 @@ class _Lines(logging.Handler):
         self._log.note(line | {key: value for key, value in where.items() if value} | {"event": record.getMessage()})
 
 
-class _Words(logging.StreamHandler[TextIO]):
+class _TextHandler(logging.StreamHandler[TextIO]):
     def format(self, record: logging.LogRecord) -> str:
         where = ": ".join(word for word in (record.__dict__[name] for name in ("logs", "guest", "stage")) if word)
         return printable(f"debug: {time.monotonic():.3f} {where}{': ' if where else ''}{record.getMessage()}")
@@ -53,8 +57,8 @@ class _Words(logging.StreamHandler[TextIO]):
 
 @contextlib.contextmanager
 def write_events_to(folder: Path) -> Iterator[None]:
-    """What is said meanwhile goes into the folder of a run, `log.jsonl`."""
-    handler = _Lines(Log(folder / FILE, lambda why: None))  # a full disk is said where it matters
+    """Write the events that happen meanwhile to `log.jsonl` in the folder of a run."""
+    handler = _JsonHandler(Log(folder / FILE, lambda why: None))  # a full disk is reported elsewhere
     _LOGGER.addHandler(handler)
     try:
         yield
@@ -66,5 +70,5 @@ def write_events_to(folder: Path) -> Iterator[None]:
 
 
 def print_events_to(stream: TextIO) -> None:
-    """What is said goes to a terminal as well, for as long as this process lives."""
-    _LOGGER.addHandler(_Words(stream))
+    """Print events to a terminal as well, until this process ends."""
+    _LOGGER.addHandler(_TextHandler(stream))

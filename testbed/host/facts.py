@@ -13,10 +13,11 @@ NO_SANDBOX = "TESTBED_NO_SANDBOX"
 class Qemu:
     """The emulator that was found, and its abilities, found by asking it.
 
-    `identity` changes when the program does (path, size and modification time): templates and probe results are keyed by it.
-    `modules`: the folder of its modules if it lies beside the program, as in a package that was extracted somewhere.
-    `warm_clones`: it can save and restore templates. `seccomp`: it was built with `-sandbox`. `networks`: it has `-netdev dgram`, which
-    networks between guests use. `reads_memory`: it can open a file of memory that it copies from for reading only.
+    `identity` changes when the program does (path, size and modification time): templates and probe results are keyed
+    by it. `modules`: the folder of its modules if it lies beside the program, as in a package that was extracted
+    somewhere. `warm_clones`: it can save and restore templates. `seccomp`: it was built with `-sandbox`. `networks`: it
+    has `-netdev dgram`, which networks between guests use. `reads_memory`: it can open a file of memory that it copies
+    from for reading only.
     """
 
     path: str
@@ -39,7 +40,9 @@ class Qemu:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that let QEMU find its own modules (docs/devel/modules.rst); it exits if it finds those of the installed QEMU."""
+        """The variables that let QEMU find its own modules (docs/devel/modules.rst); it exits if it finds those of the
+        installed QEMU.
+        """
         return {"QEMU_MODULE_DIR": self.modules} if self.modules else {}
 
 
@@ -62,11 +65,13 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JailSupport:
-    """How well QEMU can be confined on this machine, found out by trying (`jail_exec.py`). Each flag has a reason for when it is False.
+    """How well QEMU can be confined on this machine, found out by trying (`jail_exec.py`).
 
-    `confined`: Landlock and a seccomp filter restrict it; `landlock_abi`: the version of this kernel's Landlock, 0 if it has none.
-    `mount_ns`: a mount namespace hides the folders with other programs' sockets. `net_ns`: a network namespace lets only the testbed
-    connect to its guest.
+    Each flag has a reason for when it is False.
+
+    `confined`: Landlock and a seccomp filter restrict it; `landlock_abi`: the version of this kernel's Landlock, 0 if
+    it has none. `mount_ns`: a mount namespace hides the folders with other programs' sockets. `net_ns`: a network
+    namespace lets only the testbed connect to its guest.
     """
 
     confined: bool = False
@@ -82,8 +87,8 @@ class JailSupport:
 class Host:
     """The facts of this machine.
 
-    `account`: the account that QEMU runs under; None: the one that started the testbed, for the reason `why_own_account`. `kvm_group`: the
-    group of /dev/kvm. `sandbox_waived`: a QEMU without a sandbox may run guests.
+    `account`: the account that QEMU runs under; None: the one that started the testbed, for the reason
+    `why_own_account`. `kvm_group`: the group of /dev/kvm. `sandbox_waived`: a QEMU without a sandbox may run guests.
     """
 
     kernel: str
@@ -109,8 +114,9 @@ class Host:
         return "kvm" if self.kvm.works else "tcg"
 
 
-# CPU features that are switched off under TCG: Linux 6.12 dies of a double fault in __kmalloc_noprof with either (5-level page tables,
-# protection keys). Seen on QEMU 7.2.22; QEMU offers no way to ask whether a version has the fault, and no kernel of the table needs them.
+# CPU features that are switched off under TCG: Linux 6.12 dies of a double fault in __kmalloc_noprof with either
+# (5-level page tables, protection keys). Seen on QEMU 7.2.22; QEMU offers no way to ask whether a version has the
+# fault, and no kernel of the table needs them.
 _NOT_UNDER_TCG = ("la57", "pku")
 
 

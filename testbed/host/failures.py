@@ -1,4 +1,6 @@
-"""What went wrong with one case or try, in words, whatever it was: an error that nobody expected is that case's, and the others go on."""
+"""Describes why a case or a try has no result, whatever the error: even an unexpected one affects only its own case,
+and the others go on.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ _MOST_CHARACTERS = 300
 
 
 def describe(error: Exception, folder: Path) -> str:
-    """Why there is no result. The traceback of an error that is none of ours goes to `TRACEBACK` in the folder of the guest's logs."""
+    """Describe why there is no result.
+
+    The traceback of an error that is not ours is saved as `TRACEBACK` in the folder of the guest's logs.
+    """
     one = first_error(error) if isinstance(error, BaseExceptionGroup) else error
     why = one_line(one)
     if isinstance(one, TestbedError) or (isinstance(one, OSError) and one.strerror):
@@ -30,7 +35,7 @@ def describe(error: Exception, folder: Path) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """One error in a line, wherever nobody keeps a traceback."""
+    """Describe an error in one line, for places where no traceback is kept."""
     if isinstance(error, TestbedError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

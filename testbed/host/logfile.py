@@ -1,4 +1,4 @@
-"""Files that are added to while a guest or a run lives. A disk that takes no more must not end what waits for the guest without a word."""
+"""Append-only log files. A full disk is reported to a callback instead of raising where a line is logged."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Any
 
 from testbed.errors import HostError
 
-# Hears why something cannot be written.
+# Called with the reason why a file cannot be written.
 OnFailure = Callable[[str], None]
 _MOST_BYTES = 64 << 20
 
 
 class Log:
-    """One such file. What a guest makes grow keeps its first part, and says where it was cut. `on_failure` hears of the first text that
-    cannot be written; later ones are dropped.
+    """One log file.
+
+    Only the first part of a long log is kept, and its last line says where it was cut. `on_failure`: called for the
+    first text that cannot be written; later ones are dropped.
     """
 
     def __init__(self, path: Path, on_failure: OnFailure, most_bytes: int = _MOST_BYTES) -> None:
@@ -27,7 +29,7 @@ class Log:
         self._ended = False
 
     def add(self, text: str) -> None:
-        """Add whole lines, as long as there is room."""
+        """Append whole lines, as long as the file may grow."""
         if self._ended:
             return
         self._room_bytes -= len(text.encode(errors="replace"))
@@ -41,12 +43,12 @@ class Log:
             self._on_failure(write_error(self.path, error))
 
     def note(self, record: dict[str, Any]) -> None:
-        """Add a line of JSON."""
+        """Append a line of JSON."""
         self.add(json.dumps(record) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """A file that does not grow.
+    """Write a text file.
 
     :raise HostError: it cannot be written.
     """
@@ -57,12 +59,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_error(path: Path, error: OSError) -> str:
-    """What is said of a file that cannot be written."""
+    """Return the message for a file that cannot be written."""
     return f"{path}: cannot be written: {error.strerror}; make room there, or name another place with TESTBED_STATE"
 
 
 def tail(path: Path, most_bytes: int = 4096) -> str:
-    """The last text of a file that a program wrote, which may be of any size.
+    """Return the end of a file that a program has written, which may be of any size.
 
     :raise OSError: it cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Where things live: caches, runs, sockets (XDG base directories), and the files that ship with the product."""
+"""Finds and makes folders: cache, runs and sockets (XDG base directories), and those that ship with the product."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ import platformdirs
 
 from testbed.errors import HostError
 
-# sockaddr_un.sun_path holds 108 bytes with its final NUL (unix(7)); the longest name below the runtime folder is that of a network,
-# SESSION/lan-N/GUEST/NETWORK.out.
+# sockaddr_un.sun_path has 108 bytes with the final NUL (unix(7)); the longest name below the runtime folder is that of
+# a network's socket, SESSION/lan-N/GUEST/NETWORK.out.
 _LONGEST_SOCKET_FOLDER = 107 - 1 - 55
 _ADMISSION = "TESTBED_ADMISSION"
-# What the cache has: each is made before anything else makes it, with its own idea of modes.
-_ROOMS = ("built", "images", "initramfs", "kernels", "probes", "reach", "scratch", "sources", "templates")
+# The folders of the cache; each is made here, before other code makes it with another mode.
+_CACHE_FOLDERS = ("built", "images", "initramfs", "kernels", "probes", "reach", "scratch", "sources", "templates")
 _FOR_OTHERS, _WRITABLE = 0o077, 0o022
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folders:
-    """`cache`: images, kernels, templates, scratch disks. `state`: runs. `runtime`: sockets, mode 0700. `admission`: who may start guests,
-    the same for all sessions of an account.
+    """`cache`: images, kernels, templates, scratch disks.
+
+    `state`: runs. `runtime`: sockets, mode 0700. `admission`: tickets of guests, shared by all sessions of an account.
     """
 
     cache: Path
@@ -51,37 +52,38 @@ class Folders:
 
 
 def folders() -> Folders:
-    """The folders of this user, from `TESTBED_CACHE`, `TESTBED_STATE`, then XDG; that of the cache is created where it is missing.
+    """Return the folders of this user, from `TESTBED_CACHE`, `TESTBED_STATE`, then XDG; makes the cache's if it does
+    not exist.
 
-    Who has guests is asked for in one place, whatever XDG_RUNTIME_DIR says: they share one machine. Only tests name another
+    The admission folder does not depend on XDG_RUNTIME_DIR: all guests share one machine. Only tests choose another
     (`TESTBED_ADMISSION`).
 
-    :raise HostError: one cannot be made, or the runtime folder belongs to somebody else.
+    :raise HostError: a folder cannot be made, or the runtime folder belongs to another user.
     """
-    found = Folders(
+    result = Folders(
         cache=cache_folder(),
         state=Path(os.environ.get("TESTBED_STATE") or _home(platformdirs.user_state_path)).absolute(),
-        runtime=_private(Path(os.environ.get("XDG_RUNTIME_DIR") or _of_account()).absolute(), "XDG_RUNTIME_DIR"),
-        admission=Path(os.environ.get(_ADMISSION) or _private(_of_account(), _ADMISSION) / "admission").absolute(),
+        runtime=_private(Path(os.environ.get("XDG_RUNTIME_DIR") or _account_runtime()).absolute(), "XDG_RUNTIME_DIR"),
+        admission=Path(os.environ.get(_ADMISSION) or _private(_account_runtime(), _ADMISSION) / "admission").absolute(),
     )
-    if found.state.exists() and not found.state.is_dir():
-        raise HostError(f"{found.state}: expected a folder, got something else; name another with TESTBED_STATE")
-    _keep_private(found.cache, "TESTBED_CACHE", chosen=bool(os.environ.get("TESTBED_CACHE")))
-    for room in _ROOMS:
-        _keep_private(found.cache / room, "TESTBED_CACHE")
-    _check_above(found.state, "TESTBED_STATE")  # also of one that the first run will make
-    if found.state.is_dir():
-        _keep_private(found.state, "TESTBED_STATE", chosen=bool(os.environ.get("TESTBED_STATE")))
-    for folder in (found.runs, found.snapshots):
+    if result.state.exists() and not result.state.is_dir():
+        raise HostError(f"{result.state}: expected a folder, got something else; name another with TESTBED_STATE")
+    _keep_private(result.cache, "TESTBED_CACHE", chosen=bool(os.environ.get("TESTBED_CACHE")))
+    for name in _CACHE_FOLDERS:
+        _keep_private(result.cache / name, "TESTBED_CACHE")
+    _check_above(result.state, "TESTBED_STATE")  # even if it does not exist yet
+    if result.state.is_dir():
+        _keep_private(result.state, "TESTBED_STATE", chosen=bool(os.environ.get("TESTBED_STATE")))
+    for folder in (result.runs, result.snapshots):
         if folder.is_dir():
             _keep_private(folder, "TESTBED_STATE")
     if os.environ.get(_ADMISSION):
-        _keep_private(found.admission, _ADMISSION, chosen=True)
-    return found
+        _keep_private(result.admission, _ADMISSION, chosen=True)
+    return result
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder that is not there, and those above it: only this user enters them.
+    """Make a folder, and those above it, if they do not exist; only this user can enter them.
 
     :raise OSError: it cannot be made.
     """
@@ -90,59 +92,62 @@ def make_folder(folder: Path) -> None:
 
 
 def _keep_private(folder: Path, variable: str, *, chosen: bool = False) -> None:
-    """Make a folder that no other user enters; what older versions have made for everybody is mended. What is in there is run and believed,
-    and its locks are waited for.
+    """Make a folder that no other user can enter; folders that older versions made for all users are changed.
 
-    `chosen`: the user has named it by `variable`, perhaps for other things as well: its mode is the user's affair, but only its owner may
-    put files there. What the testbed makes in it is private.
+    The testbed executes and trusts what is in there, and waits for its locks. `chosen`: the user has named the folder
+    by `variable`, perhaps for other things as well; its mode stays, but no other user may write to it. What the testbed
+    makes in it is private.
 
-    :raise HostError: it cannot be made, or other users may change it.
+    :raise HostError: it cannot be made, or other users can change it.
     """
     try:
         make_folder(folder)
         _check_above(folder, variable)
-        found = folder.stat()
-        mode = stat.S_IMODE(found.st_mode)
-        if mode & _FOR_OTHERS and found.st_uid == os.geteuid() and not chosen:
+        status = folder.stat()
+        mode = stat.S_IMODE(status.st_mode)
+        if mode & _FOR_OTHERS and status.st_uid == os.geteuid() and not chosen:
             mode &= ~_FOR_OTHERS
             folder.chmod(mode)
     except OSError as error:
         raise HostError(f"{folder}: cannot be made: {error.strerror}; name another with {variable}") from error
-    # Root is trusted with everything, and trusts who has a folder that it is told to use, as in a container or by sudo.
-    owned = os.geteuid() == 0 or found.st_uid in (os.geteuid(), 0)
+    # Root is trusted with everything, and trusts the owner of a folder that it is told to use, as in a container or by
+    # sudo.
+    owned = os.geteuid() == 0 or status.st_uid in (os.geteuid(), 0)
     if not owned or mode & _WRITABLE:
         raise HostError(
-            f"{folder}: expected a folder that only uid {os.geteuid()} may write to, got mode {mode:04o} of uid {found.st_uid}; take the "
+            f"{folder}: expected a folder that only uid {os.geteuid()} may write to, got mode {mode:04o} of uid "
+            f"{status.st_uid}; take the "
             f"others' rights away with: chmod go-w {shlex.quote(str(folder))}; or name another with {variable}"
         )
 
 
 def _check_above(folder: Path, variable: str) -> None:
-    """:raise HostError: everybody could put another folder in its place."""
+    """:raise HostError: every user could replace the folder with another."""
     for above in folder.resolve().parents:
-        if above.exists() and _is_for_all(above):
+        if above.exists() and _is_world_writable(above):
             raise HostError(
-                f"{above}: expected a folder in which other users cannot put another {folder.name} in the place of yours, got one that "
+                f"{above}: expected a folder in which other users cannot put another {folder.name} in the place of "
+                "yours, got one that "
                 f"everybody may write to; chmod +t {shlex.quote(str(above))}; or name another folder with {variable}"
             )
 
 
-def _is_for_all(folder: Path) -> bool:
+def _is_world_writable(folder: Path) -> bool:
     """Whether any user may rename what others have in a folder."""
     mode = folder.stat().st_mode
     return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
 def cache_folder() -> Path:
-    """Where the cache of this user is, or will be.
+    """Return the cache folder of this user, which may not exist yet.
 
-    :raise HostError: the user has no home, and TESTBED_CACHE names no other place.
+    :raise HostError: the user has no home, and TESTBED_CACHE is not set.
     """
     return Path(os.environ.get("TESTBED_CACHE") or _home(platformdirs.user_cache_path)).absolute()
 
 
-# Variables that name a file or folder of this machine; PATH names several.
-_PLACES = (
+# Environment variables that name a file or folder; PATH names several.
+_PATH_VARIABLES = (
     "TESTBED_CACHE",
     "TESTBED_STATE",
     _ADMISSION,
@@ -157,30 +162,31 @@ _PLACES = (
 
 
 def resolve_environment() -> None:
-    """Make the places that this process's environment names absolute: it is about to work in another folder."""
-    for name in _PLACES:
-        said = os.environ.get(name, "")
-        places = said.split(os.pathsep) if name == "PATH" else [said]
-        # A program without a slash is looked for in PATH; an empty variable means nothing.
-        if said and (name != "TESTBED_QEMU" or "/" in said):
-            os.environ[name] = os.pathsep.join(os.path.abspath(place) for place in places)  # noqa: PTH100 - links stay what they are
+    """Make the paths in this process's environment absolute, before it changes its working directory."""
+    for name in _PATH_VARIABLES:
+        value = os.environ.get(name, "")
+        places = value.split(os.pathsep) if name == "PATH" else [value]
+        # A program name without a slash is searched in PATH; an empty variable counts as unset.
+        if value and (name != "TESTBED_QEMU" or "/" in value):
+            # PTH100: links stay what they are.
+            os.environ[name] = os.pathsep.join(os.path.abspath(place) for place in places)  # noqa: PTH100
 
 
 def config_folder() -> Path:
-    """Where the settings of this user are, or will be.
+    """Return the settings folder of this user, which may not exist yet.
 
-    :raise HostError: the user has no home, and TESTBED_CONFIG names no other place.
+    :raise HostError: the user has no home, and TESTBED_CONFIG is not set.
     """
     return Path(os.environ.get("TESTBED_CONFIG") or _home(platformdirs.user_config_path))
 
 
 def image_names(images: Path) -> tuple[str, ...]:
-    """The guest images that a folder has recipes of; the kernel table is there, too."""
+    """List the guest images that a folder has recipes for; the kernel table is in the same folder."""
     return tuple(sorted(path.stem for path in images.glob("*.yaml") if path.stem != "kernels"))
 
 
 def new_run_folder(runs: Path) -> Path:
-    """A new folder for one run, named by its time.
+    """Make a new folder for one run, named by its time.
 
     :raise HostError: it cannot be made.
     """
@@ -194,7 +200,8 @@ def new_run_folder(runs: Path) -> Path:
 
 
 def create_file(path: Path, mode: int = 0o666) -> BinaryIO:
-    """An empty file, where somebody else may have put a link or a pipe: neither is followed, or waited for.
+    """Create an empty file where another user may have put a link or a pipe: a link is not followed, and a pipe does
+    not block.
 
     :raise OSError: it cannot be made.
     """
@@ -204,9 +211,10 @@ def create_file(path: Path, mode: int = 0o666) -> BinaryIO:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """A regular file to read, where somebody else may have put a link or a pipe: neither is followed, or waited for.
+    """Open a regular file for reading where another user may have put a link or a pipe: a link is not followed, and a
+    pipe does not block.
 
-    :raise OSError: it cannot be opened, or is none.
+    :raise OSError: it cannot be opened, or is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -218,45 +226,49 @@ def open_file(path: Path) -> BinaryIO:
 def _home(place: Callable[[str], Path]) -> Path:
     try:
         return place("testbed")
-    except RuntimeError:  # no HOME, and an account that this machine does not know, as containers have
+    except RuntimeError:  # no HOME, and an account without an entry in passwd, as in containers
         raise HostError(
             f"uid {os.getuid()} has no home on this machine; set HOME, or TESTBED_CACHE and TESTBED_STATE"
         ) from None
 
 
-def _of_account() -> Path:
+def _account_runtime() -> Path:
     return Path(f"/run/user/{os.getuid()}")
 
 
 def _private(above: Path, variable: str) -> Path:
-    """The testbed's folder in `above`, else in /tmp, which is everybody's. `variable`: names another place, and where that is another
-    user's, as after `su`, he could put a folder of his own there at any time.
+    """Return the testbed's folder in `above`, else in /tmp.
+
+    `variable`: the environment variable that names another place. `above` is not used if another user owns it, as after
+    `su`: that user could replace the folder at any time.
+
+    :raise HostError: neither folder can be made private.
     """
     folder = above / "testbed"
-    if not _is_ours(above) or len(os.fsencode(folder)) > _LONGEST_SOCKET_FOLDER or not _usable(folder):
+    if not _is_safe(above) or len(os.fsencode(folder)) > _LONGEST_SOCKET_FOLDER or not _make_private(folder):
         folder = Path(f"/tmp/testbed-{os.getuid()}")  # noqa: S108 - checked below to be ours and private
-        if not _usable(folder):
+        if not _make_private(folder):
             raise HostError(
                 f"{folder}: expected a folder of uid {os.getuid()} with mode 0700; remove it, or set {variable}"
             )
     return folder
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether it is a folder in which no other user renames anything."""
+def _is_safe(folder: Path) -> bool:
+    """Tell whether it is a folder in which no other user can rename entries."""
     try:
-        found = folder.stat()
-        return stat.S_ISDIR(found.st_mode) and found.st_uid in (os.getuid(), 0) and not _is_for_all(folder)
+        status = folder.stat()
+        return stat.S_ISDIR(status.st_mode) and status.st_uid in (os.getuid(), 0) and not _is_world_writable(folder)
     except OSError:
         return False
 
 
-def _usable(folder: Path) -> bool:
-    """Make `folder` private; False if it cannot be made, or is a link or somebody else's."""
+def _make_private(folder: Path) -> bool:
+    """Make `folder` private; False if it cannot be made, is a link, or belongs to another user."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
             return False
         folder.chmod(0o700)
     except OSError:
@@ -265,7 +277,8 @@ def _usable(folder: Path) -> bool:
 
 
 def shipped(name: str) -> Path:
-    """A folder that ships with the product (`images`, `topologies`): from the installed package, else from the checkout.
+    """Return a folder that ships with the product (`images`, `topologies`): from the installed package, else from the
+    checkout.
 
     :raise HostError: neither has it.
     """
@@ -274,5 +287,6 @@ def shipped(name: str) -> Path:
         if candidate.is_dir():
             return candidate
     raise HostError(
-        f"{name}: expected beside {package.parent} or inside the installed package, found neither; reinstall the testbed"
+        f"{name}: expected beside {package.parent} or inside the installed package, found neither; reinstall the "
+        "testbed"
     )

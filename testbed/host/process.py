@@ -1,4 +1,7 @@
-"""Runs programs of this machine: finds them, runs them to their end, or starts them and returns. Failures become our errors."""
+"""Runs programs of this machine: finds them, runs them to their end, or starts them and returns.
+
+Failures become our errors.
+"""
 
 from __future__ import annotations
 
@@ -110,12 +113,14 @@ async def run(
     stdin: str = "",
     pass_fds: tuple[int, ...] = (),
 ) -> Finished:
-    """Run a program to its end, with `stdin` as its input and `folder` as its working directory; it inherits the descriptors `pass_fds`.
+    """Run a program to its end, with `stdin` as its input and `folder` as its working directory; it inherits the
+    descriptors `pass_fds`.
 
     `env`: variables that are added to our own environment; None removes one.
 
     :raise ToolMissing: it is not installed.
-    :raise HostError: it did not end in time, printed more than 64 MiB, or, with `check`, ended with another status than 0.
+    :raise HostError: it did not end in time, printed more than 64 MiB, or, with `check`, ended with another status than
+        0.
     """
     words = (str(find(str(argv[0]))), *map(str, argv[1:]))
     name = Path(words[0]).name
@@ -140,7 +145,8 @@ async def run(
 async def _spawn(
     words: tuple[str, ...], env: Mapping[str, str | None], folder: Path | None, pass_fds: tuple[int, ...]
 ) -> asyncio.subprocess.Process:
-    """Start a program in a process group of its own, with pipes; where this is cancelled meanwhile, the program is ended first.
+    """Start a program in a process group of its own, with pipes; where this is cancelled meanwhile, the program is
+    ended first.
 
     :raise HostError: it cannot be started.
     """
@@ -189,12 +195,21 @@ async def _drain(name: str, stream: asyncio.StreamReader | None, on_line: OnLine
     return output.decode(errors="replace")
 
 
-# Goes before a program that starts many others, such as make. When the testbed is killed, the whole process group gets SIGTERM, and SIGKILL
-# if it has not ended after 5 s, so that no process still writes when the next command looks. `run` makes the group.
+# Goes before a program that starts many others, such as make. When the testbed is killed, the whole process group gets
+# SIGTERM, and SIGKILL if it has not ended after 5 s, so that no process still writes when the next command looks. `run`
+# makes the group.
 GROUP_LEADER = (
     "sh",
     "-c",
-    """trap 'trap : TERM; kill -TERM 0; n=50; while [ $((n -= 1)) -gt 0 ] && kill -0 $!; do sleep 0.1; done 2>/dev/null; kill -KILL 0' TERM
+    """\
+end() {
+    trap : TERM
+    kill -TERM 0
+    n=50
+    while [ $((n -= 1)) -gt 0 ] && kill -0 $!; do sleep 0.1; done 2>/dev/null
+    kill -KILL 0
+}
+trap end TERM
 "$@" & wait $!""",
     "led",
 )
@@ -207,7 +222,8 @@ async def _ended(child: asyncio.subprocess.Process) -> AsyncIterator[asyncio.sub
         yield child
     finally:
         for number in (signal.SIGTERM, signal.SIGKILL):
-            # SIGTERM lets it clean up: mmdebstrap removes a tree that belongs to user ids which we cannot remove ourselves.
+            # SIGTERM lets it clean up: mmdebstrap removes a tree that belongs to user ids which we cannot remove
+            # ourselves.
             if child.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, number)
@@ -216,17 +232,21 @@ async def _ended(child: asyncio.subprocess.Process) -> AsyncIterator[asyncio.sub
 
 
 def death_signal_prefix(signal_name: str) -> tuple[str, ...]:
-    """Return the words to put before a program so that the kernel sends it a signal when the testbed ends (PR_SET_PDEATHSIG).
+    """Return the words to put before a program so that the kernel sends it a signal when the testbed ends
+    (PR_SET_PDEATHSIG).
 
-    The kernel sends it when the *thread* that started the program ends: programs are started from the main thread's event loop.
+    The kernel sends it when the *thread* that started the program ends: programs are started from the main thread's
+    event loop.
     """
     return (str(find("setpriv")), "--pdeathsig", signal_name, "--", *unless_orphaned_prefix())
 
 
 def unless_orphaned_prefix() -> tuple[str, ...]:
-    """Return the words to put between those that request the death signal and a program: it does not start if the testbed has ended.
+    """Return the words to put between those that request the death signal and a program: it does not start if the
+    testbed has ended.
 
-    The kernel sends no signal for a parent that had ended before the request; the program is another process's child by then.
+    The kernel sends no signal for a parent that had ended before the request; the program is another process's child by
+    then.
     """
     return ("sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid()))
 
@@ -242,11 +262,13 @@ async def start(
     pass_fds: tuple[int, ...] = (),
     inherit_env: Collection[str] | None = None,
 ) -> asyncio.subprocess.Process:
-    """Start a program that dies with us. Its stdout and stderr go to the file `output`; with `pipes`, only its stderr does.
+    """Start a program that dies with us.
 
-    `oom_first`: the kernel kills it before other processes when this machine runs out of memory. `prefix`: words that confine it
-    (`Jail.prefix`) and must request the death signal themselves. `pass_fds`: descriptors that it inherits. `inherit_env`: the variables
-    that it gets of our environment, None for all.
+    Its stdout and stderr go to the file `output`; with `pipes`, only its stderr does.
+
+    `oom_first`: the kernel kills it before other processes when this machine runs out of memory. `prefix`: words that
+    confine it (`Jail.prefix`) and must request the death signal themselves. `pass_fds`: descriptors that it inherits.
+    `inherit_env`: the variables that it gets of our environment, None for all.
 
     Files and sockets that it creates are accessible to its own user only.
 

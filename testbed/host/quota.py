@@ -1,4 +1,4 @@
-"""How much of this machine's disks a run and the cache may take, and whether there is any left."""
+"""Limits how much of this machine's disks a run and the cache may take, and tells whether a disk is full."""
 
 from __future__ import annotations
 
@@ -17,51 +17,55 @@ from testbed.units import GIB, MIB, format_size, parse_size
 
 RUN_LIMIT, CACHE_LIMIT = "TESTBED_RUN_LIMIT", "TESTBED_CACHE_LIMIT"
 _DEFAULT_BYTES = 20 * GIB
-# Less is nothing: a file system keeps some for itself.
+# Less free space counts as full: a filesystem keeps some for itself.
 _LEAST_BYTES = MIB
-# Left free beside what is written at once and is large: guests go on, and write, too.
+# Kept free when something large is written at once: guests go on writing meanwhile.
 MARGIN_BYTES = 256 * MIB
 _POLL_S = 2.0
 
 
 def size_limit(variable: str) -> int:
-    """What the user allows, in bytes; 20G where nothing is said.
+    """Return the limit that an environment variable sets, in bytes; 20G if it is not set.
 
-    :raise UsageError: it is no size.
+    :raise UsageError: it is not a size.
     """
-    said = os.environ.get(variable)
-    if not said:
+    value = os.environ.get(variable)
+    if not value:
         return _DEFAULT_BYTES
     try:
-        return parse_size(said)
+        return parse_size(value)
     except ValueError as error:
-        raise UsageError(f"{variable}={said}: {error}") from error
+        raise UsageError(f"{variable}={value}: {error}") from error
 
 
 def full_disk_message(places: Iterable[Path]) -> str | None:
-    """Which of these folders is on a disk that takes no more, in words; None where there is room in all."""
+    """Tell which of these folders is on a full disk; None if none is."""
     for place in places:
         with contextlib.suppress(OSError):
             if shutil.disk_usage(place).free < _LEAST_BYTES:
-                return f"{place}: this machine's disk is full; make room there, or name another place with TESTBED_CACHE or TESTBED_STATE"
+                return (
+                    f"{place}: this machine's disk is full; make room there, or name another place with TESTBED_CACHE "
+                    "or TESTBED_STATE"
+                )
     return None
 
 
 def bytes_taken(folder: Path) -> int:
-    """Bytes of disk that a folder takes, holes left out."""
+    """Return the bytes of disk that a folder takes, without holes."""
     total = 0
     for path in untrusted_files.walk(folder):
         with contextlib.suppress(OSError):
-            there = path.lstat()
-            total += 0 if stat.S_ISDIR(there.st_mode) else there.st_blocks * 512
+            status = path.lstat()
+            total += 0 if stat.S_ISDIR(status.st_mode) else status.st_blocks * 512
     return total
 
 
 class Quota:
-    """What all guests of a run may take together of this machine's disks: their logs, and what they write to their own.
+    """The limit of what all guests of a run may take together of this machine's disks: logs, and what they write to
+    their own disks.
 
-    `sharing`: how many guests that stay share the limit, each in a process of its own that knows nothing of the others' disks; this is for
-    one of them, with an equal part.
+    `sharing`: the number of long-lived guests that share the limit equally. Each is in a process of its own that does
+    not see the others' disks; this quota is for one of them.
     """
 
     def __init__(self, limit_bytes: int, *, sharing: int = 1) -> None:
@@ -71,18 +75,19 @@ class Quota:
         self._taken_bytes, self._measured = 0, -_POLL_S
 
     async def exceeded(self, folders: Iterable[Path]) -> str:
-        """Count these folders as well, wait until all that were named take more than is allowed, and say so."""
+        """Add these folders to the count, wait until all folders together exceed the limit, and return the message."""
         self._folders.update(folders)
         while self._taken() <= self._limit_bytes:
             await asyncio.sleep(_POLL_S)
         return (
-            f"its run takes {format_size(self._taken_bytes)} of this machine's disks, and may take {format_size(self._limit_bytes)}"
+            f"its run takes {format_size(self._taken_bytes)} of this machine's disks, and may take "
+            f"{format_size(self._limit_bytes)}"
             f"{self._shared}; allow more with {RUN_LIMIT}"
         )
 
     def _taken(self) -> int:
         now = time.monotonic()
         if now >= self._measured + _POLL_S / 2:
-            self._folders = {folder for folder in self._folders if folder.exists()}  # a guest's own go with it
+            self._folders = {folder for folder in self._folders if folder.exists()}  # a guest's are removed with it
             self._taken_bytes, self._measured = sum(bytes_taken(folder) for folder in self._folders), now
         return self._taken_bytes

@@ -1,10 +1,11 @@
-"""Guests that stay: what is kept of each in the runtime folder while its supervisor lives, and how other commands speak with that.
+"""The registry of long-lived VMs: what the runtime folder has of each while its supervisor lives, and how other
+commands talk to the supervisor.
 
-RUNTIME/vms/NAME/   record.json   who it is, where its logs are, how it is reached
-                    lock          held by its supervisor; free when that is gone, and then the folder is a leftover
+RUNTIME/vms/NAME/   record.json   its identity, the folder of its logs, how to reach it
+                    lock          held by its supervisor; when that has ended, it is free, and the folder is a leftover
                     control       socket: one JSON object a line, answered by another
                     console       socket: the guest's serial console, both ways
-                    ssh           socket: who connects is handed a connection to the guest's SSH server (`ssh_proxy.py`)
+                    ssh           socket: passes a connection to the guest's SSH server to each client (`ssh_proxy.py`)
                     key, known_hosts, ssh_config
 """
 
@@ -31,19 +32,21 @@ from testbed.host.tempdirs import lock_file
 from testbed.text import parse_json
 
 SSH = "ssh"
-# One that has ENDED is held with its memory.
+# A guest in the state ENDED is kept with its memory.
 STARTING, READY, LOST, ENDED = "starting", "ready", "lost", "ended"
-# A line of the control socket: a table of all cgroups of a guest fits.
+# The longest line of the control socket: a table of all cgroups of a guest fits.
 LONGEST_LINE = 8 << 20
 _CLAIM_TRIES = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmRecord:
-    """What is known of a guest that stays. `guest`: its name in the `topology` file. `since`: seconds since 1970. `why`: it is lost, held,
-    or stands still; then `resume_with` is the command that lets it go on.
+    """What is recorded of a long-lived VM.
 
-    `supervisor`, `qemu`: process ids. `devices`: /dev path of each device of the topology, by its name there.
+    `guest`: its name in the `topology` file. `since`: seconds since 1970. `why`: why it is lost, held, or stands still;
+    in that case `resume_with` is the command that resumes it.
+
+    `supervisor`, `qemu`: process ids. `devices`: the /dev path of each device of the topology, by its name there.
     """
 
     name: str
@@ -72,7 +75,7 @@ _RECORD = TypeAdapter(VmRecord)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmHandle:
-    """A record, and the folder where it is."""
+    """A record, and the folder that it is in."""
 
     folder: Path
     record: VmRecord
@@ -83,7 +86,7 @@ class VmHandle:
 
 
 def refresh(record: VmRecord) -> VmRecord:
-    """A record with what it cannot say itself: that its guest stands still because its supervisor or QEMU is stopped by a signal."""
+    """Update a record with what its supervisor cannot record: that a signal has stopped the supervisor or QEMU."""
     pid = stopped_process(record)
     return record if pid is None else mark_stopped(record, pid)
 
@@ -94,12 +97,12 @@ def mark_stopped(record: VmRecord, pid: int) -> VmRecord:
 
 
 def stopped_message(record: VmRecord) -> str:
-    """What is said to whoever wants something of a guest that stands still."""
+    """Return the message for a command that needs a guest which stands still."""
     return f"{record.name} stands still: {record.why}; let it go on with: {record.resume_with}"
 
 
 def stopped_process(record: VmRecord) -> int | None:
-    """The supervisor's process id, or QEMU's, where that is stopped by a signal, as by Ctrl-Z."""
+    """Return the process id of the supervisor or of QEMU if a signal, such as that of Ctrl-Z, has stopped it."""
     return next((pid for pid in (record.supervisor, record.qemu) if pid and process.is_stopped(pid)), None)
 
 
@@ -108,14 +111,14 @@ def _root(folders: Folders) -> Path:
 
 
 def write_record(folder: Path, record: VmRecord) -> None:
-    """Put a record in its place, at once."""
+    """Write a record atomically."""
     unfinished = folder / "record.new"
     unfinished.write_text(json.dumps(asdict(record)), encoding="utf-8")
     unfinished.replace(folder / "record.json")
 
 
 def read_record(folder: Path) -> VmRecord | None:
-    """None while it has none, or has one of another version."""
+    """Read a record; None if there is none yet, or it is of another version."""
     try:
         return _RECORD.validate_python(parse_json((folder / "record.json").read_bytes()))
     except (OSError, ValueError):  # pydantic's error is one
@@ -123,28 +126,30 @@ def read_record(folder: Path) -> VmRecord | None:
 
 
 def list_vms(folders: Folders) -> tuple[VmHandle, ...]:
-    """All guests that stay, by age. Removes nothing: that a supervisor was killed is said once, by who sweeps."""
-    there = []
+    """List all long-lived VMs by age. Removes nothing: only `remove_dead` reports supervisors that were killed."""
+    vms = []
     for folder in _root(folders).glob("*"):
-        with _locked(folder) as gone:
+        with _try_lock(folder) as gone:
             record = None if gone else read_record(folder)
-        there += [VmHandle(folder=folder, record=record)] if record is not None else []
-    return tuple(sorted(there, key=lambda vm: vm.record.since))
+        vms += [VmHandle(folder=folder, record=record)] if record is not None else []
+    return tuple(sorted(vms, key=lambda vm: vm.record.since))
 
 
 def remove_dead(folders: Folders) -> tuple[VmRecord, ...]:
-    """Remove what supervisors have left that were killed, and networks that no guest names; returns the guests that ended so."""
-    # Before the records: a supervisor writes its record, and makes its networks' folder after that.
+    """Remove what killed supervisors have left, and networks that no VM uses; returns the VMs that ended that way."""
+    # List networks before records: a supervisor writes its record before it makes its networks' folder.
     networks = set(folders.runtime.glob("net-*"))
-    lost = tuple(record for folder in _root(folders).glob("*") if (record := _taken(folder)) is not None)
+    lost = tuple(record for folder in _root(folders).glob("*") if (record := _take_dead(folder)) is not None)
     for unused in networks - {Path(vm.record.networks) for vm in list_vms(folders)}:
         shutil.rmtree(unused, ignore_errors=True)
     return lost
 
 
-def _taken(folder: Path) -> VmRecord | None:
-    """The record of a guest whose supervisor is gone, and its folder with it; None where the supervisor lives, or ended as it should."""
-    with _locked(folder) as gone:
+def _take_dead(folder: Path) -> VmRecord | None:
+    """Remove the folder of a VM whose supervisor is gone, and return its record; None if the supervisor lives, or has
+    ended normally.
+    """
+    with _try_lock(folder) as gone:
         record = read_record(folder) if gone else None
         if gone:
             shutil.rmtree(folder, ignore_errors=True)
@@ -152,30 +157,30 @@ def _taken(folder: Path) -> VmRecord | None:
 
 
 def find_vm(folders: Folders, name: str) -> VmHandle:
-    """The guest of that name.
+    """Return the VM of that name.
 
     :raise UsageError: there is none.
     """
-    there = list_vms(folders)
-    for vm in there:
+    vms = list_vms(folders)
+    for vm in vms:
         if vm.record.name == name:
             return vm
     for folder in _root(folders).glob("*"):
-        if folder.name == name and (record := _taken(folder)) is not None:
+        if folder.name == name and (record := _take_dead(folder)) is not None:
             raise UsageError(supervisor_killed_message(record))
-    names = ", ".join(vm.record.name for vm in there)
+    names = ", ".join(vm.record.name for vm in vms)
     raise UsageError(
         f"{name}: there is no such guest; {f'there are {names}' if names else 'start one with: testbed up FILE'}"
     )
 
 
 def supervisor_killed_message(record: VmRecord) -> str:
-    """What is said of a guest whose supervisor was killed."""
+    """Return the message for a VM whose supervisor was killed."""
     return f"{record.name}: its supervisor was killed, and the guest ended with it; its logs: {record.evidence}"
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
+def _try_lock(folder: Path) -> Iterator[bool]:
     lock = lock_file(folder / "lock")
     try:
         lock.acquire(blocking=False)
@@ -190,7 +195,7 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def claim_name(folders: Folders, name: str) -> Iterator[Path]:
-    """The folder of a new guest, held until it is left, and removed then.
+    """Make the folder of a new VM, hold its lock, and remove it on leaving.
 
     :raise UsageError: the name is taken.
     """
@@ -199,10 +204,10 @@ def claim_name(folders: Folders, name: str) -> Iterator[Path]:
     folder = root / name
     for _ in range(_CLAIM_TRIES):
         folder.mkdir(mode=0o700, exist_ok=True)
-        with _locked(folder) as ours:
-            # Somebody may have taken it for a leftover just before it was locked.
+        with _try_lock(folder) as ours:
+            # Another command may have removed it as a leftover just before it was locked.
             if ours and (folder / "lock").exists():
-                # FileLock makes a folder that was just removed anew, with everybody's mode.
+                # FileLock creates the folder again if it was just removed, readable for all users.
                 folder.chmod(0o700)
                 (folder / "record.json").unlink(missing_ok=True)
                 try:
@@ -223,7 +228,7 @@ def name_taken(name: str) -> UsageError:
 
 
 async def wait_until_gone(vm: VmHandle, timeout_s: float) -> None:
-    """Wait until a guest's supervisor has ended; one that does not is killed, and takes its QEMU along.
+    """Wait until a VM's supervisor has ended; one that does not end is killed, and its QEMU with it.
 
     :raise HostError: it does not end.
     """
@@ -235,7 +240,7 @@ async def wait_until_gone(vm: VmHandle, timeout_s: float) -> None:
         while time.monotonic() < until:
             if not vm.folder.exists():
                 return
-            with _locked(vm.folder) as free:
+            with _try_lock(vm.folder) as free:
                 if free:
                     shutil.rmtree(vm.folder, ignore_errors=True)
                     return

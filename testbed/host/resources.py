@@ -1,6 +1,8 @@
-"""What of this machine's memory and cores this process may have: all of it, or what its control groups leave, as in a container.
+"""Tells how much memory and how many cores of this machine this process may use: all, or what its control groups allow,
+as in a container.
 
-Machines have groups of version 2, of version 1, or both (hybrid), each hierarchy mounted where its administrator likes (cgroups(7)).
+A machine may have cgroups of version 2, of version 1, or both (hybrid), and each hierarchy may be mounted anywhere
+(cgroups(7)).
 """
 
 from __future__ import annotations
@@ -13,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 _AVAILABLE = re.compile(r"^MemAvailable:\s+(\d+) kB$", re.MULTILINE)
-# Pages of files, which a group gives up before anything in it is killed; shared memory is not among them (cgroup-v2.rst, memory.stat). In
-# version 1, those whose names begin with total_ are of the groups below as well, as the usage is.
-_FILES = re.compile(r"^(?:in)?active_file (\d+)$", re.MULTILINE)
-_FILES_BELOW = re.compile(r"^total_(?:in)?active_file (\d+)$", re.MULTILINE)
-# Version 1 writes the largest number of pages, in bytes, where there is no limit.
+# Page cache, which a cgroup gives up before anything in it is killed; shared memory is not part of it (cgroup-v2.rst,
+# memory.stat). In version 1, values whose names begin with total_ include the cgroups below, as the usage does.
+_PAGE_CACHE = re.compile(r"^(?:in)?active_file (\d+)$", re.MULTILINE)
+_PAGE_CACHE_TOTAL = re.compile(r"^total_(?:in)?active_file (\d+)$", re.MULTILINE)
+# Version 1 writes the largest number of pages, in bytes, if there is no limit.
 _NO_LIMIT_BYTES = 1 << 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CgroupLimits:
-    """What control groups leave; None where they leave all. `free_bytes`: what could be had of the memory now."""
+    """What control groups allow; None where they set no limit. `free_bytes`: the memory that could be allocated now."""
 
     memory_bytes: int | None = None
     free_bytes: int | None = None
@@ -32,7 +34,10 @@ class CgroupLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hierarchy:
-    """A mounted hierarchy of groups. `controllers`: of version 1; empty for version 2. `root`: the group that is mounted at `folder`."""
+    """A mounted cgroup hierarchy.
+
+    `controllers`: those of version 1; empty for version 2. `root`: the cgroup that is mounted at `folder`.
+    """
 
     folder: Path
     root: PurePosixPath
@@ -40,7 +45,7 @@ class Hierarchy:
 
 
 def hierarchies(mounts: str) -> Iterator[Hierarchy]:
-    """Those of /proc/PID/mountinfo (proc_pid_mountinfo(5)). Pure."""
+    """Yield the hierarchies of /proc/PID/mountinfo (proc_pid_mountinfo(5)). Pure."""
     for line in mounts.splitlines():
         before, _, after = line.partition(" - ")
         fields, kind = before.split(), after.split()
@@ -52,7 +57,9 @@ def hierarchies(mounts: str) -> Iterator[Hierarchy]:
 
 
 def cgroup_path(groups: str, hierarchy: Hierarchy) -> PurePosixPath | None:
-    """The path below its folder of a process's group in a hierarchy, from /proc/PID/cgroup; None where it has none there. Pure."""
+    """Return the path of a process's cgroup below the folder of a hierarchy, from /proc/PID/cgroup; None if it has none
+    there. Pure.
+    """
     for line in groups.splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -64,46 +71,51 @@ def cgroup_path(groups: str, hierarchy: Hierarchy) -> PurePosixPath | None:
         if same and path.startswith("/"):
             own = PurePosixPath(path)
             if ".." in own.parts:
-                # Outside of our namespace's root, as for a process that was moved: of what is above it we see nothing.
+                # Outside the root of our cgroup namespace, as for a process that was moved: we cannot see what is above
+                # it.
                 return PurePosixPath("/")
-            # In a container without a namespace of its own, the path is the machine's, and what is mounted is a part of it.
+            # In a container without a cgroup namespace the path is the machine's, and only a part of the tree is
+            # mounted.
             return PurePosixPath("/") / own.relative_to(hierarchy.root) if own.is_relative_to(hierarchy.root) else own
     return None
 
 
 def memory_limit(text: str) -> int | None:
-    """Bytes, from memory.max or memory.limit_in_bytes. Pure."""
+    """Return the bytes of memory.max or memory.limit_in_bytes, None for no limit. Pure."""
     return int(text) if text.strip().isdecimal() and int(text) < _NO_LIMIT_BYTES else None
 
 
 def core_limit(text: str) -> int | None:
-    """Whole cores, at least one, from cpu.max: microseconds of time, or `max`, in a period. Pure."""
+    """Return whole cores, at least one, from cpu.max: microseconds of CPU time, or `max`, in a period. Pure."""
     quota, _, period = text.strip().partition(" ")
     return max(1, int(quota) // int(period)) if quota.isdecimal() and period.isdecimal() and int(period) else None
 
 
 def free_in_group(limit_bytes: int, current: str, stat: str) -> int:
-    """Bytes that a group could still take, from its limit, usage and memory.stat. Pure."""
-    return max(0, limit_bytes - int(current) + sum(map(int, _FILES_BELOW.findall(stat) or _FILES.findall(stat))))
+    """Return the bytes that a cgroup could still allocate, from its limit, usage and memory.stat. Pure."""
+    return max(
+        0, limit_bytes - int(current) + sum(map(int, _PAGE_CACHE_TOTAL.findall(stat) or _PAGE_CACHE.findall(stat)))
+    )
 
 
 def cgroup_limits(mounts: str, groups: str, top: Path = Path("/")) -> CgroupLimits:
-    """The least that the groups of a process and those above them leave.
+    """Return the smallest limits of the cgroups of a process and of those above them.
 
-    `mounts`, `groups`: what /proc/PID/mountinfo and /proc/PID/cgroup hold; `top`: where the folders are.
+    `mounts`, `groups`: the content of /proc/PID/mountinfo and /proc/PID/cgroup; `top`: the folder that the hierarchies
+    are below.
     """
     memory, free, cores = list[int](), list[int](), list[int]()
     for hierarchy in hierarchies(mounts):
         for number, folder in enumerate(
-            _upwards(top / hierarchy.folder.relative_to("/"), cgroup_path(groups, hierarchy))
+            _with_ancestors(top / hierarchy.folder.relative_to("/"), cgroup_path(groups, hierarchy))
         ):
-            # A controller that is not on in a group has no files there.
+            # If a controller is not enabled in a cgroup, its files do not exist there.
             with contextlib.suppress(OSError, ValueError):
-                if (found := _cores(folder, hierarchy)) is not None:
-                    cores.append(found)
+                if (limit := _cores(folder, hierarchy)) is not None:
+                    cores.append(limit)
             with contextlib.suppress(OSError, ValueError):
                 limit_bytes, free_bytes = _memory(folder, hierarchy)
-                if limit_bytes is not None and (number == 0 or _holds_below(folder)):
+                if limit_bytes is not None and (number == 0 or _covers_descendants(folder)):
                     memory.append(limit_bytes)
                     free.append(free_bytes)
     return CgroupLimits(
@@ -118,7 +130,7 @@ def _cores(folder: Path, hierarchy: Hierarchy) -> int | None:
 
 
 def _memory(folder: Path, hierarchy: Hierarchy) -> tuple[int | None, int]:
-    """The limit of a group, and what of it is free."""
+    """Return the memory limit of a cgroup, and how much of it is free."""
     limit, usage = (
         ("memory.limit_in_bytes", "memory.usage_in_bytes")
         if hierarchy.controllers
@@ -130,8 +142,10 @@ def _memory(folder: Path, hierarchy: Hierarchy) -> tuple[int | None, int]:
     )
 
 
-def _holds_below(folder: Path) -> bool:
-    """Whether a group's limit of memory is one of the groups below it: in version 1 that was a choice until Linux 5.11."""
+def _covers_descendants(folder: Path) -> bool:
+    """Tell whether a cgroup's memory limit covers the cgroups below it: in version 1 that was optional until Linux
+    5.11.
+    """
     return not (folder / "memory.use_hierarchy").exists() or _text(folder / "memory.use_hierarchy").strip() != "0"
 
 
@@ -139,13 +153,13 @@ def _text(file: Path) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def _upwards(root: Path, path: PurePosixPath | None) -> Iterator[Path]:
+def _with_ancestors(root: Path, path: PurePosixPath | None) -> Iterator[Path]:
     if path is not None:
         own = path.relative_to("/")
         yield from (root / part for part in (own, *own.parents))
 
 
-def _own() -> CgroupLimits:
+def _own_limits() -> CgroupLimits:
     try:
         return cgroup_limits(_text(Path("/proc/self/mountinfo")), _text(Path("/proc/self/cgroup")))
     except OSError:
@@ -153,19 +167,19 @@ def _own() -> CgroupLimits:
 
 
 def memory_bytes() -> int:
-    """Bytes of memory that we may have, if nobody else had any."""
-    there, own = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _own().memory_bytes
-    return there if own is None else min(there, own)
+    """Return the bytes of memory that we may use at most."""
+    machine, own = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _own_limits().memory_bytes
+    return machine if own is None else min(machine, own)
 
 
 def free_bytes() -> int:
-    """Bytes of memory that we could have now."""
-    found, own = _AVAILABLE.search(Path("/proc/meminfo").read_text(encoding="utf-8")), _own().free_bytes
-    there = int(found[1]) * 1024 if found else 0
-    return there if own is None else min(there, own)
+    """Return the bytes of memory that we could allocate now."""
+    limit, own = _AVAILABLE.search(Path("/proc/meminfo").read_text(encoding="utf-8")), _own_limits().free_bytes
+    machine = int(limit[1]) * 1024 if limit else 0
+    return machine if own is None else min(machine, own)
 
 
 def cores() -> int:
-    """How many cores we may keep busy."""
-    there, own = len(os.sched_getaffinity(0)), _own().cores
-    return there if own is None else min(there, own)
+    """Return how many cores we may keep busy."""
+    machine, own = len(os.sched_getaffinity(0)), _own_limits().cores
+    return machine if own is None else min(machine, own)

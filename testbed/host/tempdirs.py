@@ -1,6 +1,8 @@
-"""Folders that whoever fills them holds (flock): what a killed one has left is known by being free, and removed by the next command.
+"""Folders that are locked (flock) by the process that made them.
 
-A folder has its name as soon as it is held and not before, so that nobody takes it for a leftover in between.
+An unlocked one was left by a killed process, and the next command removes it.
+
+A folder gets its name only once it is locked, so that no other process takes it for a leftover.
 """
 
 from __future__ import annotations
@@ -20,21 +22,23 @@ import filelock
 from testbed.host import untrusted_files
 
 _TEMPORARY = "testbed-tmp-"
-# The end of a name that is not held yet: of no more than a moment, unless its maker was killed in it.
+# The end of a folder's name before it is locked, which takes a moment, unless its maker was killed meanwhile.
 _NEW, _MOMENT_S = ".new", 60.0
 
 
 @contextlib.contextmanager
 def create(path: Path) -> Iterator[Path]:
-    """A new folder, held until it is left. It stays, unless whoever fills it has moved it away, or there was an error.
+    """Make a new folder, locked until it is left.
+
+    It stays there afterwards, unless it was moved away, or there was an error.
 
     :raise OSError: it cannot be made.
     """
     new = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_NEW}")
     new.mkdir(mode=0o700, parents=True)
-    held = os.open(new, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(new, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         new.rename(path)
         yield path
     except BaseException:
@@ -42,32 +46,32 @@ def create(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
-def sweep(found: Iterable[Path]) -> tuple[Path, ...]:
-    """Remove those of these folders that nobody holds, which killed ones have left; returns them."""
-    gone = []
-    for leftover in found:
+def sweep(folders: Iterable[Path]) -> tuple[Path, ...]:
+    """Remove the unlocked ones of these folders, which killed processes have left; returns them."""
+    removed = []
+    for leftover in folders:
         with contextlib.suppress(OSError):
-            held = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            descriptor = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                at = os.fstat(held)
-                if at.st_uid != os.geteuid() or (
-                    leftover.name.endswith(_NEW) and time.time() - at.st_mtime < _MOMENT_S
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                status = os.fstat(descriptor)
+                if status.st_uid != os.geteuid() or (
+                    leftover.name.endswith(_NEW) and time.time() - status.st_mtime < _MOMENT_S
                 ):
                     continue
                 untrusted_files.remove_folder(leftover)
-                gone.append(leftover)
+                removed.append(leftover)
             finally:
-                os.close(held)
-    return tuple(gone)
+                os.close(descriptor)
+    return tuple(removed)
 
 
 @contextlib.contextmanager
 def temporary() -> Iterator[Path]:
-    """A folder among this machine's temporary files, gone when it is left.
+    """Make a folder among this machine's temporary files, which is removed when it is left.
 
     :raise OSError: it cannot be made.
     """
@@ -84,7 +88,8 @@ def sweep_temporary() -> tuple[Path, ...]:
 
 
 def lock_file(path: Path) -> filelock.FileLock:
-    """A lock that only this user's processes can take, since nobody else can open its file; another process that holds it is told apart by
-    the kernel, which frees it when that ends.
+    """Return a lock that only this user's processes can take, since no other user can open its file.
+
+    The kernel frees it when its holder ends.
     """
     return filelock.FileLock(path, mode=0o600, thread_local=False)

@@ -1,11 +1,11 @@
 """Reads and writes files in folders that a stranger, or a stranger's program, may have filled.
 
-Follows no link, opens regular files only, and bounds their sizes. The folder itself is the one that the caller named, and may be reached
-through links. Each step of a name below it is opened relative to the step above (openat(2)) with O_NOFOLLOW: a link put there meanwhile
-is an error and not a way out.
+Follows no link, opens regular files only, and bounds their sizes. The folder itself is the one that the caller named,
+and may be reached through links. Each step of a name below it is opened relative to the step above (openat(2)) with
+O_NOFOLLOW: a link put there meanwhile is an error and not a way out.
 
-`open_below` and the other `..._below` functions raise OSError. `open_regular`, `text_of_regular` and `copy_file` raise BuildError: their
-callers read what a build has left, and make sure that none of its processes runs any more.
+`open_below` and the other `..._below` functions raise OSError. `open_regular`, `text_of_regular` and `copy_file` raise
+BuildError: their callers read what a build has left, and make sure that none of its processes runs any more.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def open_below(folder: Path, name: str, most_bytes: int) -> Iterator[BinaryIO]:
     """Open the regular file `name`, such as `guests/g0/console.log`, for reading.
 
     :raise FileNotFoundError: the file does not exist.
-    :raise OSError: it is not a regular file, a link is in its path, it is larger than `most_bytes`, or it cannot be read.
+    :raise OSError: it is not a regular file, a link is in its path, it is larger than `most_bytes`, or it cannot be
+        read.
     """
     with _parent_of(folder, name) as (parent, last):
         # Check before opening: opening some devices has side effects.
@@ -116,7 +117,8 @@ def write_below(folder: Path, name: str, text: str) -> None:
 def open_regular(folder: Path, name: str, limit_bytes: int) -> Iterator[BinaryIO]:
     """Open the file `name` of a build's folder, which may be in folders below it.
 
-    :raise BuildError: it is not a regular file, a link is in its path, it is larger than `limit_bytes`, or it cannot be read.
+    :raise BuildError: it is not a regular file, a link is in its path, it is larger than `limit_bytes`, or it cannot be
+        read.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -148,7 +150,9 @@ def copy_file(folder: Path, name: str, target: Path, limit_bytes: int) -> None:
 
 
 def write_file(scratch: Path, folder: Path, name: str, data: bytes) -> None:
-    """Write a file of a build's folder, in place of any entry of that name; `scratch` is a folder of ours on the same disk."""
+    """Write a file of a build's folder, in place of any entry of that name; `scratch` is a folder of ours on the same
+    disk.
+    """
     new = scratch / name
     new.write_bytes(data)
     new.chmod(0o644)
@@ -176,7 +180,8 @@ def remove_folder(folder: Path) -> None:
     try:
         shutil.rmtree(folder, ignore_errors=True)
     except RecursionError:
-        subprocess.run(["rm", "-rf", "--", folder], check=False, capture_output=True)  # noqa: S603, S607 - a folder of ours
+        command: list[str | Path] = ["rm", "-rf", "--", folder]
+        subprocess.run(command, check=False, capture_output=True)  # noqa: S603 - a folder of ours
 
 
 def _mode(folder: Path, name: str) -> int:

@@ -81,8 +81,8 @@ def export_connections(name: str, old: BlockFilters, new: BlockFilters) -> tuple
 
     QEMU must be handed these connections: it connects to nothing itself.
     """
-    wanted = ((f"late-{name}", old.export, new.export), (f"late-image-{name}", old.image, new.image))
-    return tuple(node for node, before, now in wanted if now and not before)
+    exports = ((f"late-{name}", old.export, new.export), (f"late-image-{name}", old.image, new.image))
+    return tuple(node for node, before, now in exports if now and not before)
 
 
 def _client(node: str) -> dict[str, Any]:

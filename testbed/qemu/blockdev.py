@@ -173,13 +173,13 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 
 def _geometry(disk: Disk) -> dict[str, Any]:
     """Return the properties that every kind of disk has, where they differ from QEMU's defaults."""
-    found: dict[str, Any] = {}
+    properties: dict[str, Any] = {}
     if disk.logical_block_size != 512 or disk.physical_block_size is not None:
-        found["logical_block_size"] = disk.logical_block_size
-        found["physical_block_size"] = max(disk.physical_block_size or 0, disk.logical_block_size)
+        properties["logical_block_size"] = disk.logical_block_size
+        properties["physical_block_size"] = max(disk.physical_block_size or 0, disk.logical_block_size)
     if not disk.write_cache:
-        found["write-cache"] = "off"
-    return found
+        properties["write-cache"] = "off"
+    return properties
 
 
 def _namespaces(name: str, disk: Nvme, first: dict[str, Any], zoned: Zoned | None) -> Iterator[QmpCommand]:

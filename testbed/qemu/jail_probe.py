@@ -61,8 +61,8 @@ async def find_account(cache: Path, qemu: Qemu) -> tuple[Account | None, str]:
 
 def _of_name(user: str) -> Account:
     try:
-        found = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
-        return Account(uid=found.pw_uid, gid=found.pw_gid)
+        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+        return Account(uid=entry.pw_uid, gid=entry.pw_gid)
     except KeyError:
         if user.isdecimal():
             return Account(uid=int(user), gid=int(user))

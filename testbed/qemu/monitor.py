@@ -152,10 +152,10 @@ class Monitor:
 
     async def throttle_limits(self, group: str) -> dict[str, int]:
         """Return the current limits of a throttle group by QEMU's names, including those that are not set."""
-        found: dict[str, int] = await self.execute(
+        limits: dict[str, int] = await self.execute(
             "qom-get", {"path": f"/objects/{group}", "property": "limits"}, log=False
         )
-        return found
+        return limits
 
     async def forwarded_port(self) -> int:
         """Return the port of this machine that QEMU forwards to the guest's port 22.

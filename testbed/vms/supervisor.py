@@ -213,7 +213,7 @@ class Supervisor:
             self._update_record(state=registry.READY, qemu=guest.pid, devices=stack.devices)
             self._report({"ready": asdict(self._record)})
             self._was_ready = True
-            ticket.rest()
+            ticket.release_cores()
             self._settled.set()
             async with sampling_disks(guest), run_timeline(guest):
                 raise GuestLost(guest.name, guest.state.value, await guest.lost(), guest.console.tail())

@@ -468,19 +468,19 @@ async def test_what_qemu_could_have_put_in_the_place_of_a_disk_is_not_followed(t
 
 def test_a_runtime_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir(mode=0o777)
-    assert paths._usable(tmp_path / "own") and stat.S_IMODE((tmp_path / "own").stat().st_mode) == 0o700
+    assert paths._make_private(tmp_path / "own") and stat.S_IMODE((tmp_path / "own").stat().st_mode) == 0o700
     (tmp_path / "link").symlink_to(tmp_path / "own")
-    assert not paths._usable(tmp_path / "link")
+    assert not paths._make_private(tmp_path / "link")
     if os.geteuid() == 0:  # only root can make one that belongs to somebody else
         os.chown(tmp_path / "own", 65534, 65534)
-        assert not paths._usable(tmp_path / "own")
+        assert not paths._make_private(tmp_path / "own")
 
 
 def test_all_sessions_of_an_account_wait_in_one_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     account = tmp_path / "account"
     for folder in (account, tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
-    monkeypatch.setattr(paths, "_of_account", lambda: account)
+    monkeypatch.setattr(paths, "_account_runtime", lambda: account)
     monkeypatch.setattr(paths, "_LONGEST_SOCKET_FOLDER", 4096)  # pytest's folders have long names
     monkeypatch.setenv("TESTBED_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TESTBED_STATE", str(tmp_path / "state"))

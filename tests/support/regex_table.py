@@ -11,7 +11,7 @@ _OF_MACHINE = "this machine's kernel, its package manager, or our own files"
 
 # Text of the caller and of this machine, which nobody else chooses.
 OURS: dict[str, tuple[str, str]] = {
-    "host/resources": ("_AVAILABLE _FILES _FILES_BELOW hierarchies", _OF_MACHINE),
+    "host/resources": ("_AVAILABLE _PAGE_CACHE _PAGE_CACHE_TOTAL hierarchies", _OF_MACHINE),
     "api/supervised_guest": ("start_supervised", _OF_USER),
     "cli/option_values": ("_AGE", _OF_USER),
     "report/inventory": ("_group", _OF_USER),

@@ -116,7 +116,7 @@ def test_the_log_of_a_run_has_both_clocks_and_its_guest(tmp_path: Path) -> None:
 
 def test_the_log_on_a_terminal_has_no_control_sequences() -> None:
     stream = io.StringIO()
-    handler = eventlog._Words(stream)
+    handler = eventlog._TextHandler(stream)
     eventlog._LOGGER.addHandler(handler)
     try:
         eventlog.log_event("\x1b[2Jowned", guest="g0", stage="ready")

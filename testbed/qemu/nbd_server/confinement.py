@@ -60,7 +60,7 @@ def confine_process(settings: Settings) -> None:
     # After the change of the account, which clears it (prctl(2)).
     _checked("the parent-death signal", _libc.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0))
     if os.getppid() != settings.parent:
-        raise ProcessLookupError("whoever started it has ended")
+        raise ProcessLookupError("the process that started it has ended")
     if settings.confined:
         allow_only_these = _prepare_filter()
         jail_exec.restrict_by_landlock((), jail_exec.landlock_abi())

@@ -195,7 +195,7 @@ async def test_a_ticket_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> N
 async def test_whoever_s_guests_wait_leaves_the_cores_to_others(tmp_path: Path) -> None:
     admission, notes = Admission(tmp_path, cores=1, memory_bytes=64 * GIB), list[str]()
     async with admission.admitted(claim(who="first"), notes.append) as first:
-        first.rest()
+        first.release_cores()
         async with admission.admitted(claim(who="second"), notes.append):
             pass
     assert notes == []

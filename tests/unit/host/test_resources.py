@@ -139,8 +139,8 @@ def test_what_this_machine_mounts_is_understood() -> None:
 
 
 def test_a_machine_has_no_more_than_its_group_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_own", CgroupLimits)
+    monkeypatch.setattr(resources, "_own_limits", CgroupLimits)
     whole = resources.memory_bytes(), resources.free_bytes(), resources.cores()
     assert whole[0] >= whole[1] > 3 * MIB
-    monkeypatch.setattr(resources, "_own", lambda: CgroupLimits(memory_bytes=3 * MIB, free_bytes=MIB, cores=1))
+    monkeypatch.setattr(resources, "_own_limits", lambda: CgroupLimits(memory_bytes=3 * MIB, free_bytes=MIB, cores=1))
     assert (resources.memory_bytes(), resources.free_bytes(), resources.cores()) == (3 * MIB, MIB, 1)

@@ -23,7 +23,7 @@ from testbed.report.fields import DocumentModel
 from testbed.report.partial import Partial
 from typing import ClassVar
 
-watchdog._PATIENCE_S, watchdog._PATIENCE_WITH_END_S = 0.2, float(sys.argv[3])
+watchdog._GRACE_S, watchdog._GRACE_WHILE_ENDING_S = 0.2, float(sys.argv[3])
 sys.modules["testbed.cli.app"].watchdog_limit_s = lambda: float(sys.argv[2])
 folder = Path(sys.argv[1])
 
