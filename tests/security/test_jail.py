@@ -27,7 +27,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become som
 @pytest.mark.parametrize(
     "words", [jail.command_prefix(None), process.death_signal_prefix("KILL")], ids=["held", "not held"]
 )
-def test_what_would_not_hear_of_our_end_is_not_started(words: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_program_whose_parent_has_ended_is_not_started(words: tuple[str, ...], tmp_path: Path) -> None:
     program = (*words, "touch", str(tmp_path / "started"))
     # Another's child, as one whose testbed has ended before it could ask for a signal.
     subprocess.run(["sh", "-c", '"$@"; true', "sh", *program], check=True)
@@ -43,7 +43,7 @@ def status(words: tuple[str, ...]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("account", [None, pytest.param(NOBODY, marks=as_root)])
-def test_what_is_held_has_no_privileges_and_can_get_none(account: Account | None) -> None:
+def test_a_jailed_program_has_no_privileges_and_can_gain_none(account: Account | None) -> None:
     found = status(jail.command_prefix(account))
     assert found["NoNewPrivs"] == "1"
     if account is not None:
@@ -57,12 +57,12 @@ def test_what_is_held_has_no_privileges_and_can_get_none(account: Account | None
 
 
 @as_root
-def test_the_group_of_kvm_is_the_only_one_that_is_kept() -> None:
+def test_the_group_of_kvm_is_the_only_one_that_the_account_gets() -> None:
     assert status(jail.command_prefix(NOBODY, (12345,)))["Groups"] == "12345"
 
 
 @pytest.mark.parametrize("account", [None, pytest.param(NOBODY, marks=as_root)])
-def test_nothing_is_seen_in_run_and_tmp_where_that_is_wanted(account: Account | None) -> None:
+def test_run_and_tmp_are_empty_in_a_mount_namespace(account: Account | None) -> None:
     words = jail.command_prefix(account, mount_ns=())
     tried = subprocess.run([*words, "true"], capture_output=True, text=True, check=False)
     if not may_mount():
@@ -83,7 +83,7 @@ def test_nothing_is_seen_in_run_and_tmp_where_that_is_wanted(account: Account | 
 
 
 @pytest.mark.parametrize("account", [None, pytest.param(NOBODY, marks=as_root)])
-def test_what_is_held_dies_with_us_whoever_it_is(account: Account | None, tmp_path: Path) -> None:
+def test_a_jailed_program_dies_with_us_under_any_account(account: Account | None, tmp_path: Path) -> None:
     script = (
         "import asyncio, os, pathlib, sys\nfrom testbed.qemu import jail; from testbed.host import process\n"
         "async def main():\n"
@@ -101,7 +101,7 @@ def test_what_is_held_dies_with_us_whoever_it_is(account: Account | None, tmp_pa
     assert not gone.exists() or (gone / "stat").read_text().split()[2] == "Z"
 
 
-def test_without_an_account_everything_keeps_its_name(tmp_path: Path) -> None:
+def test_without_an_account_all_paths_keep_their_names(tmp_path: Path) -> None:
     own = Jail(None)
     own.grant_folders(tmp_path)
     own.grant_start_files(tmp_path / "none")
@@ -113,7 +113,7 @@ def test_without_an_account_everything_keeps_its_name(tmp_path: Path) -> None:
 
 
 @as_root
-def test_what_is_handed_is_named_by_its_descriptor_everywhere_and_nothing_else_is(tmp_path: Path) -> None:
+def test_only_granted_paths_are_renamed_to_descriptors(tmp_path: Path) -> None:
     folder, image, other = tmp_path / 'ä, "b"' / "1", tmp_path / "disk.img", tmp_path / "disk.img2"
     folder.mkdir(parents=True)
     image.write_text("image")
@@ -142,7 +142,7 @@ def test_what_is_handed_is_named_by_its_descriptor_everywhere_and_nothing_else_i
 
 
 @as_root
-def test_memory_is_written_to_by_its_account_and_stays_ours_and_as_it_was(tmp_path: Path) -> None:
+def test_the_account_writes_to_memory_files_that_stay_ours(tmp_path: Path) -> None:
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     Jail(None).grant_memory(private / "memory")
@@ -163,7 +163,7 @@ def test_memory_is_written_to_by_its_account_and_stays_ours_and_as_it_was(tmp_pa
 
 
 @as_root
-def test_an_account_reaches_what_it_is_handed_where_it_cannot_go_itself(tmp_path: Path) -> None:
+def test_an_account_can_use_granted_files_in_folders_that_it_cannot_enter(tmp_path: Path) -> None:
     private = tmp_path / "private"
     (private / "own").mkdir(parents=True)
     private.chmod(0o700)
@@ -190,22 +190,22 @@ def test_an_account_reaches_what_it_is_handed_where_it_cannot_go_itself(tmp_path
     held.release()
 
 
-def test_what_is_not_there_cannot_be_handed(tmp_path: Path) -> None:
+def test_a_missing_file_cannot_be_granted(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="none: cannot be opened for QEMU: No such file"):
         Jail(Account(uid=os.getuid(), gid=os.getgid())).grant_start_files(tmp_path / "none")
 
 
 @pytest.mark.parametrize(("named", "uid"), [("nobody", 65534), ("4242", 4242)])
-def test_a_user_for_qemu_is_named_by_name_or_number(named: str, uid: int) -> None:
+def test_the_user_of_qemu_is_given_by_name_or_number(named: str, uid: int) -> None:
     assert jail_probe._of_name(named).uid == uid
 
 
-def test_a_user_that_is_none_is_said() -> None:
+def test_an_unknown_user_is_an_error() -> None:
     with pytest.raises(HostError, match="expected a user of this machine, or a uid, got 'no such'"):
         jail_probe._of_name("no such")
 
 
-def test_a_qemu_that_was_extracted_somewhere_has_the_modules_that_came_with_it(tmp_path: Path) -> None:
+def test_an_extracted_qemu_uses_the_modules_beside_it(tmp_path: Path) -> None:
     program = tmp_path / "usr" / "bin" / "qemu-system-x86_64"
     modules = tmp_path / "usr" / "lib" / "x86_64-linux-gnu" / "qemu"
     program.parent.mkdir(parents=True)
@@ -218,7 +218,7 @@ def test_a_qemu_that_was_extracted_somewhere_has_the_modules_that_came_with_it(t
 
 
 @pytest.mark.parametrize("place", ["/home/me/bin", "/home/me", "/opt", ""])
-def test_a_qemu_in_somebodys_home_does_not_open_it(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_qemu_in_a_home_folder_does_not_open_the_home(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", ":.:/opt/own/lib")
     given = {path for _, path in jail.landlock_rules(qemu(path=f"{place}/qemu-system-x86_64"))}
     assert {f"{place}/qemu-system-x86_64", f"{place}/pc-bios", "/usr", "/opt/own/lib"} <= given

@@ -35,7 +35,7 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as flood:
 """
 
 
-async def test_a_guest_that_floods_its_network_does_not_take_the_event_loop(tmp_path: Path) -> None:
+async def test_a_guest_that_floods_its_network_does_not_block_the_event_loop(tmp_path: Path) -> None:
     """It sends faster than we take: as long as it does, there is always one more."""
     plug, frames, turns = (
         SwitchPort(outlet=tmp_path / "out", inlet=tmp_path / "in", others=(tmp_path / "away",)),
@@ -53,7 +53,7 @@ async def test_a_guest_that_floods_its_network_does_not_take_the_event_loop(tmp_
 
 
 @pytest.mark.parametrize("size_bytes", [0, 2, 1 << 16])
-async def test_frames_for_a_peer_that_takes_none_cost_bounded_memory(size_bytes: int) -> None:
+async def test_frames_for_a_peer_that_reads_none_use_limited_memory(size_bytes: int) -> None:
     """Whatever their size: of empty ones, which a QEMU that was taken over can send, there was no end."""
     queue = frame_switch._Queue()
     for number in range(400_000 if size_bytes < 3 else 1000):
@@ -65,7 +65,7 @@ async def test_frames_for_a_peer_that_takes_none_cost_bounded_memory(size_bytes:
     assert taken <= frame_switch._MOST_QUEUED_BYTES and queue._bytes == 0
 
 
-async def test_a_console_that_is_read_no_longer_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_console_whose_reader_failed_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest whose console nobody looks at could panic, and its run would pass."""
 
     def broken(self: kernel_log.ConsoleReader, line: str) -> None:
@@ -92,7 +92,7 @@ async def _given(*what: Any) -> tuple[Any, ...]:
     return what
 
 
-async def test_an_event_of_qemu_that_is_none_is_noticed_by_who_waits_for_its_end(tmp_path: Path) -> None:
+async def test_an_invalid_event_of_qemu_is_reported(tmp_path: Path) -> None:
     async with fake_qmp(tmp_path / "qmp", {}) as fake:
         wire = Monitor("g0", Log(tmp_path / "qmp.jsonl", pytest.fail), lambda name, data: None)
         await wire.connect(tmp_path / "qmp")
@@ -105,7 +105,7 @@ async def test_an_event_of_qemu_that_is_none_is_noticed_by_who_waits_for_its_end
         await wire.close()
 
 
-async def test_a_task_of_a_guest_that_fails_is_the_guests_end(tmp_path: Path) -> None:
+async def test_a_failed_task_of_a_guest_ends_the_guest(tmp_path: Path) -> None:
     async def failing() -> None:
         raise RuntimeError("nobody expected this")
 
@@ -116,7 +116,7 @@ async def test_a_task_of_a_guest_that_fails_is_the_guests_end(tmp_path: Path) ->
     )
 
 
-def test_of_a_log_that_qemu_filled_its_end_is_read(tmp_path: Path) -> None:
+def test_only_the_end_of_a_huge_log_of_qemu_is_read(tmp_path: Path) -> None:
     log = tmp_path / "qemu.log"
     with log.open("wb") as file:
         file.truncate(1 << 40)
@@ -126,7 +126,7 @@ def test_of_a_log_that_qemu_filled_its_end_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("said", [b"[]\n", b"1\n", b"[" * 100_000 + b"\n"])
-def test_a_message_of_qmp_that_is_none_ends_the_connection(said: bytes, tmp_path: Path) -> None:
+def test_an_invalid_qmp_message_ends_the_connection(said: bytes, tmp_path: Path) -> None:
     poller = BlockingMonitor("g0", tmp_path / "poll")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "poll"))
@@ -169,7 +169,7 @@ async def _well(asked: dict[str, Any]) -> dict[str, Any]:
         b"x" * (9 << 20) + b"\n",
     ],
 )
-async def test_whatever_is_asked_is_answered_and_the_next_one_too(line: bytes, tmp_path: Path) -> None:
+async def test_any_request_on_the_control_socket_is_answered_and_the_next_one_too(line: bytes, tmp_path: Path) -> None:
     async with desk.listen(
         tmp_path / "control", lambda reader, writer: desk.answer_request("g0", {"well": _well}, reader, writer)
     ):
@@ -177,9 +177,7 @@ async def test_whatever_is_asked_is_answered_and_the_next_one_too(line: bytes, t
         assert await _asked(tmp_path / "control", b'{"verb": "well", "number": 1}\n') == {"well": 1}
 
 
-async def test_connections_that_say_nothing_leave_room_for_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_idle_connections_leave_room_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desk, "_MOST_CONNECTIONS", 4)
     control = tmp_path / "control"
     async with desk.listen(control, lambda reader, writer: desk.answer_request("g0", {"well": _well}, reader, writer)):
@@ -195,7 +193,7 @@ async def test_connections_that_say_nothing_leave_room_for_others(
             writer.close()
 
 
-async def test_a_connection_that_says_nothing_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_connection_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desk, "_LINE_S", 0.0)
     async with desk.listen(tmp_path / "control", lambda reader, writer: desk.answer_request("g0", {}, reader, writer)):
         reader, writer = await asyncio.open_unix_connection(tmp_path / "control")

@@ -183,13 +183,16 @@ FAULTS: dict[str, Fault] = {
         error=errors.HostError,
         status=2,
         within_s=300,
-        tests=("host/test_places.py::test_a_run_takes_more_than_it_may",),
+        tests=("host/test_places.py::test_a_run_exceeds_its_disk_limit",),
     ),
     "read-only cache": Fault(
         error=errors.HostError, status=2, within_s=300, tests=("host/test_places.py::test_the_cache_is_read_only",)
     ),
     "unwritable runtime dir": Fault(
-        error=errors.HostError, status=2, within_s=300, tests=("host/test_places.py::test_no_place_for_sockets",)
+        error=errors.HostError,
+        status=2,
+        within_s=300,
+        tests=("host/test_places.py::test_no_folder_for_sockets_can_be_made",),
     ),
     "no memory for a guest": Fault(
         stages=(State.LAUNCHED,),

@@ -133,7 +133,7 @@ exit "${status:-0}"
 
 
 @pytest.mark.slow
-async def test_a_disk_that_fills_up_leaves_what_was_known(own: Places, apart: tuple[str, ...]) -> None:
+async def test_a_disk_that_fills_up_keeps_the_results_so_far(own: Places, apart: tuple[str, ...]) -> None:
     small = (*apart, "sh", "-ec", _KEPT, "sh", str(own.state / "runs"), str(own.root))
     own.file("fills.sh", FILLS)
     words = [*repro("fills.sh"), "--seed", "0", "-j", "1", "--all"]
@@ -153,7 +153,7 @@ async def test_a_disk_that_fills_up_leaves_what_was_known(own: Places, apart: tu
 
 
 @pytest.mark.slow
-async def test_a_run_takes_more_than_it_may(own: Places) -> None:
+async def test_a_run_exceeds_its_disk_limit(own: Places) -> None:
     with expect("more than a run may take") as met:
         ended = met.by(await own.run(*repro("writes.sh"), status=None, TESTBED_RUN_LIMIT="32M"))
         assert "of this machine's disks, and may take 32M; allow more with TESTBED_RUN_LIMIT" in ended.err
@@ -183,7 +183,7 @@ async def test_the_cache_is_read_only(own: Places, apart: tuple[str, ...]) -> No
         await own.nothing_left()
 
 
-async def test_no_place_for_sockets(own: Places, apart: tuple[str, ...]) -> None:
+async def test_no_folder_for_sockets_can_be_made(own: Places, apart: tuple[str, ...]) -> None:
     # Nor in /tmp, where they would be otherwise: somebody else has its folder there.
     nowhere = mounted(apart, "own=/tmp/testbed-$(id -u); mkdir -p $own; mount -t tmpfs -o ro tmpfs $own")
     with expect("unwritable runtime dir") as met:

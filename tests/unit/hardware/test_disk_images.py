@@ -53,7 +53,7 @@ def raw(path: Path, begin: bytes = b"", size: int = 4 << 20) -> None:
         file.truncate(size)
 
 
-def test_a_qcow2_that_is_called_img_is_not_taken_for_a_raw_image(tmp_path: Path) -> None:
+def test_a_qcow2_named_img_is_not_used_as_a_raw_image(tmp_path: Path) -> None:
     qemu_img("create", "-f", "qcow2", tmp_path / "ubuntu.img", "4M")
     said = one(tmp_path, "ubuntu.img")
     assert said.startswith(
@@ -67,7 +67,7 @@ def test_a_qcow2_that_is_called_img_is_not_taken_for_a_raw_image(tmp_path: Path)
     )
 
 
-def test_what_is_asked_for_is_what_the_disk_is_an_overlay_of(tmp_path: Path) -> None:
+def test_a_disk_is_an_overlay_of_the_requested_format(tmp_path: Path) -> None:
     qemu_img("create", "-f", "qcow2", tmp_path / "ubuntu.img", "4M")
     file = tmp_path / "t.yaml"
     file.write_text(
@@ -77,7 +77,7 @@ def test_what_is_asked_for_is_what_the_disk_is_an_overlay_of(tmp_path: Path) -> 
     assert disk.image == str(tmp_path / "ubuntu.img") and disk.image_kind == "qcow2"
 
 
-def test_a_raw_image_that_is_called_qcow2_is_refused(tmp_path: Path) -> None:
+def test_a_raw_image_named_qcow2_is_refused(tmp_path: Path) -> None:
     raw(tmp_path / "x.qcow2")
     assert (
         one(tmp_path, "x.qcow2") == "expected qcow2, which its name says, got raw by its bytes; write image-format: raw"
@@ -98,7 +98,7 @@ def test_other_formats_are_named(tmp_path: Path, kind: str) -> None:
     )
 
 
-def test_what_is_compressed_or_packed_is_named(tmp_path: Path) -> None:
+def test_compressed_files_and_archives_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.img").write_bytes(gzip.compress(bytes(4096)))
     assert (
         one(tmp_path, "x.img")
@@ -113,7 +113,7 @@ def test_what_is_compressed_or_packed_is_named(tmp_path: Path) -> None:
     assert one(tmp_path, "x.img").endswith("got tar by its bytes; unpack it first, with tar -x")
 
 
-def test_an_image_that_is_not_there_is_too_large_chained_or_encrypted_is_a_mistake_of_the_file(tmp_path: Path) -> None:
+def test_a_missing_too_large_chained_or_encrypted_image_is_a_mistake_in_the_file(tmp_path: Path) -> None:
     assert one(tmp_path, "no.img") == f"expected a file, there is no {tmp_path}/no.img"
     (tmp_path / "folder.img").mkdir()
     assert one(tmp_path, "folder.img") == f"expected a file, {tmp_path}/folder.img is none"
@@ -156,7 +156,7 @@ def changed(folder: Path, name: str, *patches: tuple[int, bytes]) -> None:
             file.write(data)
 
 
-def test_an_image_that_could_name_a_file_with_its_data_is_refused_by_its_header_alone(tmp_path: Path) -> None:
+def test_an_image_whose_header_may_name_a_data_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(bytes(8 << 20))
     for name, option in (
         ("named", f"data_file={tmp_path}/a.raw"),
@@ -180,7 +180,7 @@ def test_an_image_that_could_name_a_file_with_its_data_is_refused_by_its_header_
     assert "expected an image that is not encrypted" in one(tmp_path, "luks.qcow2")
 
 
-def test_features_that_name_nothing_are_taken(tmp_path: Path) -> None:
+def test_features_that_name_no_other_file_are_accepted(tmp_path: Path) -> None:
     for number, options in enumerate(
         ("extended_l2=on", "compression_type=zstd", "lazy_refcounts=on", "cluster_size=2M", "cluster_size=512")
     ):
@@ -192,7 +192,7 @@ def test_features_that_name_nothing_are_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.img", "x.qcow2", "x.raw"])
-def test_a_description_of_a_disk_that_names_other_files_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_vmdk_descriptor_is_refused(tmp_path: Path, name: str) -> None:
     qemu_img("create", "-f", "vmdk", "-o", "subformat=monolithicFlat", tmp_path / "x.vmdk", "4M")
     text = (tmp_path / "x.vmdk").read_bytes()
     for number, described in enumerate((text, b"# of mine\n\n" + text, text.replace(b"# Disk DescriptorFile\n", b""))):
@@ -212,7 +212,7 @@ async def test_an_overlay_is_made_without_opening_the_image(tmp_path: Path, monk
     assert disk_images.kind(disk_images.Content(head=wanted.file.read_bytes(), tail=b"", size_bytes=1)) == "qcow2"
 
 
-def test_a_qcow2_is_on_what_we_say_whatever_its_header_says() -> None:
+def test_the_backing_file_is_the_one_we_name_whatever_the_header_has() -> None:
     disk = make_disk(type="virtio-blk", size="8M", image="x.qcow2")
     assert blockdev.image_node("data", "qcow2", "origin-data")[
         "backing"
@@ -222,7 +222,7 @@ def test_a_qcow2_is_on_what_we_say_whatever_its_header_says() -> None:
     assert blockdev.format_node("data", own, "qcow2", "store-data")["backing"] is None
 
 
-def test_a_disk_that_a_qemu_has_written_to_names_no_other_file_when_it_is_opened_again(tmp_path: Path) -> None:
+def test_a_disk_that_is_opened_again_must_not_name_another_file(tmp_path: Path) -> None:
     def kept(name: str) -> Storage:
         return Storage(file=tmp_path / name, format="qcow2", size_bytes=4 << 20)
 
@@ -240,7 +240,7 @@ def test_a_disk_that_a_qemu_has_written_to_names_no_other_file_when_it_is_opened
             disk_files.check_kept_disks(kept(name))
 
 
-def test_old_qcow2_and_plain_content_are_what_they_are(tmp_path: Path) -> None:
+def test_old_qcow2_and_raw_content_are_recognized(tmp_path: Path) -> None:
     qemu_img("create", "-f", "qcow2", "-o", "compat=0.10", tmp_path / "x.qcow2", "4M")
     assert problems(tmp_path, "x.qcow2") == []
     for begin in (
@@ -254,7 +254,7 @@ def test_old_qcow2_and_plain_content_are_what_they_are(tmp_path: Path) -> None:
         assert disk_images.kind(content) == "raw"
 
 
-def test_no_header_whatever_is_taken_without_its_mistakes(tmp_path: Path) -> None:
+def test_any_header_is_checked_without_an_exception(tmp_path: Path) -> None:
     """Random headers after qcow2's magic: no exception, and nothing that names another file passes."""
     for seed in range(2000):
         head = b"QFI\xfb" + (struct.pack(">I", 2 + seed % 2) + (seed * 2654435761 % (1 << 64)).to_bytes(8, "big") * 12)
@@ -262,7 +262,7 @@ def test_no_header_whatever_is_taken_without_its_mistakes(tmp_path: Path) -> Non
         assert list(disk_images.image_mistakes(content, "qcow2", "its name", 1 << 62)) or not any(head[8:16])
 
 
-async def test_an_image_that_changed_since_it_was_validated_is_refused_as_well(tmp_path: Path) -> None:
+async def test_an_image_that_changed_after_its_validation_is_refused(tmp_path: Path) -> None:
     qemu_img("create", "-f", "qcow2", tmp_path / "x.img", "4M")
     wanted = Storage(
         file=tmp_path / "disk.qcow2", format="qcow2", size_bytes=8 << 20, image=(tmp_path / "x.img", "raw")

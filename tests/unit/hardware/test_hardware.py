@@ -20,7 +20,7 @@ ERROR = Fault(operation="read", effect="EIO")
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
-def test_a_profile_is_one_that_qemu_takes_and_names_its_source(profile: object) -> None:
+def test_qemu_accepts_each_profile_and_each_has_a_source(profile: object) -> None:
     assert isinstance(profile, type(PROFILES["hdd-7200"]))
     assert list(profile.throttle.mistakes()) == [] and profile.throttle != Throttle()
     assert list(profile.scaled(0.001).throttle.mistakes()) == []
@@ -59,11 +59,11 @@ def test_a_scale_makes_a_device_slower_in_every_way() -> None:
         "a size of nothing": ({"iops-size": 4096}, "iops-size: expected a limit of requests beside it, got none"),
     }.values(),
 )
-def test_limits_that_qemu_refuses_are_said(limits: dict[str, int], said: str) -> None:
+def test_limits_that_qemu_refuses_are_mistakes(limits: dict[str, int], said: str) -> None:
     assert said in list(from_qemu(limits).mistakes())
 
 
-def test_what_people_write_is_understood() -> None:
+def test_commands_are_parsed() -> None:
     assert words.parse_throttle(["hdd-7200"]) == PROFILES["hdd-7200"].throttle
     assert words.parse_throttle(["iops-total=100", "bps-read=2M"]) == Throttle(iops_total=100, bps_read=2 << 20)
     assert words.parse_throttle(["off"]) == Throttle()
@@ -112,7 +112,7 @@ def test_what_people_write_is_understood() -> None:
         (words.parse_faults, ["read=EIO,times=1"], "expected count, range, probability or seed, got 'times'"),
     ],
 )
-def test_what_is_not_understood_is_said(read: object, said: list[str], message: str) -> None:
+def test_a_wrong_command_has_a_message(read: object, said: list[str], message: str) -> None:
     assert callable(read)
     with pytest.raises(UsageError, match=message):
         read(said)
@@ -134,11 +134,11 @@ def test_what_is_not_understood_is_said(read: object, said: list[str], message: 
         (Fault(operation="read", effect="EIO", probability=0.0), "probability: expected more than 0"),
     ],
 )
-def test_a_fault_that_cannot_be_is_said(fault: Fault, said: str) -> None:
+def test_an_impossible_fault_is_a_mistake(fault: Fault, said: str) -> None:
     assert any(mistake.startswith(said) for mistake in fault.mistakes())
 
 
-def test_blkdebug_gets_what_it_can_do() -> None:
+def test_blkdebug_gets_the_faults_that_it_supports() -> None:
     assert ERROR.in_qemu and ERROR.rules() == [{"event": "none", "iotype": "read", "errno": 5}]
     three = Fault(operation="write", effect="ENOSPC", count=3)
     assert three.in_qemu and three.rules() == [{"event": "none", "iotype": "write", "errno": 28, "once": True}] * 3
@@ -152,13 +152,13 @@ def test_blkdebug_gets_what_it_can_do() -> None:
         assert not Fault(**{"operation": "write", "effect": "EIO", **other}).in_qemu  # type: ignore[arg-type]  # a test's own words
 
 
-def test_a_seed_is_read_and_said() -> None:
+def test_a_seed_is_parsed_and_formatted() -> None:
     said = ["write=torn,probability=0.5,seed=7"]
     (fault,) = words.parse_faults(said)
     assert fault.seed == 7 and words.format_faults([fault]) == said
 
 
-def test_a_disk_and_its_namespaces_may_be_told() -> None:
+def test_a_disk_and_its_namespaces_can_be_named() -> None:
     disk = make_disk(type="nvme", size="1G")
     (kept,) = blockdev.plan_storage("d", disk, Path("/s"))
     late = BlockFilters(export=True, number=1)
@@ -190,7 +190,7 @@ def test_a_disk_and_its_namespaces_may_be_told() -> None:
     assert block_filters.filter_changes("d", disk, kept, late, late) == ()
 
 
-def test_the_image_of_an_overlay_is_as_late_as_its_own_file() -> None:
+def test_the_image_below_an_overlay_is_delayed_as_the_overlay_is() -> None:
     disk = make_disk(type="nvme", size="1G", image="/images/a.qcow2")
     (kept,) = blockdev.plan_storage("d", disk, Path("/s"))
     late = BlockFilters(export=True, image=True)
@@ -215,7 +215,7 @@ def test_the_image_of_an_overlay_is_as_late_as_its_own_file() -> None:
     )
 
 
-def test_qemu_is_handed_the_connections_that_it_will_name() -> None:
+def test_the_connections_that_commands_name_are_passed_first() -> None:
     disk = make_disk(type="nvme", size="1G", image="/images/a.qcow2")
     (kept,) = blockdev.plan_storage("d", disk, Path("/s"))
     late = BlockFilters(export=True, image=True)
@@ -230,7 +230,7 @@ def test_qemu_is_handed_the_connections_that_it_will_name() -> None:
     assert block_filters.export_connections("d", late, PLAIN) == block_filters.export_connections("d", late, late) == ()
 
 
-def test_a_disk_without_a_file_has_the_export_below_its_limits() -> None:
+def test_a_disk_without_a_file_has_the_export_below_its_limits_node() -> None:
     disk = make_disk(type="virtio-blk", size="1G", format="null-co", read_only=True)
     late = BlockFilters(export=True, number=1)
     commands = block_filters.filter_changes("d", disk, None, PLAIN, late)
@@ -245,7 +245,7 @@ def test_a_disk_without_a_file_has_the_export_below_its_limits() -> None:
     ]
 
 
-def test_a_profile_brings_its_delay() -> None:
+def test_a_profile_sets_the_delay() -> None:
     def disk(**said: object) -> Disk:
         return make_disk(type="nvme", size="1G", **said)
 
@@ -266,13 +266,13 @@ def executed(commands: tuple[QmpCommand, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
-def test_what_is_said_is_what_is_read(profile: object) -> None:
+def test_formatted_commands_are_parsed_to_the_same_values(profile: object) -> None:
     assert isinstance(profile, type(PROFILES["hdd-7200"]))
     assert words.parse_throttle(words.format_throttle(profile.throttle)) == profile.throttle
     assert words.parse_latency(words.format_latency(profile.latency)) == profile.latency
 
 
-def test_faults_are_said_as_they_are_read() -> None:
+def test_formatted_faults_are_parsed_to_the_same_faults() -> None:
     for written in (
         ["read=EIO"],
         ["write=torn,count=3,range=1048576-2097152", "flush=ENOMEM,probability=0.25"],
@@ -281,6 +281,6 @@ def test_faults_are_said_as_they_are_read() -> None:
         assert words.format_faults(words.parse_faults(written)) == written
 
 
-def test_the_page_of_profiles_is_the_tables() -> None:
+def test_the_page_of_profiles_matches_the_table() -> None:
     kept = Path(__file__).parents[3] / "docs" / "hardware.md"
     assert kept.read_text() == profiles_markdown(), "./tb profiles --markdown >docs/hardware.md"

@@ -32,7 +32,7 @@ TABLE_6 = """\
 
 
 @pytest.mark.skipif(sys.byteorder != "little", reason="the table of a little-endian machine")
-def test_the_ends_of_others_are_read_from_the_kernels_tables() -> None:
+def test_connections_are_parsed_from_the_kernels_tables() -> None:
     assert other_users.parse_connections(TABLE.splitlines(), 0x8B79) == (
         PeerConnection(uid=65534, inode=4002),
         PeerConnection(uid=1000, inode=4004),
@@ -86,7 +86,7 @@ sys.stdin.read()
 """
 
 
-def test_a_neighbour_with_a_command_line_without_end_costs_no_memory() -> None:
+def test_a_huge_command_line_of_another_process_costs_no_memory() -> None:
     size_bytes = 64 << 20
     words = [sys.executable, "-I", "-S", "-c", _LONG_COMMAND, str(size_bytes)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -105,7 +105,7 @@ def test_a_neighbour_with_a_command_line_without_end_costs_no_memory() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 @pytest.mark.parametrize("address", ["127.0.0.1", "::ffff:127.0.0.1"])
-def test_a_neighbour_who_holds_connections_is_named(address: str) -> None:
+def test_another_user_who_holds_connections_is_named(address: str) -> None:
     with holding(address, 40, uid=65534) as (port, pid):
         said = other_users.describe_connections(port)
     assert said.startswith(
@@ -114,7 +114,7 @@ def test_a_neighbour_who_holds_connections_is_named(address: str) -> None:
     assert ": /usr/bin/python3 -I -S " in said
 
 
-def test_connections_of_our_own_are_nobodys_business() -> None:
+def test_our_own_connections_are_not_reported() -> None:
     with holding("127.0.0.1", 2, uid=0) as (port, _):
         assert other_users.describe_connections(port) == ""
 
@@ -127,13 +127,13 @@ LOCKS = """\
 """
 
 
-def test_who_holds_a_lock_and_not_who_waits_for_it_is_read_from_the_kernels_table() -> None:
+def test_holders_of_a_lock_are_parsed_from_the_kernels_table_without_waiters() -> None:
     assert other_users.lock_holders(LOCKS.splitlines(), 0xFE, 0, 42) == (1234,)
     assert other_users.lock_holders(LOCKS.splitlines(), 0, 0x2F, 42) == (1237,)
     assert other_users.lock_holders(LOCKS.splitlines(), 0xFE, 0, 43) == ()
 
 
-def test_who_was_left_a_lock_is_its_holder(tmp_path: Path) -> None:
+def test_a_process_that_inherited_a_lock_counts_as_its_holder(tmp_path: Path) -> None:
     """As of `flock 9` in a shell: the program that took it has ended. Who has the file open without the lock is not."""
     script = 'exec 9>>"$0"; flock 9; echo there; read -r _'
     with (
@@ -151,7 +151,7 @@ def test_who_was_left_a_lock_is_its_holder(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_named_steers_no_terminal() -> None:
+def test_names_of_processes_contain_no_control_characters() -> None:
     code = "import sys; print('there', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         ["\033[2Jevil", "-c", code], executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

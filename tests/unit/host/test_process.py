@@ -19,7 +19,7 @@ async def test_a_program_runs_to_its_end() -> None:
     assert (done.status, done.stdout, heard) == (0, "said\n", ["warned"])
 
 
-async def test_a_line_may_be_long_and_an_output_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_long_lines_are_passed_on_and_too_much_output_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
     long = "head -c 3000000 /dev/zero | tr '\\0' x >&2; echo >&2; printf 'a\\nb' >&2"
     done = await process.run(["sh", "-c", long], on_line=process.LineHandlers(stderr=heard.append))
@@ -29,13 +29,13 @@ async def test_a_line_may_be_long_and_an_output_may_not(monkeypatch: pytest.Monk
         await process.run(["sh", "-c", f"{long}; sleep 600"])
 
 
-async def test_a_failure_says_what_the_program_said() -> None:
+async def test_a_failure_has_the_output_of_the_program() -> None:
     with pytest.raises(HostError, match=r"sh: expected status 0, got 3(.|\n)*no such luck"):
         await process.run(["sh", "-c", "echo no such luck >&2; exit 3"])
     assert (await process.run(["sh", "-c", "exit 3"], check=False)).status == 3
 
 
-async def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_error_for_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_SEARCH", "/nowhere")
     with pytest.raises(
         ToolMissing, match="mke2fs: not found on this machine; install it with: apt-get install e2fsprogs"
@@ -61,7 +61,7 @@ async def gone(pid: int) -> None:
 DEAF = "all:\n\techo $$PPID >made; sh -c 'trap : TERM; while :; do sleep 1; done' & echo $$! >started; wait\n"
 
 
-async def test_what_make_has_started_ends_with_us(tmp_path: Path) -> None:
+async def test_the_programs_that_make_has_started_end_with_us(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text(DEAF)
     code = "import asyncio, sys; from testbed.host import process; asyncio.run(process.run([*process.GROUP_LEADER, 'make', '-C', sys.argv[1]]))"
     us = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(tmp_path))
@@ -74,7 +74,7 @@ async def test_what_make_has_started_ends_with_us(tmp_path: Path) -> None:
         await gone(int((tmp_path / name).read_text()))
 
 
-async def test_a_program_that_leads_others_ends_as_it_does(tmp_path: Path) -> None:
+async def test_the_group_leader_passes_on_the_exit_status(tmp_path: Path) -> None:
     done = await process.run([*process.GROUP_LEADER, "sh", "-c", "echo out; echo err >&2; exit 7"], check=False)
     assert (done.status, done.stdout, done.stderr) == (7, "out\n", "err\n")
     with pytest.raises(HostError, match=r"expected an end within 0 s"):
@@ -100,7 +100,7 @@ async def test_a_program_may_clean_up_when_its_run_is_cancelled(tmp_path: Path, 
     assert (tmp_path / "trace").read_text() == "cleaned\n"
 
 
-async def test_what_a_program_that_stays_makes_is_its_users_alone(tmp_path: Path) -> None:
+async def test_files_of_a_started_program_are_private(tmp_path: Path) -> None:
     child = await process.start(
         ["sh", "-c", f"touch {tmp_path}/file && mkdir {tmp_path}/folder"], output=tmp_path / "log"
     )

@@ -25,7 +25,7 @@ HOUR = 3600.0
 NOW = 1000 * HOUR
 
 
-def test_a_limit_is_a_size_or_said_to_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_must_be_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(room.RUN_LIMIT, raising=False)
     assert room.size_limit(room.RUN_LIMIT) == 20 * GIB
     monkeypatch.setenv(room.RUN_LIMIT, "3M")
@@ -35,7 +35,7 @@ def test_a_limit_is_a_size_or_said_to_be_none(monkeypatch: pytest.MonkeyPatch) -
         room.size_limit(room.RUN_LIMIT)
 
 
-def test_holes_take_nothing_and_a_disk_with_room_is_not_full(tmp_path: Path) -> None:
+def test_holes_do_not_count_and_a_disk_with_free_space_is_not_full(tmp_path: Path) -> None:
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(GIB)
     assert room.bytes_taken(tmp_path) == 0
@@ -60,7 +60,7 @@ async def test_all_folders_of_a_run_count_together(tmp_path: Path, monkeypatch: 
         assert "of this machine's disks, and may take 3M; allow more with TESTBED_RUN_LIMIT" in said
 
 
-async def test_guests_that_stay_share_what_a_run_may_take(tmp_path: Path) -> None:
+async def test_long_lived_guests_share_the_limit_of_a_run(tmp_path: Path) -> None:
     folder = tmp_path / "one"
     folder.mkdir()
     (folder / "file").write_bytes(bytes(2 * MIB))
@@ -70,7 +70,7 @@ async def test_guests_that_stay_share_what_a_run_may_take(tmp_path: Path) -> Non
     assert "takes 2M of this machine's disks, and may take 1M, its part of 4M for 4 guests; allow more with" in said
 
 
-def test_a_log_that_cannot_be_written_is_told_of_once(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_reported_once(tmp_path: Path) -> None:
     said: list[str] = []
     log = Log(tmp_path / "nowhere" / "log", said.append)
     log.note({"a": 1})
@@ -92,7 +92,7 @@ def superfluous(
     return [one.folder.name for one in gc.select_unused(pieces, NOW, unused_s=unused_s, limit_bytes=limit, needed=kept)]
 
 
-def test_what_is_unused_goes_and_the_least_recently_used_where_all_is_too_large() -> None:
+def test_gc_selects_unused_entries_and_then_the_least_recently_used() -> None:
     of = (piece("old", 50), piece("older", 100), piece("new", 2), piece("fresh", 0.5))
     assert superfluous(*of, unused_h=40) == ["older", "old"]
     assert superfluous(*of, unused_h=40, needed=("older",)) == ["old"]
@@ -114,7 +114,7 @@ def cached(root: Path, name: str, *, hours: float) -> Path:
 
 
 @pytest.mark.slow
-def test_gc_removes_leftovers_and_what_nobody_needs_and_nothing_else(tmp_path: Path) -> None:
+def test_gc_removes_only_leftovers_and_unused_entries(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     old = cached(root, "templates/aaaa", hours=50)
     new = cached(root, "kernels/bbbb", hours=50)
@@ -139,7 +139,7 @@ def test_gc_removes_leftovers_and_what_nobody_needs_and_nothing_else(tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_source_that_is_built_from_now_stays(tmp_path: Path) -> None:
+def test_gc_keeps_a_source_that_is_being_built_from(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     source = cached(root, "sources/debian-6.1-aaaa", hours=500)
     with filelock.FileLock(root / "sources" / "debian-6.1-aaaa.build.lock"):
@@ -147,7 +147,7 @@ def test_a_source_that_is_built_from_now_stays(tmp_path: Path) -> None:
     assert "1 removed" in testbed(tmp_path, "gc", XDG_RUNTIME_DIR=str(tmp_path)).stderr and not source.exists()
 
 
-def test_what_is_being_made_now_is_not_swept(tmp_path: Path) -> None:
+def test_gc_keeps_entries_that_are_being_made(tmp_path: Path) -> None:
     leftover = tmp_path / "templates" / ".unfinished-key-abc"
     leftover.mkdir(parents=True)
     with filelock.FileLock(tmp_path / "templates" / "key.lock"):
@@ -155,7 +155,7 @@ def test_what_is_being_made_now_is_not_swept(tmp_path: Path) -> None:
     assert cache.sweep(tmp_path) == (leftover,) and not leftover.exists()
 
 
-def test_what_a_full_disk_takes_no_more_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_entry_that_does_not_fit_on_the_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "argv.txt").symlink_to("/dev/full")
     with pytest.raises(HostError, match=r"argv\.txt: cannot be written: No space left on device; make room there"):
         logfile.write_text(tmp_path / "argv.txt", "-cpu max")

@@ -24,7 +24,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "here"
 
 
-def test_the_image_of_a_disk_is_found_from_everywhere(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_image_of_a_disk_is_found_from_any_working_directory(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "files").mkdir()
     (here / "images").mkdir()
     (here / "images/d.img").write_bytes(bytes(512))
@@ -39,7 +39,7 @@ def test_the_image_of_a_disk_is_found_from_everywhere(here: Path, monkeypatch: p
         assert image is not None and Path(image).is_absolute() and Path(image).samefile(here / "images/d.img")
 
 
-def test_the_files_of_a_kernel_are_found_from_everywhere(here: Path) -> None:
+def test_the_files_of_a_kernel_are_found_from_any_working_directory(here: Path) -> None:
     for name in ("bzImage", "a:b.deb", "c.deb"):
         (here / name).touch()
     (here / "m").mkdir()
@@ -49,9 +49,7 @@ def test_the_files_of_a_kernel_are_found_from_everywhere(here: Path) -> None:
         assert TABLE.absolute(name) == name
 
 
-def test_places_of_the_environment_are_from_the_root_before_a_process_works_elsewhere(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_in_the_environment_are_made_absolute(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {
         "TESTBED_CACHE": "a:b",
         "TESTBED_STATE": "../s",
@@ -70,7 +68,7 @@ def test_places_of_the_environment_are_from_the_root_before_a_process_works_else
     assert os.environ["TESTBED_QEMU"] == "qemu-system-x86_64"  # looked for in PATH
 
 
-def test_folders_are_from_the_root_whatever_the_environment_says(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_are_absolute_whatever_the_environment_has(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "_LONGEST_SOCKET_FOLDER", 4096)  # pytest's folders have long names
     (here / "r").mkdir()
     for name, value in {

@@ -46,7 +46,7 @@ BOUND = "35 31 0:32 /docker/abc /sys/fs/cgroup/mem\\040ory ro - cgroup cgroup rw
         ("nonsense\n\n1 2 - cgroup\n", "0::/\n", {}),
     ],
 )
-def test_the_group_of_each_hierarchy_is_found(mounts: str, groups: str, paths: dict[str, str | None]) -> None:
+def test_the_cgroup_in_each_hierarchy_is_found(mounts: str, groups: str, paths: dict[str, str | None]) -> None:
     found = {str(one.folder): resources.cgroup_path(groups, one) for one in resources.hierarchies(mounts)}
     assert {folder: path and str(path) for folder, path in found.items()} == paths
 
@@ -57,7 +57,7 @@ def test_limits_are_numbers_or_none() -> None:
     assert [core_limit(text) for text in said] == [None, 2, 2, 1, None, None, None]
 
 
-def test_pages_of_files_could_be_had_and_shared_memory_could_not() -> None:
+def test_page_cache_counts_as_free_and_shared_memory_does_not() -> None:
     stat = (
         "anon 100\nfile 70\nshmem 40\ninactive_anon 40\ninactive_file 20\nactive_file 10\nworkingset_restore_file 5\n"
     )
@@ -77,7 +77,7 @@ def second(tmp_path: Path, groups: str) -> CgroupLimits:
     return cgroup_limits(UNIFIED, groups, tmp_path)
 
 
-def test_the_least_of_a_group_and_those_above_it_counts(tmp_path: Path) -> None:
+def test_the_smallest_limit_of_a_cgroup_and_its_ancestors_counts(tmp_path: Path) -> None:
     root = tmp_path / "sys/fs/cgroup"
     root.mkdir(parents=True)
     assert second(tmp_path, "0::/outer/inner\n") == CgroupLimits()
@@ -110,7 +110,7 @@ def first(folder: Path, **files: str) -> None:
 NO_LIMIT = "9223372036854771712\n"
 
 
-def test_limits_of_the_first_version_count_as_well(tmp_path: Path) -> None:
+def test_limits_of_cgroup_version_1_count_too(tmp_path: Path) -> None:
     memory, cpu = tmp_path / "sys/fs/cgroup/memory", tmp_path / "sys/fs/cgroup/cpu,cpuacct"
     groups = "4:memory:/outer/inner\n2:cpu,cpuacct:/c\n0::/\n"
     first(memory, memory_limit_in_bytes=NO_LIMIT, memory_usage_in_bytes="5", memory_stat="", memory_use_hierarchy="1\n")
@@ -132,13 +132,13 @@ def test_limits_of_the_first_version_count_as_well(tmp_path: Path) -> None:
     assert cgroup_limits(HYBRID, groups, tmp_path) == CgroupLimits(cores=2), "a limit that is of no group below"
 
 
-def test_what_this_machine_mounts_is_understood() -> None:
+def test_the_mounts_of_this_machine_are_parsed() -> None:
     text = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
     mounted = [line.split()[4] for line in text.splitlines() if line.partition(" - ")[2].startswith("cgroup")]
     assert [str(one.folder) for one in resources.hierarchies(text)] == mounted
 
 
-def test_a_machine_has_no_more_than_its_group_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_machine_counts_as_no_larger_than_its_cgroup(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "_own_limits", CgroupLimits)
     whole = resources.memory_bytes(), resources.free_bytes(), resources.cores()
     assert whole[0] >= whole[1] > 3 * MIB

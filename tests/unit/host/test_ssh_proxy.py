@@ -48,7 +48,7 @@ def words(path: Path, limit_s: float = 20) -> list[str]:
     return [sys.executable, "-I", "-S", ssh_proxy.__file__, str(path), str(limit_s)]
 
 
-def test_a_client_gets_the_connection_itself(tmp_path: Path) -> None:
+def test_openssh_gets_the_connection_itself(tmp_path: Path) -> None:
     """As ssh asks for it with ProxyUseFdpass: by one byte and a descriptor."""
     ours, theirs = socket.socketpair()
     with ours, keeper(tmp_path / "ssh", b"\n"):
@@ -63,14 +63,14 @@ def test_a_client_gets_the_connection_itself(tmp_path: Path) -> None:
             assert guest.recv(10) == b"hello"
 
 
-def test_a_client_that_takes_no_descriptor_gets_bytes(tmp_path: Path) -> None:
+def test_a_client_that_cannot_take_a_descriptor_gets_bytes(tmp_path: Path) -> None:
     sent = array.array("I", range(1 << 18)).tobytes()
     with keeper(tmp_path / "ssh", b"\n"):
         done = subprocess.run(words(tmp_path / "ssh"), input=sent, capture_output=True, check=True)
     assert done.stdout == sent and done.stderr == b""
 
 
-def test_a_client_that_goes_on_sending_hears_of_the_guests_end(tmp_path: Path) -> None:
+def test_a_client_that_keeps_sending_notices_when_the_guest_closes(tmp_path: Path) -> None:
     with (
         keeper(tmp_path / "ssh", b"\n", ends=True),
         subprocess.Popen(words(tmp_path / "ssh"), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as proxy,
@@ -81,7 +81,7 @@ def test_a_client_that_goes_on_sending_hears_of_the_guests_end(tmp_path: Path) -
         assert proxy.stdout.read() == b"once" and proxy.wait() == 0
 
 
-def test_what_explains_a_server_that_does_not_answer_is_said(tmp_path: Path) -> None:
+def test_the_reason_why_the_ssh_server_does_not_answer_is_printed(tmp_path: Path) -> None:
     with keeper(tmp_path / "ssh", b"; nobody (uid 65534) holds 40 connections"):
         done = subprocess.run(words(tmp_path / "ssh"), input=b"x", capture_output=True, check=True)
     assert done.stdout == b"x" and b"nobody (uid 65534) holds 40 connections" in done.stderr
@@ -94,13 +94,13 @@ def test_what_explains_a_server_that_does_not_answer_is_said(tmp_path: Path) -> 
         (b"", "testbed: who keeps this guest went away\n"),
     ],
 )
-def test_no_connection_is_an_error_in_words(said: bytes, expected: str, tmp_path: Path) -> None:
+def test_a_failure_to_connect_has_a_message(said: bytes, expected: str, tmp_path: Path) -> None:
     with keeper(tmp_path / "ssh", said, hands=False):
         done = subprocess.run(words(tmp_path / "ssh"), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, expected)
 
 
-def test_who_keeps_a_guest_and_does_not_answer_is_not_waited_for_without_end(tmp_path: Path) -> None:
+def test_the_wait_for_a_supervisor_that_does_not_answer_is_limited(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "ssh"))
         listening.listen()

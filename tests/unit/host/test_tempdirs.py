@@ -21,7 +21,7 @@ with held.temporary() as folder:
 """
 
 
-def test_what_a_killed_command_had_for_a_while_goes_with_the_next_and_no_other(
+def test_the_next_command_removes_only_unlocked_temporary_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -40,7 +40,7 @@ def test_what_a_killed_command_had_for_a_while_goes_with_the_next_and_no_other(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_yet_held_is_left_for_a_moment_and_a_link_for_ever(
+def test_a_folder_that_is_not_locked_yet_stays_for_a_moment_and_a_link_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

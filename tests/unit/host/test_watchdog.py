@@ -101,7 +101,7 @@ def started(tmp_path: Path, stand: str, limit_s: float = 100, patience_s: float 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stand", STANDS)
-def test_a_signal_ends_a_loop_that_stands_and_its_run_is_kept(
+def test_a_signal_ends_a_stuck_loop_and_the_results_are_kept(
     tmp_path: Path, stand: str, number: signal.Signals
 ) -> None:
     with started(tmp_path, STANDS[stand]) as child:
@@ -117,7 +117,7 @@ def test_a_signal_ends_a_loop_that_stands_and_its_run_is_kept(
 
 
 @pytest.mark.parametrize("stand", ["python", "pattern"])
-def test_a_loop_that_stands_is_ended_and_where_it_stood_is_written_down(tmp_path: Path, stand: str) -> None:
+def test_a_stuck_loop_is_ended_and_its_stack_is_logged(tmp_path: Path, stand: str) -> None:
     with started(tmp_path, STANDS[stand], limit_s=0.4) as child:
         _, err = child.communicate()
     assert child.returncode == 2, err
@@ -132,7 +132,7 @@ def test_a_loop_that_stands_is_ended_and_where_it_stood_is_written_down(tmp_path
 
 
 @pytest.mark.parametrize(("number", "limit_s", "code"), [(signal.SIGINT, 100, 130), (None, 1.5, 2)])
-def test_what_cannot_be_interrupted_ends_at_once_and_has_its_results(
+def test_a_loop_that_cannot_be_interrupted_is_killed_and_has_its_results(
     tmp_path: Path, number: signal.Signals | None, limit_s: float, code: int
 ) -> None:
     with started(tmp_path, STUBBORN, limit_s, 0.2) as child:
@@ -143,21 +143,21 @@ def test_what_cannot_be_interrupted_ends_at_once_and_has_its_results(
     assert json.loads((tmp_path / "results.json").read_text())["partial"] is not None
 
 
-def test_what_looks_at_no_signal_is_ended_by_the_kernel(tmp_path: Path) -> None:
+def test_the_kernel_ends_a_loop_that_handles_no_signal(tmp_path: Path) -> None:
     with started(tmp_path, COMPILED, limit_s=0.3) as child:
         _, err = child.communicate()
     assert child.returncode == -signal.SIGVTALRM and "in stand" in err
     assert json.loads((tmp_path / "results.json").read_text())["partial"] is not None
 
 
-def test_a_loop_that_stands_without_computing_is_left_alone(tmp_path: Path) -> None:
+def test_a_loop_that_uses_no_cpu_is_not_ended(tmp_path: Path) -> None:
     # As on a machine that is suspended, or busy with others.
     with started(tmp_path, "time.sleep(2)", limit_s=0.2) as child:
         child.communicate()
     assert child.returncode == 7
 
 
-def test_what_nohup_has_started_goes_on_when_its_terminal_is_gone() -> None:
+def test_a_command_under_nohup_ignores_sighup() -> None:
     code = """\
 import asyncio, os, signal
 from testbed.cli.app import run_async
@@ -174,7 +174,7 @@ run_async(work())
     assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 7
 
 
-def test_a_loop_that_turns_may_compute_for_ever(tmp_path: Path) -> None:
+def test_a_loop_that_turns_may_use_any_amount_of_cpu(tmp_path: Path) -> None:
     code = """\
 import asyncio, sys, time
 from testbed.cli.app import run_async
@@ -195,13 +195,13 @@ run_async(work())
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "\u0661", "1" * 5000])
-def test_a_limit_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_a_limit_that_is_not_a_number_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv(watchdog.LIMIT, text)
     with pytest.raises(UsageError, match=r"TESTBED_TURN_LIMIT=.*: expected a whole number of seconds, 1 to 999999"):
         watchdog.limit_s()
 
 
-def test_pytest_is_not_held_by_a_guest_of_its_plugin_that_stands_still() -> None:
+def test_ctrl_c_ends_pytest_when_the_plugins_loop_is_stuck() -> None:
     code = """\
 import os, signal, threading
 from testbed.api import event_loops as carrier

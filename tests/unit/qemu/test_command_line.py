@@ -55,7 +55,7 @@ def test_a_path_with_a_comma_stays_one_value() -> None:
     assert ("-chardev", "socket,id=qmp,path=/a,,b/qmp,server=on,wait=off") in options
 
 
-def test_a_qemu_without_a_sandbox_runs_no_guest_unless_that_is_said() -> None:
+def test_a_qemu_without_a_sandbox_runs_no_guest_unless_the_user_waives_it() -> None:
     notes = Recorder()
     assert any(option[0] == "-sandbox" for option in words(host()))
     jail.warn_if_unconfined(host(), notes)
@@ -72,22 +72,22 @@ def test_a_qemu_without_a_sandbox_runs_no_guest_unless_that_is_said() -> None:
     assert "has no sandbox" in notes.notes[0]
 
 
-def test_nothing_of_the_network_gets_in_but_ssh_from_this_machine() -> None:
+def test_only_ssh_from_this_machine_reaches_the_guest() -> None:
     (option,) = (option for option in words(host()) if option[0] == "-netdev")
     assert "restrict=on" in option[1] and "hostfwd=tcp:127.0.0.1:0-:22" in option[1]
 
 
-def test_without_kvm_the_accelerator_is_tcg_and_its_quirks_are_off() -> None:
+def test_without_kvm_the_accelerator_is_tcg_and_faulty_cpu_features_are_off() -> None:
     assert ("-accel", "tcg") in words(host()) and ("-cpu", "max,-la57,-pku") in words(host())
     assert ("-accel", "kvm") in words(host(kvm=True)) and ("-cpu", "host") in words(host(kvm=True))
 
 
-def test_the_cpu_model_is_the_hosts_under_kvm() -> None:
+def test_under_kvm_the_cpu_model_is_that_of_the_host() -> None:
     assert cpu_model("kvm") == "host"
 
 
 @pytest.mark.parametrize("change", [{"kernel": "x"}, {"image": "x"}, {"initramfs": "x"}])
-def test_a_template_is_keyed_by_what_it_boots(change: dict[str, str]) -> None:
+def test_the_key_of_a_template_depends_on_the_files_that_it_boots(change: dict[str, str]) -> None:
     known = {"kernel": "k", "image": "i", "initramfs": "r"}
     assert (
         command_line.machine_id(host(), model(), **known).key
@@ -95,7 +95,7 @@ def test_a_template_is_keyed_by_what_it_boots(change: dict[str, str]) -> None:
     )
 
 
-def test_a_template_is_keyed_by_the_qemu_and_the_machine() -> None:
+def test_the_key_of_a_template_depends_on_qemu_and_the_machine() -> None:
     known = {"kernel": "k", "image": "i", "initramfs": "r"}
     keys = {
         command_line.machine_id(host(), model(), **known).key,
@@ -107,7 +107,7 @@ def test_a_template_is_keyed_by_the_qemu_and_the_machine() -> None:
     assert len(keys) == 5
 
 
-def test_disks_do_not_change_the_template() -> None:
+def test_disks_do_not_change_the_key_of_a_template() -> None:
     known = {"kernel": "k", "image": "i", "initramfs": "r"}
     assert (
         command_line.machine_id(host(), model(), **known).key
@@ -119,7 +119,7 @@ def plugged(name: str, disk: Disk, port: int) -> tuple[qmp.QmpCommand, ...]:
     return blockdev.plug_commands(name, disk, port, blockdev.plan_storage(name, disk, Path("/s")))
 
 
-def test_a_disk_stands_on_limits_that_may_be_empty() -> None:
+def test_every_disk_has_a_limits_node_even_without_limits() -> None:
     *nodes, device = plugged("data", model().disks["data"], 3)
     assert [command.execute for command in nodes] == ["blockdev-add", "blockdev-add", "object-add", "blockdev-add"]
     assert not any(nodes[2].arguments["limits"][name] for name in ("iops-total", "bps-total", "bps-read"))
@@ -134,7 +134,7 @@ def test_a_disk_stands_on_limits_that_may_be_empty() -> None:
     }
 
 
-def test_a_throttled_disk_stands_on_a_filter_in_its_own_group() -> None:
+def test_a_throttled_disk_has_a_throttle_group_of_its_own() -> None:
     text = "version: 1\nguests: {g: {disks: {d: {type: nvme, size: 1G, throttle: {iops-total: 100}}}}}\n"
     disk = parse(text, "a.yaml").guests["g"].disks["d"]
     commands = plugged("d", disk, 0)
@@ -156,20 +156,20 @@ def test_a_throttled_disk_stands_on_a_filter_in_its_own_group() -> None:
     ]
 
 
-def test_every_disk_has_a_port() -> None:
+def test_every_disk_has_a_root_port() -> None:
     disks = {f"d{number}": {"type": "nvme", "size": 4096} for number in range(16)}
     full = GuestModel.model_validate({"disks": disks})
     assert command_line.machine_id(host(), full, kernel="k", image="i", initramfs="r").ports == 16
 
 
-def test_kvm_that_does_not_work_is_not_planned_with() -> None:
+def test_a_topology_that_needs_kvm_is_refused_if_kvm_does_not_work() -> None:
     with pytest.raises(HostError, match="the topology wants accelerator: kvm; here it is not used: said so"):
         command_line.machine_id(
             host(), model().model_copy(update={"accelerator": "kvm"}), kernel="k", image="i", initramfs="r"
         )
 
 
-def test_a_qemu_without_datagrams_has_no_networks_and_all_the_rest() -> None:
+def test_a_qemu_without_dgram_netdevs_supports_everything_but_networks() -> None:
     old = host(networks=False)
     wired = model().model_copy(update={"networks": {"lan": Nic()}})
     with pytest.raises(HostError, match=r"networks: expected a QEMU with -netdev dgram .* got 7\.2\.22"):
@@ -177,7 +177,7 @@ def test_a_qemu_without_datagrams_has_no_networks_and_all_the_rest() -> None:
     assert command_line.machine_id(host(), wired, kernel="k", image="i", initramfs="r") and words(old)
 
 
-def test_a_guest_that_can_be_saved_writes_to_a_file_of_its_own_whose_image_is_named() -> None:
+def test_a_guest_that_can_be_saved_has_an_overlay_of_its_root_with_a_named_image() -> None:
     files = replace(FILES, overlay=Path("/s/root.qcow2"), modules_disk=None)
     machine = command_line.machine_id(host(), model(), kernel="k", image="i", initramfs="r")
     options = command_line.argv(host(), machine, files, name="g0", sockets=Path("/s"), memory=command_line.ANONYMOUS)

@@ -3,7 +3,7 @@
 from testbed.qemu.io_errors import IoErrors, failed_requests
 
 
-def test_errors_are_counted_by_disk_operation_and_what_became_of_them() -> None:
+def test_errors_are_counted_by_disk_operation_and_action() -> None:
     errors = IoErrors()
     for _ in range(3):
         errors.on_event("BLOCK_IO_ERROR", {"node-name": "limited-data", "operation": "read", "action": "report"})
@@ -24,7 +24,7 @@ def test_errors_are_counted_by_disk_operation_and_what_became_of_them() -> None:
     assert errors.describe("data", {"read": 0, "write": 0}) == ["3 read errors reported", "1 write error ignored"]
 
 
-def test_a_guest_that_stands_still_says_why_until_it_goes_on() -> None:
+def test_a_stopped_guest_has_a_reason_until_it_resumes() -> None:
     errors = IoErrors()
     heard: list[str] = []
     errors.on_stop = lambda: heard.append(errors.stopped)
@@ -41,7 +41,7 @@ def test_a_guest_that_stands_still_says_why_until_it_goes_on() -> None:
     assert heard[2:] == ["stopped, by a debugger or by `stop` of QMP", ""]
 
 
-def test_failed_requests_are_counted_of_the_disk_itself() -> None:
+def test_failed_requests_are_counted_for_the_emulated_disk_itself() -> None:
     stats = {"failed_rd_operations": 2, "failed_wr_operations": 3, "failed_flush_operations": 4}
     none = dict.fromkeys(stats, 0)
     told = [

@@ -29,7 +29,7 @@ async def connected(
             await wire.close()
 
 
-async def test_commands_are_sent_in_order_and_kept_in_the_log(tmp_path: Path) -> None:
+async def test_commands_are_sent_in_order_and_logged(tmp_path: Path) -> None:
     async with connected(tmp_path, {"stop": {}, "cont": {}}) as (wire, fake, _):
         await wire.run((QmpCommand(execute="stop"), QmpCommand(execute="cont", arguments={"a": 1})))
         assert fake.asked[1:] == [("stop", {}), ("cont", {"a": 1})]
@@ -38,7 +38,7 @@ async def test_commands_are_sent_in_order_and_kept_in_the_log(tmp_path: Path) ->
     assert all(record["monotonic_s"] > 0 for record in logged)
 
 
-async def test_a_refusal_says_what_was_asked_and_stops_the_rest(tmp_path: Path) -> None:
+async def test_a_refusal_names_the_command_and_stops_the_following_ones(tmp_path: Path) -> None:
     async with connected(tmp_path, {"device_add": RuntimeError("Bus 'port9' not found"), "cont": {}}) as (
         wire,
         fake,
@@ -49,14 +49,14 @@ async def test_a_refusal_says_what_was_asked_and_stops_the_rest(tmp_path: Path) 
         assert ("cont", {}) not in fake.asked
 
 
-async def test_an_answer_that_never_comes_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "_COMMAND_S", 0.05)
     async with connected(tmp_path, {}) as (wire, _, _), asyncio.timeout(10):
         with pytest.raises(HostError, match="expected an answer to query-status"):
             await wire.execute("query-status")
 
 
-async def test_events_are_heard(tmp_path: Path) -> None:
+async def test_events_reach_the_handler(tmp_path: Path) -> None:
     async with connected(tmp_path, {"stop": {}}) as (wire, fake, events):
         fake.event("DEVICE_DELETED", {"device": "disk-data"})
         await wire.execute("stop")
@@ -67,7 +67,7 @@ async def test_events_are_heard(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("last", [b"", b'{"return": ', b"nonsense\r\n"])
-async def test_a_peer_that_goes_away_in_the_middle_is_a_broken_wire(tmp_path: Path, last: bytes) -> None:
+async def test_a_connection_that_closes_during_a_command_raises_wire_broken(tmp_path: Path, last: bytes) -> None:
     async with connected(tmp_path, {}) as (wire, fake, _), asyncio.timeout(10):
         asked = asyncio.create_task(wire.execute("query-status"))
         while len(fake.asked) < 2:
@@ -93,7 +93,7 @@ NO_MESSAGES = {
 
 
 @pytest.mark.parametrize("said", NO_MESSAGES.values(), ids=NO_MESSAGES)
-async def test_a_message_that_is_no_json_ends_the_connection(said: bytes, tmp_path: Path) -> None:
+async def test_a_message_that_is_not_json_ends_the_connection(said: bytes, tmp_path: Path) -> None:
     async with connected(tmp_path, {}) as (wire, fake, _), asyncio.timeout(60):
         asked = asyncio.create_task(wire.execute("query-status"))
         while len(fake.asked) < 2:

@@ -65,7 +65,7 @@ def echo(request: pytest.FixtureRequest) -> Iterator[tuple[NetworkNamespace, int
         yield found
 
 
-async def test_who_made_the_namespace_connects_as_often_as_it_likes_and_nobody_else_does(
+async def test_only_the_creator_of_the_namespace_can_connect_as_often_as_it_likes(
     echo: tuple[NetworkNamespace, int],
 ) -> None:
     netns, port = echo
@@ -80,7 +80,7 @@ async def test_who_made_the_namespace_connects_as_often_as_it_likes_and_nobody_e
         await sockets.connect_to_guest("g0", port)
 
 
-async def test_connections_of_one_namespace_are_open_side_by_side(echo: tuple[NetworkNamespace, int]) -> None:
+async def test_several_connections_of_a_namespace_are_open_at_once(echo: tuple[NetworkNamespace, int]) -> None:
     netns, port = echo
     wires_there = [await sockets.connect_to_guest("g0", port, netns.socket) for _ in range(50)]
     assert len({wire.getsockname() for wire in wires_there}) == 50
@@ -91,13 +91,13 @@ async def test_connections_of_one_namespace_are_open_side_by_side(echo: tuple[Ne
         wire.close()
 
 
-def test_what_listens_there_is_in_no_table_of_this_machine(echo: tuple[NetworkNamespace, int]) -> None:
+def test_a_port_of_the_namespace_is_not_in_the_machines_tables(echo: tuple[NetworkNamespace, int]) -> None:
     _, port = echo
     with open("/proc/net/tcp", encoding="utf-8") as table:  # noqa: PTH123 - a line at a time
         assert not [line for line in table if f":{port:04X} " in line and " 0A " in line]
 
 
-def test_who_connects_in_there_takes_no_connection_of_ours(echo: tuple[NetworkNamespace, int]) -> None:
+def test_a_program_in_the_namespace_cannot_take_our_connection(echo: tuple[NetworkNamespace, int]) -> None:
     """As a QEMU that was taken over and is not confined could."""
     netns, port = echo
     netns.socket().close()
@@ -112,13 +112,13 @@ def test_who_connects_in_there_takes_no_connection_of_ours(echo: tuple[NetworkNa
                 assert made.recv(10) == b"ours"
 
 
-async def test_a_program_that_never_got_its_namespace_is_an_error() -> None:
+async def test_a_program_without_its_namespace_is_an_error() -> None:
     netns = NetworkNamespace()
     with contextlib.closing(netns), pytest.raises(WireBroken, match="without its network namespace"):
         await sockets.connect_to_guest("g0", 1, netns.socket)
 
 
-def test_the_program_keeps_no_socket_of_ours(echo: tuple[NetworkNamespace, int]) -> None:
+def test_the_program_inherits_no_socket_of_ours(echo: tuple[NetworkNamespace, int]) -> None:
     netns, port = echo
     made = netns.socket()
     made.connect(("127.0.0.1", port))

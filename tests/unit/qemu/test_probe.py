@@ -49,7 +49,7 @@ def _without_type(said: Answers) -> None:
     del said["nvme"]
 
 
-async def test_what_debians_qemu_says_of_itself_is_understood_and_asked_once(
+async def test_the_answers_of_debians_qemu_are_parsed_and_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = await asked(tmp_path, monkeypatch, answers())
@@ -59,7 +59,7 @@ async def test_what_debians_qemu_says_of_itself_is_understood_and_asked_once(
     assert await probe._find_qemu(tmp_path / "cache") == found
 
 
-async def test_a_qemu_that_can_copy_from_memory_without_writing_to_it_is_known(
+async def test_a_qemu_that_opens_memory_files_read_only_is_recognized(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = answers()
@@ -75,7 +75,7 @@ async def test_a_qemu_that_can_copy_from_memory_without_writing_to_it_is_known(
         (_without_type, "nvme"),
     ],
 )
-async def test_a_qemu_without_what_guests_need_is_refused_by_name(
+async def test_a_qemu_that_lacks_a_device_or_command_is_refused_with_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Answers], None], missing: str
 ) -> None:
     said = answers()
@@ -87,7 +87,7 @@ async def test_a_qemu_without_what_guests_need_is_refused_by_name(
         await asked(tmp_path, monkeypatch, said)
 
 
-async def test_what_a_qemu_can_do_without_is_known_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_optional_abilities_of_a_qemu_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = answers()
     said["query-command-line-options"] = [
         one for one in said["query-command-line-options"] if one["option"] != "sandbox"
@@ -101,12 +101,12 @@ async def test_what_a_qemu_can_do_without_is_known_of_it(tmp_path: Path, monkeyp
     assert found.why_not_warm == "its migration has no capability x-ignore-shared"
 
 
-async def test_a_program_that_is_no_qemu_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_program_that_is_not_qemu_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HostError, match="expected a QEMU, which answers on QMP"):
         await asked(tmp_path, monkeypatch, {})
 
 
-def test_every_command_of_qmp_that_is_used_is_asked_for() -> None:
+def test_the_probe_checks_every_qmp_command_that_the_testbed_uses() -> None:
     used = {
         name
         for path in PACKAGE.rglob("*.py")
