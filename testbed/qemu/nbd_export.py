@@ -165,7 +165,7 @@ class Export:
                     if message.get("number") == number and not answered.done():
                         answered.set_result(message)
         except (ValueError, TypeError, AttributeError) as error:  # the process is no longer trusted
-            self._why = f"expected its answers, got {printable(str(error))[:_MOST_CHARACTERS]}"
+            self._why = f"an answer cannot be parsed: {printable(str(error))[:_MOST_CHARACTERS]}"
             self._kill()
         self._is_over = True
         self._on_end(str(self._ended()))

@@ -140,7 +140,7 @@ def test_an_export_whose_owner_has_ended_does_not_start() -> None:
             pass_fds=[own.fileno()],
             timeout=60,
         )
-    assert done.returncode == 1 and "whoever started it has ended" in json.loads(done.stdout)["ends"]
+    assert done.returncode == 1 and "the process that started it has ended" in json.loads(done.stdout)["ends"]
 
 
 async def test_the_end_of_an_export_is_reported_to_its_owner_and_client(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ async def test_output_that_is_not_an_answer_ends_the_export(
 ) -> None:
     program = f"import sys, time; sys.stdout.write({said} + chr(10)); sys.stdout.flush(); time.sleep(1000)"
     monkeypatch.setattr(nbd_export, "_PROGRAM", program)
-    with pytest.raises(HostError, match="its export ended: it says what it never says"):
+    with pytest.raises(HostError, match="its export ended: an answer cannot be parsed"):
         await started(tmp_path)
 
 
