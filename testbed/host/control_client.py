@@ -18,7 +18,9 @@ _TIMEOUT_S = 60.0
 
 
 class DisksReply(TypedDict):
-    """`disks`: the fields of each disk and namespace in the guest, by name. `command_s`: how long a command in the guest may take."""
+    """`disks`: the fields of each disk and namespace in the guest, by name. `command_s`: the time limit of commands in
+    the guest.
+    """
 
     disks: dict[str, dict[str, Any]]
     command_s: float
@@ -33,11 +35,12 @@ class ControlClient:
     async def ask(self, verb: str, *, timeout_s: float = _TIMEOUT_S, **arguments: Any) -> dict[str, Any]:
         """Send one request and return the reply.
 
-        :raise HostError: the supervisor does not answer, or is stopped. :raise TestbedError: the supervisor's own error.
+        :raise HostError: the supervisor does not answer, or is stopped.
+        :raise TestbedError: the supervisor answers with an error.
         """
         record = self._vm.record
         name, stopped = record.name, registry.stopped_process(record)
-        # A supervisor ends a QEMU that is stopped, and asks it for everything else.
+        # A supervisor can kill a stopped QEMU, but needs its answers for every other verb.
         if stopped is not None and (verb != "down" or stopped == record.supervisor):
             raise HostError(registry.stopped_message(registry.mark_stopped(record, stopped)))
         try:

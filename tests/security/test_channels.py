@@ -31,7 +31,7 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @contextlib.asynccontextmanager
 async def answering(answer: Answer) -> AsyncIterator[int]:
-    """A port of this machine where somebody answers."""
+    """Serve a port of this machine with an answer."""
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]

@@ -68,7 +68,7 @@ def test_io_uring_cannot_bypass_the_filter() -> None:
     ],
 )
 def test_other_processes_cannot_be_signalled(code: str) -> None:
-    """Whatever Landlock this kernel has."""
+    """This holds with any version of Landlock."""
     assert tried(f"import fcntl, signal, struct; {code}") == ("done", "PermissionError")
     assert tried(f"import fcntl, signal, struct; {code}".replace("parent", "os.getpid()"))[0] == "done"
 
@@ -126,7 +126,7 @@ def test_limits_and_priorities_of_other_processes_cannot_be_changed() -> None:
 
 @since(jail_exec.FILES_SINCE)
 def test_other_processes_cannot_be_traced() -> None:
-    """Not even one of the same user, as another guest's QEMU is."""
+    """Not even processes of the same user, such as another guest's QEMU."""
     with subprocess.Popen(["sleep", "100"]) as other:
         try:
             found = tried(f"asked(libc.ptrace(16, {other.pid}, None, None))")

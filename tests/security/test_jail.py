@@ -1,4 +1,4 @@
-"""How QEMU is held: what it is started as, what it is handed, and how it names that."""
+"""QEMU's jail: its privileges, the files that it is granted, and the names of these files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_program_whose_parent_has_ended_is_not_started(words: tuple[str, ...],
 
 
 def status(words: tuple[str, ...]) -> dict[str, str]:
-    """The lines of /proc/self/status of a program that is started so."""
+    """Return /proc/self/status of a program that is started behind these words."""
     said = subprocess.run([*words, "cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
     return {key: value.strip() for key, _, value in (line.partition(":") for line in said.splitlines())}
 

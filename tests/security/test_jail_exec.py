@@ -54,14 +54,14 @@ def test_a_program_cannot_execute_a_file_that_it_made(tmp_path: Path) -> None:
 
 
 def test_a_confined_program_stays_our_child_and_dies_with_us() -> None:
-    """Another tracer would hear of its end in our place."""
+    """Another tracer would be notified of its end instead of us."""
     assert tried("asked(libc.ptrace(0, 0, None, None))") == ("done", "PermissionError")
     assert tried("asked(libc.prctl(1, 0, 0, 0, 0))") == ("done", "PermissionError")
     assert tried("asked(libc.prctl(ctypes.c_ulong(1 << 32 | 1), 0, 0, 0, 0))")[1] == "PermissionError"
 
 
 def test_the_wrappers_of_qemu_can_be_executed() -> None:
-    """Which may lie where the program, once it is confined, reads nothing."""
+    """Python may lie in a folder that the confined program cannot read."""
     words = jail.command_prefix(None, rules=jail.landlock_rules(qemu()))
     done = subprocess.run([*words, "true"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -75,7 +75,8 @@ def test_the_flags_of_a_read_only_file_cannot_be_changed(tmp_path: Path) -> None
         assert tried(code, (jail_exec.READ, str(given)))[1] == "PermissionError"
 
 
-# What changes a file without writing to it, or leaves something for others to open: nothing that Landlock has rules for.
+# What changes a file without writing to it, or leaves something for others to open: nothing that Landlock has rules
+# for.
 @pytest.mark.parametrize(
     "code",
     [
@@ -144,7 +145,7 @@ def test_a_mount_namespace_has_only_the_granted_folders() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's mounts could reach anybody else")
 def test_a_mount_namespace_hides_nothing_from_other_processes(tmp_path: Path) -> None:
-    """Also where mounts are passed on, as systemd has them."""
+    """Also where mounts are shared, as under systemd."""
     words = jail_exec.command_prefix(sys.executable, None, mount_ns=[str(tmp_path)])
     shared = [
         "unshare",

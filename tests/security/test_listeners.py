@@ -1,4 +1,4 @@
-"""What of ours QEMU, guests or other commands speak to: it takes neither unbounded memory nor all of the time, and its end is noticed."""
+"""Sockets that QEMU, guests or other commands write to: they use limited memory and time, and their end is noticed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from testbed.qemu import frame_switch
 from testbed.qemu.blocking_monitor import BlockingMonitor
 from testbed.qemu.frame_switch import SwitchPort
 from testbed.qemu.monitor import Monitor
-from testbed.vms import control as desk
+from testbed.vms import control
 from tests.support.qmp_server import fake_qmp
 
 _FLOOD = """
@@ -36,7 +36,7 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as flood:
 
 
 async def test_a_guest_that_floods_its_network_does_not_block_the_event_loop(tmp_path: Path) -> None:
-    """It sends faster than we take: as long as it does, there is always one more."""
+    """Frames arrive faster than they are read, so there is always another one."""
     plug, frames, turns = (
         SwitchPort(outlet=tmp_path / "out", inlet=tmp_path / "in", others=(tmp_path / "away",)),
         20_000,
@@ -54,7 +54,7 @@ async def test_a_guest_that_floods_its_network_does_not_block_the_event_loop(tmp
 
 @pytest.mark.parametrize("size_bytes", [0, 2, 1 << 16])
 async def test_frames_for_a_peer_that_reads_none_use_limited_memory(size_bytes: int) -> None:
-    """Whatever their size: of empty ones, which a QEMU that was taken over can send, there was no end."""
+    """Whatever their size: a QEMU that was taken over can send empty frames without limit."""
     queue = frame_switch._Queue()
     for number in range(400_000 if size_bytes < 3 else 1000):
         queue.put(number.to_bytes(4, "big")[4 - size_bytes :].ljust(size_bytes))
@@ -66,7 +66,7 @@ async def test_frames_for_a_peer_that_reads_none_use_limited_memory(size_bytes: 
 
 
 async def test_a_console_whose_reader_failed_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guest whose console nobody looks at could panic, and its run would pass."""
+    """Otherwise a guest could panic unnoticed, and its run would pass."""
 
     def broken(self: kernel_log.ConsoleReader, line: str) -> None:
         raise RecursionError("too deep")
@@ -140,11 +140,12 @@ def test_an_invalid_qmp_message_ends_the_connection(said: bytes, tmp_path: Path)
                 poller.execute("query-status")
 
 
-# The socket of commands --------------------------------------------------------------------------------------------------------------
+# The socket of commands
+# --------------------------------------------------------------------------------------------------------------
 
 
-async def _asked(control: Path, line: bytes) -> dict[str, Any]:
-    reader, writer = await asyncio.open_unix_connection(control)
+async def _asked(path: Path, line: bytes) -> dict[str, Any]:
+    reader, writer = await asyncio.open_unix_connection(path)
     writer.write(line)
     writer.write_eof()
     found: dict[str, Any] = json.loads(await reader.readline())
@@ -170,23 +171,25 @@ async def _well(asked: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 async def test_any_request_on_the_control_socket_is_answered_and_the_next_one_too(line: bytes, tmp_path: Path) -> None:
-    async with desk.listen(
-        tmp_path / "control", lambda reader, writer: desk.answer_request("g0", {"well": _well}, reader, writer)
+    async with control.listen(
+        tmp_path / "control", lambda reader, writer: control.answer_request("g0", {"well": _well}, reader, writer)
     ):
         assert (await _asked(tmp_path / "control", line))["error"].startswith("g0: ")
         assert await _asked(tmp_path / "control", b'{"verb": "well", "number": 1}\n') == {"well": 1}
 
 
 async def test_idle_connections_leave_room_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk, "_MOST_CONNECTIONS", 4)
-    control = tmp_path / "control"
-    async with desk.listen(control, lambda reader, writer: desk.answer_request("g0", {"well": _well}, reader, writer)):
-        silent = [await asyncio.open_unix_connection(control) for _ in range(4)]
-        refused, writer = await asyncio.open_unix_connection(control)
+    monkeypatch.setattr(control, "_MOST_CONNECTIONS", 4)
+    path = tmp_path / "control"
+    async with control.listen(
+        path, lambda reader, writer: control.answer_request("g0", {"well": _well}, reader, writer)
+    ):
+        silent = [await asyncio.open_unix_connection(path) for _ in range(4)]
+        refused, writer = await asyncio.open_unix_connection(path)
         assert await refused.read() == b""
         writer.close()
         silent[0][1].close()
-        while (said := await _tried(control)) is None:
+        while (said := await _tried(path)) is None:
             pass
         assert said == {"well": 1}
         for _, writer in silent:
@@ -194,16 +197,18 @@ async def test_idle_connections_leave_room_for_others(tmp_path: Path, monkeypatc
 
 
 async def test_an_idle_connection_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk, "_LINE_S", 0.0)
-    async with desk.listen(tmp_path / "control", lambda reader, writer: desk.answer_request("g0", {}, reader, writer)):
+    monkeypatch.setattr(control, "_LINE_S", 0.0)
+    async with control.listen(
+        tmp_path / "control", lambda reader, writer: control.answer_request("g0", {}, reader, writer)
+    ):
         reader, writer = await asyncio.open_unix_connection(tmp_path / "control")
         assert b"expected a verb" in await reader.read()
         writer.close()
 
 
-async def _tried(control: Path) -> dict[str, Any] | None:
-    """None where there is no room yet."""
+async def _tried(path: Path) -> dict[str, Any] | None:
+    """None if there is no free connection yet."""
     try:
-        return await _asked(control, b'{"verb": "well", "number": 1}\n')
+        return await _asked(path, b'{"verb": "well", "number": 1}\n')
     except (ValueError, ConnectionError):
         return None

@@ -63,7 +63,7 @@ def test_a_write_beyond_the_end_of_the_disk_is_refused(process: Process, tmp_pat
 
 @pytest.mark.parametrize(("command", "each"), [(WRITE, MIB), (READ, MIB), (ZEROES, MIB), (FLUSH, 0)])
 def test_delayed_requests_use_limited_memory(process: Process, command: int, each: int) -> None:
-    """The client sends for ever what is never answered, and is no longer read from."""
+    """The client keeps sending requests that are not answered, and the process stops reading them."""
     greet(process.client)
     process.tell(verb="hold", seconds=3600)
     process.client.setblocking(False)

@@ -107,7 +107,7 @@ FLAGS = struct.pack(">I", 3)
 
 
 def kinds(found: list[nbd.Event]) -> list[int]:
-    """The types of the replies to options."""
+    """Return the types of the replies to options."""
     return [struct.unpack_from(">I", event.data, 12)[0] for event in found if isinstance(event, SendBytes)]
 
 
@@ -196,7 +196,7 @@ def test_any_input_is_answered_or_ends_the_connection_and_stays_within_the_disk(
 
 
 class Bounded(DiscardingBacking):
-    """A store that its caller keeps within."""
+    """A backing that checks that requests stay within its size."""
 
     def read(self, offset: int, length: int) -> bytes:
         assert 0 <= offset < offset + length <= self.size

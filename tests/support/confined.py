@@ -37,7 +37,7 @@ def asked(result):
 def tried(
     code: str, *rules: tuple[str, str], mount_ns: list[str] | None = None, confined: bool = True, cwd: str | None = None
 ) -> tuple[str, str]:
-    """What a Python program says of what it tries, free and kept from this machine: `done`, or the error."""
+    """Run Python code unconfined and confined; returns the output of each: `done`, or the name of the error."""
     program = f"{TOOLS}try:\n    {code}\nexcept OSError as error: print(type(error).__name__)\nelse: print('done')"
     kept = jail_exec.command_prefix(sys.executable, (*PROGRAMS, *rules) if confined else None, mount_ns=mount_ns)
     before, after = (

@@ -23,7 +23,7 @@ def option(kind: int, data: bytes = b"", length: int | None = None) -> bytes:
 
 
 def named(name: bytes = b"", *wanted: int) -> bytes:
-    """The data of INFO and GO."""
+    """Pack the data of the options INFO and GO."""
     return struct.pack(">I", len(name)) + name + struct.pack(f">H{len(wanted)}H", len(wanted), *wanted)
 
 
@@ -34,7 +34,7 @@ def request(
 
 
 def events(protocol: Protocol, data: bytes) -> list[nbd.Event]:
-    """What bytes of a client mean, until more are needed or there is an end."""
+    """Return the events in bytes of a client, until more bytes are needed or the connection ends."""
     protocol.receive(data)
     found: list[nbd.Event] = []
     while (event := protocol.next_event()) is not None:
@@ -45,7 +45,7 @@ def events(protocol: Protocol, data: bytes) -> list[nbd.Event]:
 
 
 def talking(**said: int) -> Protocol:
-    """One that has negotiated, of 1 MiB in blocks of 512 bytes."""
+    """Return a connection after its negotiation, to a disk of 1 MiB in blocks of 512 bytes."""
     protocol = Protocol(**{"size_bytes": MIB, "block_bytes": 512, **said})  # type: ignore[arg-type]  # a test's own words
     events(protocol, HELLO)
     assert protocol.transmitting
@@ -68,7 +68,7 @@ def greet(client: socket.socket) -> None:
 
 
 def replied(client: socket.socket) -> tuple[int, int]:
-    """The error and the cookie of the next reply; nothing is read with it."""
+    """Receive the next reply, of a request that reads nothing; returns its error and cookie."""
     _, error, cookie = struct.unpack(">IIQ", received(client, 16))
     return error, cookie
 

@@ -18,7 +18,7 @@ KIB = 1024
 
 
 class Memory:
-    """A store that remembers what reached it."""
+    """A backing that records the requests that reach it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -38,7 +38,7 @@ class Memory:
 
 
 class Clock:
-    """Time that goes on when a device has nothing to do before."""
+    """A clock that advances to the time when the device has work."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -67,7 +67,7 @@ def read(offset: int, length: int) -> Request:
 
 
 class Process:
-    """One that exports a file of 1 MiB, or none; `client`: the client's end."""
+    """A process that exports a file of 1 MiB. `client`: the client's end of its connection."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         disk = folder / "disk"
@@ -105,7 +105,7 @@ class Process:
         return self.said()
 
     def end(self) -> int:
-        """What it ends with when its owner is gone."""
+        """Close the owner's end, and return the exit status."""
         self.client.close()
         _, errors = self.child.communicate(timeout=20)
         assert "Traceback" not in errors
@@ -113,7 +113,7 @@ class Process:
 
 
 class Sparse(DiscardingBacking):
-    """A store that remembers what was trimmed."""
+    """A backing that records what was trimmed."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)

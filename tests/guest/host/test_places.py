@@ -1,4 +1,4 @@
-"""Machines that refuse: full disks, read-only ones, no memory, odd paths; see `faults.py`."""
+"""Hosts with a fault: full or read-only disks, no memory, unusual paths; see `faults.py`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def own() -> Iterator[Places]:
 
 @pytest.fixture(scope="module")
 def apart() -> tuple[str, ...]:
-    """Runs a shell that may mount; its first argument is what it does before it becomes the rest."""
+    """Start a shell that may mount; it runs its first argument, and then executes the rest."""
     if not may_mount():
         pytest.skip("small disks are mounted in a namespace, which this machine does not let us have")
     return APART
@@ -65,8 +65,8 @@ def mounted(apart: tuple[str, ...], how: str) -> tuple[str, ...]:
     return (*apart, "sh", "-ec", f'{how}; exec "$@"', "sh")
 
 
-# $1: the cache, $2: a Python; then the command. What is mounted is gone with it: what is left there is looked for before, after another
-# command.
+# $1: the cache, $2: a Python; then the command. What is mounted is gone with it: what is left there is looked for
+# before, after another command.
 _SMALL = """\
 cache=$1 python=$2; shift 2
 "$@" || status=$?
@@ -77,7 +77,7 @@ exit "${status:-0}"
 
 
 def full(own: Places, apart: tuple[str, ...], how: str) -> tuple[str, ...]:
-    """As `mounted`, where the small disk has the cache or a part of it; `left` has what the command leaves there."""
+    """As `mounted`, with the cache or a part of it on the small disk; `left` lists what the command leaves there."""
     return (*apart, "sh", "-ec", f"{how}\n{_SMALL}", "sh", str(own.cache), sys.executable)
 
 
@@ -121,7 +121,8 @@ async def test_the_disk_is_full_below_the_runs(own: Places, apart: tuple[str, ..
         await own.nothing_left()
 
 
-# The first try of this seed prints nothing; the next one prints more than there is room for, so that it or the one after it cannot be.
+# The first try of this seed prints nothing; the next one prints more than there is room for, so that it or the one
+# after it cannot be.
 FILLS = '[ "$SEED" = 1 ] || yes it fills the disk | head -c 9M\n'
 _KEPT = """\
 runs=$1 kept=$2; shift 2
@@ -221,7 +222,7 @@ async def test_a_kernel_is_truncated(own: Places, kernel: KernelFiles) -> None:
 
 @pytest.mark.slow
 async def test_another_qemu_is_named(own: Places) -> None:
-    """One beside the machine's own, as one that was extracted to a folder."""
+    """Another QEMU beside the installed one, as after extracting a package to a folder."""
     for made_for_it in ("templates", "probes"):
         (own.cache / made_for_it).unlink()
     installed = process.find("qemu-system-x86_64").resolve()

@@ -1,4 +1,4 @@
-"""Images that disks are overlays of: what their bytes say, and what `validate` says where that is not what was asked for."""
+"""Images below overlays: the format of their bytes, and the mistakes that `validate` reports."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_a_missing_too_large_chained_or_encrypted_image_is_a_mistake_in_the_file
 
 
 def changed(folder: Path, name: str, *patches: tuple[int, bytes]) -> None:
-    """A qcow2 with other bytes at some places of its header."""
+    """Write a qcow2 with other bytes at some offsets of its header."""
     qemu_img("create", "-f", "qcow2", folder / name, "4M")
     with (folder / name).open("r+b") as file:
         for place, data in patches:
@@ -201,7 +201,7 @@ def test_a_vmdk_descriptor_is_refused(tmp_path: Path, name: str) -> None:
 
 
 async def test_an_overlay_is_made_without_opening_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """qemu-img runs as the caller, and is not confined: of a stranger's image it reads nothing."""
+    """qemu-img runs unconfined as the caller, so it must not read a stranger's image."""
     monkeypatch.setattr(disk_files, "image_mistakes", lambda *said: iter(()))
     os.mkfifo(tmp_path / "x.img")
     wanted = Storage(
@@ -255,7 +255,7 @@ def test_old_qcow2_and_raw_content_are_recognized(tmp_path: Path) -> None:
 
 
 def test_any_header_is_checked_without_an_exception(tmp_path: Path) -> None:
-    """Random headers after qcow2's magic: no exception, and nothing that names another file passes."""
+    """Random headers after qcow2's magic raise no exception, and none that names another file is accepted."""
     for seed in range(2000):
         head = b"QFI\xfb" + (struct.pack(">I", 2 + seed % 2) + (seed * 2654435761 % (1 << 64)).to_bytes(8, "big") * 12)
         content = disk_images.Content(head=head, tail=head[-512:], size_bytes=len(head))

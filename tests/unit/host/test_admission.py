@@ -1,4 +1,4 @@
-"""The queue of guests that wait for this machine."""
+"""Admission: the queue of guests that wait to start."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Who else is connected to a port of this machine, or holds a lock."""
+"""Other users' processes that hold connections to a port of this machine, or a lock."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_connections_are_parsed_from_the_kernels_tables() -> None:
 
 @contextlib.contextmanager
 def holding(address: str, count: int, *, uid: int) -> Iterator[tuple[int, int]]:
-    """A port of ours, and the process of a user who holds connections to it."""
+    """Yield a listening port, and the process of another user that holds connections to it."""
     code = (
         "import os, socket, sys, time\nos.setuid(int(sys.argv[3])) if os.geteuid() == 0 else None\n"
         "held = [socket.create_connection((sys.argv[4], int(sys.argv[1]))) for _ in range(int(sys.argv[2]))]\n"
@@ -67,7 +67,8 @@ def holding(address: str, count: int, *, uid: int) -> Iterator[tuple[int, int]]:
             yield port, other.pid
 
 
-# Makes its command line as long as it likes: prctl(PR_SET_MM, PR_SET_MM_MAP, a struct prctl_mm_map, its size), which needs no privilege.
+# Makes its command line as long as it likes: prctl(PR_SET_MM, PR_SET_MM_MAP, a struct prctl_mm_map, its size), which
+# needs no privilege.
 _LONG_COMMAND = """
 import ctypes, mmap, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -134,7 +135,10 @@ def test_holders_of_a_lock_are_parsed_from_the_kernels_table_without_waiters() -
 
 
 def test_a_process_that_inherited_a_lock_counts_as_its_holder(tmp_path: Path) -> None:
-    """As of `flock 9` in a shell: the program that took it has ended. Who has the file open without the lock is not."""
+    """As after `flock 9` in a shell: the program that took the lock has ended.
+
+    A process with the file open, but without the lock, is not named.
+    """
     script = 'exec 9>>"$0"; flock 9; echo there; read -r _'
     with (
         (tmp_path / "lock").open("a"),

@@ -1,4 +1,4 @@
-"""What runs and the cache may take of this machine's disks, and what of the cache may go."""
+"""Limits of what runs and the cache take of this machine's disks, and garbage collection of the cache."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import filelock
 import pytest
 
 from testbed.errors import HostError, UsageError
-from testbed.host import logfile
-from testbed.host import quota as room
+from testbed.host import logfile, quota
 from testbed.host.logfile import Log
 from testbed.host.quota import Quota
 from testbed.report import formats
@@ -26,33 +25,33 @@ NOW = 1000 * HOUR
 
 
 def test_a_limit_must_be_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(room.RUN_LIMIT, raising=False)
-    assert room.size_limit(room.RUN_LIMIT) == 20 * GIB
-    monkeypatch.setenv(room.RUN_LIMIT, "3M")
-    assert room.size_limit(room.RUN_LIMIT) == 3 * MIB
-    monkeypatch.setenv(room.RUN_LIMIT, "much")
+    monkeypatch.delenv(quota.RUN_LIMIT, raising=False)
+    assert quota.size_limit(quota.RUN_LIMIT) == 20 * GIB
+    monkeypatch.setenv(quota.RUN_LIMIT, "3M")
+    assert quota.size_limit(quota.RUN_LIMIT) == 3 * MIB
+    monkeypatch.setenv(quota.RUN_LIMIT, "much")
     with pytest.raises(UsageError, match="TESTBED_RUN_LIMIT=much: expected a size such as 2G"):
-        room.size_limit(room.RUN_LIMIT)
+        quota.size_limit(quota.RUN_LIMIT)
 
 
 def test_holes_do_not_count_and_a_disk_with_free_space_is_not_full(tmp_path: Path) -> None:
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(GIB)
-    assert room.bytes_taken(tmp_path) == 0
+    assert quota.bytes_taken(tmp_path) == 0
     (tmp_path / "whole").write_bytes(bytes(MIB))
-    assert MIB <= room.bytes_taken(tmp_path) < 2 * MIB
-    assert room.full_disk_message((tmp_path, tmp_path / "nowhere")) is None
-    assert room.full_disk_message((Path("/proc"),)) is not None  # it has no room at all
+    assert MIB <= quota.bytes_taken(tmp_path) < 2 * MIB
+    assert quota.full_disk_message((tmp_path, tmp_path / "nowhere")) is None
+    assert quota.full_disk_message((Path("/proc"),)) is not None  # it has no room at all
 
 
 async def test_all_folders_of_a_run_count_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_POLL_S", 0.01)
-    quota = Quota(3 * MIB)
+    monkeypatch.setattr(quota, "_POLL_S", 0.01)
+    limit = Quota(3 * MIB)
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
         (folder / "file").write_bytes(bytes(MIB))
-    watching = [asyncio.create_task(quota.exceeded((folder,))) for folder in folders]
+    watching = [asyncio.create_task(limit.exceeded((folder,))) for folder in folders]
     await asyncio.sleep(0.05)
     assert not any(task.done() for task in watching)
     (folders[0] / "more").write_bytes(bytes(2 * MIB))

@@ -1,4 +1,4 @@
-"""Relative paths are relative to where a command is run, or to the file that names them, whichever process opens them."""
+"""Relative paths are relative to the working directory of the command, or to the file that names them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGE = "version: 1\nguests: {g0: {disks: {data: {type: virtio-blk, size: 8M, im
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder where a command is run."""
+    """Change to a working directory."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"

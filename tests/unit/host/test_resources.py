@@ -1,4 +1,4 @@
-"""What control groups leave of a machine."""
+"""The memory and cores of a machine that control groups allow."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_the_smallest_limit_of_a_cgroup_and_its_ancestors_counts(tmp_path: Path)
 
 
 def first(folder: Path, **files: str) -> None:
-    """A group of version 1, whose files have more than one underscore."""
+    """Make the files of a cgroup of version 1."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name.replace("_", ".", 1)).write_text(text)

@@ -1,4 +1,4 @@
-"""The command by which an SSH client gets a connection from who keeps a guest."""
+"""The ProxyCommand through which an SSH client gets a connection to a guest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from testbed.host import ssh_proxy
 
 @contextlib.contextmanager
 def keeper(path: Path, said: bytes, *, hands: bool = True, ends: bool = False) -> Iterator[None]:
-    """Hands a connection to a guest that echoes to who connects; `ends`: once."""
+    """Serve connections to a guest that echoes its input; `ends`: only one."""
 
     def serve() -> None:
         wire, _ = listening.accept()
@@ -49,7 +49,7 @@ def words(path: Path, limit_s: float = 20) -> list[str]:
 
 
 def test_openssh_gets_the_connection_itself(tmp_path: Path) -> None:
-    """As ssh asks for it with ProxyUseFdpass: by one byte and a descriptor."""
+    """Receive what ssh expects with ProxyUseFdpass: one byte and a descriptor."""
     ours, theirs = socket.socketpair()
     with ours, keeper(tmp_path / "ssh", b"\n"):
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Folders that are held by whoever fills them: what killed ones have left goes, and no other."""
+"""Folders that are locked by their creator: only those that killed processes have left are removed."""
 
 import os
 import subprocess
@@ -12,9 +12,9 @@ from testbed.host import tempdirs
 # Has a temporary folder, says which, and waits to be killed.
 HOLDING = """\
 import sys
-from testbed.host import tempdirs as held
+from testbed.host import tempdirs
 
-with held.temporary() as folder:
+with tempdirs.temporary() as folder:
     (folder / "file").write_bytes(b"large")
     print(folder, flush=True)
     sys.stdin.read()

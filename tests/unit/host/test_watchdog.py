@@ -1,4 +1,4 @@
-"""A command whose event loop stands still ends: on a signal at once, on its own after a while, with what it knows written down."""
+"""A command whose event loop is stuck ends, on a signal or after a time limit, and its results are kept."""
 
 import json
 import signal
@@ -11,7 +11,7 @@ import pytest
 from testbed.errors import UsageError
 from testbed.host import watchdog
 
-# A run as all verbs have it, whose loop comes to stand in `stand`. It waits for no more than a moment.
+# A run of a command whose loop gets stuck in `stand`; its time limits are short.
 RUN = """\
 import asyncio, os, re, sys, time
 from pathlib import Path
@@ -75,15 +75,15 @@ run_async(work())
 PYTHON = "while True: pass"
 # What stopped `suite`: a quadratic pattern.
 PATTERN = "re.match(r'(?:\\S+/\\S+)x', '/' * 10_000_000)"
-# Waits for somebody who never comes.
+# Waits for a reader that never opens the pipe.
 BLOCKED = "os.mkfifo(folder / 'pipe'); open(folder / 'pipe')"
 STUBBORN = "\n    ".join(["while True:", "    try:", "        spin()", "    except BaseException: pass"])
-# No instruction of Python's, and nothing that looks at signals.
+# C code that handles no signal.
 COMPILED = "sum(range(10 ** 12))"
 STANDS = {"python": PYTHON, "pattern": PATTERN, "blocked": BLOCKED}
 
 
-# A busy machine takes its time for what a child has to compute.
+# On a busy machine the child's computation takes long.
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -151,7 +151,7 @@ def test_the_kernel_ends_a_loop_that_handles_no_signal(tmp_path: Path) -> None:
 
 
 def test_a_loop_that_uses_no_cpu_is_not_ended(tmp_path: Path) -> None:
-    # As on a machine that is suspended, or busy with others.
+    # As on a machine that is suspended, or busy with other programs.
     with started(tmp_path, "time.sleep(2)", limit_s=0.2) as child:
         child.communicate()
     assert child.returncode == 7

@@ -1,4 +1,4 @@
-"""What QEMU says of errors of its disks, and of a guest that stands still for one."""
+"""I/O errors of disks that QEMU reports, and the reason why it stopped a guest."""
 
 from testbed.qemu.io_errors import IoErrors, failed_requests
 

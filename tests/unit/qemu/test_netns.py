@@ -1,4 +1,4 @@
-"""A network namespace that only its maker makes sockets in, tried by who comes from elsewhere."""
+"""A network namespace in which only its creator can make sockets, tried from outside and inside."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ while True:
 
 @contextlib.contextmanager
 def echoing(account: Account | None) -> Iterator[tuple[NetworkNamespace, int]]:
-    """A program in a network of its own, and the port where it listens there."""
+    """Start a program in a network namespace; returns it and the port where it listens."""
     netns = NetworkNamespace()
     with contextlib.closing(netns):
         words = [*jail.command_prefix(account, net_ns=netns.channel), sys.executable, "-I", "-S", "-c", ECHO]
@@ -98,7 +98,7 @@ def test_a_port_of_the_namespace_is_not_in_the_machines_tables(echo: tuple[Netwo
 
 
 def test_a_program_in_the_namespace_cannot_take_our_connection(echo: tuple[NetworkNamespace, int]) -> None:
-    """As a QEMU that was taken over and is not confined could."""
+    """An unconfined QEMU that a guest has taken over could do this."""
     netns, port = echo
     netns.socket().close()
     listening, _ = netns._made_there

@@ -1,4 +1,4 @@
-"""What a QEMU answers when it is asked what it can do, and what becomes of one that lacks something."""
+"""The probe of QEMU: its answers are parsed, and a QEMU that lacks something is refused."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def answers() -> Answers:
 
 
 async def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Answers) -> Qemu:
-    """What is found out about a QEMU that answers so."""
+    """Return the probe's result for a QEMU with these answers."""
     (tmp_path / "said").write_text(
         "".join(json.dumps({"id": name, "return": value}) + "\n" for name, value in said.items())
     )

@@ -79,7 +79,8 @@ def test_a_large_trim_does_not_fill_the_cache_and_can_be_lost_as_a_write_can() -
     below = Sparse(1 << 42)
     cache = VolatileCache(below, room_bytes=64 * KIB, lies=False)
     cache.trim(2 * KIB, 1 << 40)
-    # All but the last 16 blocks, which are in the cache and can be lost; the cut ones at both ends have taken the place of two.
+    # All but the last 16 blocks, which are in the cache and can be lost; the cut ones at both ends have taken the place
+    # of two.
     end = (1 << 40) // (4 * KIB)
     assert below.trimmed[0] == (4 * KIB, (end - 17) * 4 * KIB)
     cache.flush()
