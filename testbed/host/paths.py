@@ -116,8 +116,8 @@ def _keep_private(folder: Path, variable: str, *, chosen: bool = False) -> None:
     if not owned or mode & _WRITABLE:
         raise HostError(
             f"{folder}: expected a folder that only uid {os.geteuid()} may write to, got mode {mode:04o} of uid "
-            f"{status.st_uid}; take the "
-            f"others' rights away with: chmod go-w {shlex.quote(str(folder))}; or name another with {variable}"
+            f"{status.st_uid}; take the others' rights away with: chmod go-w {shlex.quote(str(folder))}; or name "
+            f"another with {variable}"
         )
 
 
@@ -127,8 +127,8 @@ def _check_above(folder: Path, variable: str) -> None:
         if above.exists() and _is_world_writable(above):
             raise HostError(
                 f"{above}: expected a folder in which other users cannot put another {folder.name} in the place of "
-                "yours, got one that "
-                f"everybody may write to; chmod +t {shlex.quote(str(above))}; or name another folder with {variable}"
+                f"yours, got one that everybody may write to; chmod +t {shlex.quote(str(above))}; or name another "
+                f"folder with {variable}"
             )
 
 

@@ -81,8 +81,7 @@ class Quota:
             await asyncio.sleep(_POLL_S)
         return (
             f"its run takes {format_size(self._taken_bytes)} of this machine's disks, and may take "
-            f"{format_size(self._limit_bytes)}"
-            f"{self._shared}; allow more with {RUN_LIMIT}"
+            f"{format_size(self._limit_bytes)}{self._shared}; allow more with {RUN_LIMIT}"
         )
 
     def _taken(self) -> int:

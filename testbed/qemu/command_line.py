@@ -94,8 +94,7 @@ def machine_id(host: Host, guest: GuestModel, *, kernel: str, image: str, initra
     if guest.networks and not host.qemu.networks:
         raise HostError(
             f"{host.qemu.path}: networks: expected a QEMU with -netdev dgram (7.2 or later), got {host.qemu.version}, "
-            "which has none; "
-            "name another with TESTBED_QEMU, or leave networks out"
+            "which has none; name another with TESTBED_QEMU, or leave networks out"
         )
     return MachineId(
         qemu=host.qemu.identity,
@@ -210,8 +209,7 @@ def sandbox_options(host: Host) -> tuple[tuple[str, ...], ...]:
         return ()
     raise HostError(
         f"{host.qemu.path}: expected a QEMU that has a sandbox (seccomp), got {host.qemu.version}, built without; "
-        "install qemu-system-x86, "
-        f"or set {NO_SANDBOX}=1 if you trust what runs in your guests"
+        f"install qemu-system-x86, or set {NO_SANDBOX}=1 if you trust what runs in your guests"
     )
 
 

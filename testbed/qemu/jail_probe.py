@@ -53,8 +53,7 @@ async def find_account(cache: Path, qemu: Qemu) -> tuple[Account | None, str]:
     if record["runs"]:
         raise HostError(
             f"{qemu.path}: expected a program that uid {account.uid} may run, which QEMU runs as, got: "
-            f"{record['runs']}; "
-            "put it where everybody may enter, or name another user with TESTBED_QEMU_USER"
+            f"{record['runs']}; put it where everybody may enter, or name another user with TESTBED_QEMU_USER"
         )
     return account, ""
 

@@ -38,8 +38,7 @@ async def save_state(monitor: Monitor, path: Path, *, leave_bytes: int = 0) -> N
     if short:
         raise HostError(
             f"{path.parents[1]}: expected {format_size(leave_bytes)} to be left on this machine's disk beside the "
-            "guest's memory;"
-            " make room there, or name another place with TESTBED_STATE"
+            "guest's memory; make room there, or name another place with TESTBED_STATE"
         )
     if answer["status"] != "completed":
         reason = answer.get("error-desc") or quota.full_disk_message((path.parent,)) or "no reason"
