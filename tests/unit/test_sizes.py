@@ -8,8 +8,7 @@ ROOT = Path(__file__).parents[2]
 MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 350, 50, 8
 FILES = sorted(path for part in ("testbed", "tests", "benchmarks") for path in (ROOT / part).rglob("*.py"))
 # Still larger than allowed, to be split.
-LARGE_FILES: set[str] = {
-}
+LARGE_FILES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
 MANY_PARAMETERS: set[str] = set()
 
