@@ -19,11 +19,14 @@ pytestmark = [
     pytest.mark.skipif(not PROGRAMS, reason="TESTBED_ANSIBLE names no Ansible; ./tb test installs one"),
 ]
 
-TOPOLOGY = "version: 1\nguests:\n  managed:\n    disks: {data: {type: virtio-blk, size: 512M}}\n    loops: {l0: {backing: data}}\n"
+TOPOLOGY = (
+    "version: 1\nguests:\n  managed:\n    disks: {data: {type: virtio-blk, size: 512M}}\n"
+    "    loops: {l0: {backing: data}}\n"
+)
 
 
 async def ansible(commands: Commands, program: str, *words: str | Path) -> Ended:
-    """One of Ansible's programs, with the inventory of these guests alone."""
+    """Run one of Ansible's programs with the inventory of only these guests."""
     here = commands.folder / "tb"
     here.write_text(f'#!/bin/sh\nexec {sys.executable} -m testbed "$@"\n')
     here.chmod(0o755)
@@ -48,7 +51,7 @@ async def ansible(commands: Commands, program: str, *words: str | Path) -> Ended
 
 
 def recap(ended: Ended, host: str) -> dict[str, int]:
-    """Counts of a play's last line about a host."""
+    """Return the counts of a host in a play's last line."""
     assert ended.status == 0, ended
     (line,) = re.findall(rf"^{host}\s+: (.*)$", ended.out, re.MULTILINE)
     return {word: int(number) for word, number in re.findall(r"(\w+)=(\d+)", line)}

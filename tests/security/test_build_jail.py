@@ -1,4 +1,4 @@
-"""What a source and its patches try while they are built: they see nothing of the caller, and change nothing of his."""
+"""Hostile sources and patches that are built: they cannot read or change the caller's files, or connect anywhere."""
 
 import contextlib
 import http.server
@@ -29,7 +29,7 @@ from tests.unit.store.kernels.test_builder import Notes
 AS_ACCOUNT = BuildJail(account=build_jail._ACCOUNT, users=False)
 AS_ROOT = BuildJail(account=None, users=False)
 AS_USER = BuildJail(account=None, users=True)
-# As root each way is tried; everybody else has one.
+# Root tries all three jails; other users have only one.
 WAYS = (AS_ACCOUNT, AS_ROOT, AS_USER) if os.geteuid() == 0 else (AS_USER,)
 NAMES = ("account", "root", "user") if os.geteuid() == 0 else ("user",)
 ways = pytest.mark.parametrize("way", WAYS, ids=NAMES)
@@ -44,7 +44,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def enclosed(monkeypatch: pytest.MonkeyPatch, way: BuildJail | None, why: str = "") -> None:
-    """Let this be what the machine allows."""
+    """Let the machine allow exactly this jail, or none."""
 
     async def found() -> tuple[BuildJail | None, str]:
         return way, why
@@ -53,7 +53,7 @@ def enclosed(monkeypatch: pytest.MonkeyPatch, way: BuildJail | None, why: str = 
 
 
 def evil_tree(folder: Path, script: str) -> Path:
-    """A kernel's tree whose Makefile runs a script while make reads it, with the output folder as its argument."""
+    """Create a kernel tree whose Makefile runs a script while make reads it; its argument is the output folder."""
     tree = tree_of_two_commits(folder)
     (tree / "attack.sh").write_text(f'[ "$2" = bzImage ] || exit\n{script}')
     (tree / "Makefile").write_text(
@@ -71,7 +71,7 @@ def output(root: Path) -> Path:
 
 @contextmanager
 def listening(folder: Path) -> Iterator[tuple[int, list[str]]]:
-    """A port of this machine and the socket `folder`/socket, and who has connected."""
+    """Listen on a port and on the socket `folder`/socket; yield the port and the list of what was connected to."""
     came: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -101,12 +101,12 @@ def listening(folder: Path) -> Iterator[tuple[int, list[str]]]:
                 pass
 
 
-# For how long programs sleep that must not live on: in no other process that runs tests.
+# Seconds that programs sleep which must be killed; the number is different in each process that runs tests.
 MARK = 1_000_000 + os.getpid()
 
 
 def left_asleep() -> list[Path]:
-    """Processes that a test has left behind."""
+    """Return the processes that a test has left running."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
@@ -134,7 +134,8 @@ def test_a_makefile_reads_nothing_of_the_caller_writes_nowhere_and_reaches_nobod
         ls /root /home /run /sys '{home}' >folders
         env >env; cat /proc/*/environ >environ; ls /proc >processes
         for place in '{home}/planted' '{tmp_path}/cache/planted' '{tmp_path}/linux/planted' /usr/planted /etc/planted \\
-            '{tmp_path}'/cache/sources/*/tree/planted '{tmp_path}'/cache/sources/*/changed.json; do echo x >"$place"; done
+            '{tmp_path}'/cache/sources/*/tree/planted '{tmp_path}'/cache/sources/*/changed.json
+        do echo x >"$place"; done
         echo x >/proc/sys/kernel/core_pattern
         echo '|/bin/true' >/proc/sys/kernel/modprobe
         python3 -c "{connect}" {port} && echo connected >connected
@@ -160,13 +161,13 @@ def test_a_makefile_reads_nothing_of_the_caller_writes_nowhere_and_reaches_nobod
     }
     assert str(os.getpid()) not in (left / "processes").read_text().split() and not list(tmp_path.rglob("planted"))
     assert not Path("/usr/planted").exists() and Path("/proc/sys/kernel/core_pattern").read_text() == before
-    # Nor does it live on.
+    # Its background process was killed as well.
     assert not left_asleep()
 
 
 @ways
 def test_what_a_build_leaves_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: BuildJail) -> None:
-    """Links in the places of what the testbed reads and writes there, as root where it is root."""
+    """The build puts links in place of files that the testbed reads and writes there, perhaps as root."""
     enclosed(monkeypatch, way)
     (tmp_path / "mine").write_text("the caller's")
     names = ("testbed.config", "testbed-compiling", "testbed-make.log", "testbed-objects", ".config.old", "testbed-new")
@@ -195,7 +196,7 @@ def test_a_result_that_is_a_link_a_pipe_or_without_end_is_refused(
     git(tree, "commit", "-qam", "link")
     with pytest.raises(BuildError, match=r"expected (a regular file|at most)"):
         build(tmp_path / "cache", BuildSpec(source=str(tree)))
-    # Nor does it spoil the folder for those who build there next.
+    # The next build in this folder works.
     assert build(tmp_path / "cache", BuildSpec(source=f"{tree}@HEAD~1")).series is Series.AFTER
 
 
@@ -204,7 +205,11 @@ def test_modules_of_a_build_are_a_folder_of_its_own(tmp_path: Path, monkeypatch:
     (tmp_path / "mine/1.0").mkdir(parents=True)
     (tmp_path / "mine/1.0/secret").write_text("the caller's")
     tree = tree_of_two_commits(tmp_path / "linux")
-    more = f"modules:\n\ttrue\nmodules_install:\n\tmkdir -p $(INSTALL_MOD_PATH)/lib\n\tln -s {tmp_path}/mine $(INSTALL_MOD_PATH)/lib/modules\n"
+    more = (
+        "modules:\n\ttrue\n"
+        "modules_install:\n\tmkdir -p $(INSTALL_MOD_PATH)/lib\n"
+        f"\tln -s {tmp_path}/mine $(INSTALL_MOD_PATH)/lib/modules\n"
+    )
     (tree / "Makefile").write_text((tree / "Makefile").read_text() + more)
     git(tree, "commit", "-qam", "modules")
     (tmp_path / "mine.config").write_text("CONFIG_SOMETHING=m\n")
@@ -225,7 +230,7 @@ def test_where_the_machine_allows_no_jail_a_strangers_source_needs_the_callers_w
     built = build(tmp_path / "cache", BuildSpec(source=str(tree)), progress=notes)
     assert [said for said in notes.said if "not built in a jail" in said and "no such luck" in said]
     assert cache.read_meta(built.folder)["enclosed"] is False
-    # What was built so is taken over by one that is enclosed.
+    # A build in a jail reuses the folder of one that was built without.
     enclosed(monkeypatch, WAYS[0])
     again = build(tmp_path / "cache", BuildSpec(source=f"{tree}@HEAD~1"))
     assert cache.read_meta(again.folder)["enclosed"] is True

@@ -68,7 +68,7 @@ def test_io_uring_cannot_bypass_the_filter() -> None:
     ],
 )
 def test_other_processes_cannot_be_signalled(code: str) -> None:
-    """This holds with any version of Landlock."""
+    """Seccomp refuses it, so this holds with any version of Landlock."""
     assert tried(f"import fcntl, signal, struct; {code}") == ("done", "PermissionError")
     assert tried(f"import fcntl, signal, struct; {code}".replace("parent", "os.getpid()"))[0] == "done"
 
@@ -85,22 +85,27 @@ def test_nothing_can_be_sent_to_abstract_sockets_of_other_processes() -> None:
         assert tried(code) == ("done", "PermissionError")
 
 
-# By their numbers on x86-64, as none of these may ever be done; each is refused before its arguments are looked at.
+# Numbers of system calls on x86-64. None of them is ever allowed; each is refused before its arguments are checked.
 REFUSED = {
-    "connect": 42, "io_uring_setup": 425, "inotify_add_watch": 254, "fanotify_init": 300, "symlink": 88, "symlinkat": 266, "link": 86,
-    "linkat": 265, "mknod": 133, "mknodat": 259, "chmod": 90, "fchmod": 91, "fchmodat": 268, "fchmodat2": 452, "chown": 92, "fchown": 93,
-    "lchown": 94, "fchownat": 260, "truncate": 76, "utime": 132, "utimes": 235, "futimesat": 261, "utimensat": 280, "file_setattr": 469,
-    "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190, "setxattrat": 463, "removexattr": 197, "lremovexattr": 198, "fremovexattr": 199,
-    "removexattrat": 466, "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "shmget": 29, "shmat": 30, "shmctl": 31,
-    "msgget": 68, "semget": 64, "mq_open": 240, "mq_unlink": 241, "add_key": 248, "keyctl": 250, "request_key": 249, "ioprio_set": 251,
-    "sched_setscheduler": 144, "sched_setattr": 314, "sched_setparam": 142, "sched_setaffinity": 203, "setpriority": 141, "tkill": 200,
-    "pidfd_send_signal": 424, "pidfd_getfd": 438, "unshare": 272, "setns": 308, "bpf": 321, "perf_event_open": 298,
+    "connect": 42, "io_uring_setup": 425, "inotify_add_watch": 254, "fanotify_init": 300, "symlink": 88,
+    "symlinkat": 266, "link": 86, "linkat": 265, "mknod": 133, "mknodat": 259, "chmod": 90, "fchmod": 91,
+    "fchmodat": 268, "fchmodat2": 452, "chown": 92, "fchown": 93, "lchown": 94, "fchownat": 260, "truncate": 76,
+    "utime": 132, "utimes": 235, "futimesat": 261, "utimensat": 280, "file_setattr": 469, "setxattr": 188,
+    "lsetxattr": 189, "fsetxattr": 190, "setxattrat": 463, "removexattr": 197, "lremovexattr": 198, "fremovexattr": 199,
+    "removexattrat": 466, "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "shmget": 29, "shmat": 30,
+    "shmctl": 31, "msgget": 68, "semget": 64, "mq_open": 240, "mq_unlink": 241, "add_key": 248, "keyctl": 250,
+    "request_key": 249, "ioprio_set": 251, "sched_setscheduler": 144, "sched_setattr": 314, "sched_setparam": 142,
+    "sched_setaffinity": 203, "setpriority": 141, "tkill": 200, "pidfd_send_signal": 424, "pidfd_getfd": 438,
+    "unshare": 272, "setns": 308, "bpf": 321, "perf_event_open": 298,
 }  # fmt: skip
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
 def test_each_denied_system_call_is_refused() -> None:
-    code = f"for name, number in {REFUSED}.items(): assert libc.syscall(number, -1, -1, -1, -1, -1, -1) < 0; print(name, ctypes.get_errno())"
+    code = (
+        f"for name, number in {REFUSED}.items():\n"
+        "    assert libc.syscall(number, -1, -1, -1, -1, -1, -1) < 0; print(name, ctypes.get_errno())"
+    )
     words = jail_exec.command_prefix(sys.executable, PROGRAMS, mount_ns=None)
     done = subprocess.run(
         [*words, sys.executable, "-I", "-S", "-c", TOOLS + code], capture_output=True, text=True, check=True
@@ -126,7 +131,7 @@ def test_limits_and_priorities_of_other_processes_cannot_be_changed() -> None:
 
 @since(jail_exec.FILES_SINCE)
 def test_other_processes_cannot_be_traced() -> None:
-    """Not even processes of the same user, such as another guest's QEMU."""
+    """Processes of the same user, such as another guest's QEMU, cannot be traced either."""
     with subprocess.Popen(["sleep", "100"]) as other:
         try:
             found = tried(f"asked(libc.ptrace(16, {other.pid}, None, None))")

@@ -29,7 +29,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become som
 )
 def test_a_program_whose_parent_has_ended_is_not_started(words: tuple[str, ...], tmp_path: Path) -> None:
     program = (*words, "touch", str(tmp_path / "started"))
-    # Another's child, as one whose testbed has ended before it could ask for a signal.
+    # Its parent is not the testbed, as when the testbed ended before the program could ask for a death signal.
     subprocess.run(["sh", "-c", '"$@"; true', "sh", *program], check=True)
     assert not (tmp_path / "started").exists()
     subprocess.run(program, check=True)
@@ -37,7 +37,7 @@ def test_a_program_whose_parent_has_ended_is_not_started(words: tuple[str, ...],
 
 
 def status(words: tuple[str, ...]) -> dict[str, str]:
-    """Return /proc/self/status of a program that is started behind these words."""
+    """Return /proc/self/status of a program that is started with this command prefix."""
     said = subprocess.run([*words, "cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
     return {key: value.strip() for key, _, value in (line.partition(":") for line in said.splitlines())}
 
@@ -87,8 +87,10 @@ def test_a_jailed_program_dies_with_us_under_any_account(account: Account | None
     script = (
         "import asyncio, os, pathlib, sys\nfrom testbed.qemu import jail; from testbed.host import process\n"
         "async def main():\n"
-        f"    child = await process.start(['sleep', '1000'], output=pathlib.Path('log'), prefix=jail.command_prefix({account!r}))\n"
-        "    while pathlib.Path(f'/proc/{child.pid}/comm').read_text() != 'sleep\\n':\n        await asyncio.sleep(0.01)\n"
+        f"    prefix = jail.command_prefix({account!r})\n"
+        "    child = await process.start(['sleep', '1000'], output=pathlib.Path('log'), prefix=prefix)\n"
+        "    while pathlib.Path(f'/proc/{child.pid}/comm').read_text() != 'sleep\\n':\n"
+        "        await asyncio.sleep(0.01)\n"
         "    print(child.pid, flush=True)\n    os.kill(os.getpid(), 9)\n"
         "from testbed.host.facts import Account\nasyncio.run(main())\n"
     )
@@ -184,7 +186,7 @@ def test_an_account_can_use_granted_files_in_folders_that_it_cannot_enter(tmp_pa
         and (private / "own" / "disk").stat().st_uid == NOBODY.uid
     )
     assert run("tee", str(private / "kernel")).returncode != 0
-    # By its name, and by way of what it has.
+    # Neither by its path, nor through a folder that was granted.
     assert run("cat", str(private / "secret")).returncode != 0
     assert run("cat", str(private / "own") + "/../secret").returncode != 0
     held.release()

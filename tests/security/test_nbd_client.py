@@ -73,7 +73,7 @@ def test_delayed_requests_use_limited_memory(process: Process, command: int, eac
         try:
             sent = process.client.send(rest)
         except BlockingIOError:
-            # Its memory is what it is when it has looked at all that it takes.
+            # Wait until it has read all requests that it accepts; its memory grows no further.
             if process.tell(verb="latency") and not _writable(process.client):
                 break
             continue
@@ -104,7 +104,7 @@ def test_a_client_that_breaks_the_protocol_ends_the_process_with_a_reason(proces
     assert process.said()["ends"].startswith("its client: expected ")
     assert process.child.wait(20) == 1
     while process.client.recv(4096):
-        pass  # its end is seen: requests fail, and do not hang
+        pass  # the client sees the end: requests fail and do not hang
 
 
 @pytest.mark.parametrize("half", [b"", HELLO[:7], HELLO + request(WRITE, 0, 512)])
@@ -123,7 +123,7 @@ def test_the_negotiation_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> No
     with own, other:
         device = Device(DiscardingBacking(MIB), log=io.StringIO())
         client = server.Client(own, Protocol(size_bytes=MIB), device)
-        client.step()  # nobody is there yet
+        client.step()  # no client has connected yet
         other.sendall(HELLO[:7])
         client.receive()
         assert client.deadline is not None
@@ -137,7 +137,8 @@ import nbd
 h = nbd.NBD()
 h.set_strict_mode(0)
 h.connect_socket({client})
-assert h.get_size() == 1 << 20 and h.get_block_size(nbd.SIZE_MINIMUM) == 512 and h.can_fua() and h.can_trim() and not h.is_read_only()
+assert h.get_size() == 1 << 20 and h.get_block_size(nbd.SIZE_MINIMUM) == 512
+assert h.can_fua() and h.can_trim() and not h.is_read_only()
 h.pwrite(b"x" * 4096, 4096, nbd.CMD_FLAG_FUA)
 assert h.pread(4096, 4096) == b"x" * 4096
 h.trim(512, 4096)
@@ -167,7 +168,7 @@ print("well")
 """
 
 
-# Debian's binding is one of Debian's own Python.
+# Debian's libnbd module works only with Debian's own Python.
 @pytest.mark.skipif(
     not Path("/usr/lib/python3/dist-packages/nbd.py").exists(),
     reason="python3-libnbd is not here; `./tb test` installs it",

@@ -1,4 +1,4 @@
-"""The cache, the state and what is in them, tried by another user of this machine."""
+"""The cache, the state and their contents, attacked by another user of this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from testbed.store import cache
 from testbed.units import GIB
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-# What a neighbour does to a lock that he can open: he holds it for ever.
+# What another user does to a lock that can be opened: hold it for ever.
 _HOLD = """
 import fcntl, os, sys
 os.setuid(65534)
@@ -34,7 +34,7 @@ fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A home that everybody can enter, which pytest's own folders are not, and an umask as most have it."""
+    """Yield a home that everybody can enter, unlike pytest's own folders, with the most common umask set."""
     for variable in ("TESTBED_CACHE", "TESTBED_STATE", "TESTBED_ADMISSION"):
         monkeypatch.delenv(variable, raising=False)
     with tempfile.TemporaryDirectory(dir="/tmp") as place:
@@ -54,7 +54,7 @@ def modes(*folders: Path) -> set[int]:
 
 
 def neighbour(lock: Path) -> str:
-    """What another user gets who would hold a lock; empty where he holds it."""
+    """Try to take a lock as another user; return the error, empty if that user holds the lock."""
     words = ["/usr/bin/python3", "-I", "-S", "-c", _HOLD, str(lock)]
     return subprocess.run(words, capture_output=True, text=True, check=False).stderr
 
@@ -71,7 +71,7 @@ def test_folders_are_created_private(home: Path) -> None:
 def test_public_folders_of_older_versions_are_made_private(
     chosen: bool, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`chosen`: the user has named these folders, perhaps for other things as well; then their own modes stay."""
+    """`chosen`: the user has named these folders, perhaps for other files as well; then their modes stay."""
     old = [
         home / "cache/testbed",
         home / "cache/testbed/templates",
@@ -135,7 +135,7 @@ def test_a_folder_that_other_users_can_replace_is_refused(
 
 @as_root
 def test_a_runtime_folder_of_another_user_is_not_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after `su`: he could put a folder of his own in the place of ours whenever he likes."""
+    """After `su` the variable names the other user's folder, whose owner could replace ours at any time."""
     other = home / "other"
     other.mkdir(mode=0o700, parents=True)
     os.chown(other, 65534, 65534)
@@ -149,7 +149,7 @@ def test_a_runtime_folder_of_another_user_is_not_used(home: Path, monkeypatch: p
 def test_a_cache_folder_made_by_another_user_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = paths.folders().cache / "templates"
     os.chown(room, 65534, 65534)
-    paths.folders()  # as root in a container, whose cache is a volume of its caller's
+    paths.folders()  # as for root in a container whose cache is a volume of its caller
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     for path in (home / "cache/testbed", home / "cache/testbed/built"):
         os.chown(path, 1000, 1000)
@@ -166,7 +166,7 @@ async def test_another_user_cannot_lock_the_cache(home: Path) -> None:
     await cache.make_once(found.cache / "templates/key", make, Silent(), "a template")
     lock = found.cache / "templates/key.lock"
     assert "PermissionError" in neighbour(lock)
-    # Also where the folders themselves are open, as a user may want them.
+    # The same if the user has opened the folders to others.
     for folder in (home, home / "cache", found.cache, lock.parent):
         folder.chmod(0o755)
     assert "PermissionError" in neighbour(lock)
@@ -188,7 +188,7 @@ async def test_another_user_cannot_lock_the_guest_queue(home: Path) -> None:
 
 
 async def test_the_holder_of_the_guest_queue_is_named(tmp_path: Path) -> None:
-    """As one of our own that a signal has stopped there."""
+    """Another testbed process that a signal has stopped may hold it."""
     notes = list[str]()
     with held(tmp_path / "gate") as other:
 
@@ -209,7 +209,11 @@ async def test_the_holder_of_the_guest_queue_is_named(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[subprocess.Popen[str]]:
-    code = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    """Yield a process that holds a lock."""
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:

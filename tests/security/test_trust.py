@@ -1,4 +1,4 @@
-"""Words for QEMU's own command line: no file brings any that its reader has not seen and trusted."""
+"""Arguments for QEMU's command line: those of a file are refused until its reader has seen and trusted them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ PYTHON_NAMES = {
     "read_only": f"{GUEST}    disks: {{data: {{type: nvme, size: 1G, read_only: true}}}}\n",
     "iops_total": f"{GUEST}    disks: {{data: {{type: nvme, size: 1G, throttle: {{iops_total: 1}}}}}}\n",
     "zone_size": f"{GUEST}    disks: {{data: {{type: nvme, size: 1G, zoned: {{zone_size: 1M}}}}}}\n",
-    "direct_io": f"{GUEST}    disks: {{data: {{type: nvme, size: 1G}}}}\n    loops: {{l: {{backing: data/x, direct_io: true}}}}\n",
+    "direct_io": (
+        f"{GUEST}    disks: {{data: {{type: nvme, size: 1G}}}}\n"
+        "    loops: {l: {backing: data/x, direct_io: true}}\n"
+    ),
     "memory_max": f"{GUEST}    cgroups: {{tenant: {{memory_max: 1M}}}}\n",
     "script_name": "version: 1\nsummary: it breaks\nscript: 'true'\nscript_name: x\nsignature: [{status: 0}]\n",
 }
@@ -42,7 +45,7 @@ PYTHON_NAMES = {
 
 @pytest.mark.parametrize(("name", "text"), PYTHON_NAMES.items(), ids=PYTHON_NAMES)
 def test_keys_have_only_their_name_in_the_file(name: str, text: str) -> None:
-    """What looks for `qemu-args` was passed by `qemu_args`, which models took as well."""
+    """The models once also accepted `qemu_args`, which the check for `qemu-args` did not find."""
     with pytest.raises(TopologyError, match=f"{name}: unknown key"):
         (parse if text.startswith(GUEST) else bugs.parse)(text, "x.yaml")
 
@@ -60,15 +63,15 @@ def test_models_of_files_do_not_accept_field_names() -> None:
         assert not config.get("populate_by_name") and not config.get("validate_by_name"), model
 
 
-# Trust ------------------------------------------------------------------------------------------------------------------------------
-
 WORDS = ("-chardev", "file,id=x,path=/root/x")
 FILES = {
     "base.yaml": "version: 1\nguests: {g0: {qemu-args: [-chardev, 'file,id=x,path=/root/x']}}\n",
     "top.yaml": "version: 1\nextends: base.yaml\nguests: {g0: {memory: 512M}}\n",
     "matrix.yaml": "version: 1\nextends: base.yaml\nmatrix: {axes: {c: [1, 2]}}\nguests: {g0: {cpus: '${c}'}}\n",
     "bug.yaml": "version: 1\nsummary: it breaks\ntopology: top.yaml\nscript-file: s.sh\nsignature: [{status: 0}]\n",
-    "inside.yaml": "version: 1\nsummary: it breaks\ntopology: {extends: base.yaml}\nscript: 'true'\nsignature: [{status: 0}]\n",
+    "inside.yaml": (
+        "version: 1\nsummary: it breaks\ntopology: {extends: base.yaml}\nscript: 'true'\nsignature: [{status: 0}]\n"
+    ),
     "s.sh": "exit 0\n",
 }
 
@@ -83,7 +86,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def words(path: Path) -> tuple[str, ...]:
-    """A file's words for QEMU: those of the last point, where there are several."""
+    """Return a file's arguments for QEMU, from its last point if there are several."""
     if path.name in ("bug.yaml", "inside.yaml"):
         return bugs.load(path).guest.qemu_args
     return list(load_points(path).values())[-1].guests["g0"].qemu_args
@@ -122,7 +125,7 @@ def test_trust_covers_included_files_until_one_changes(file: str, used: tuple[st
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_trusted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stranger's that extends itself, and is the caller's own when it is read again."""
+    """The file is a stranger's that extends itself, and is the caller's own when it is read again."""
     trust_command([str(folder / "base.yaml")])
     texts = iter(["version: 1\nextends: base.yaml\nguests: {g0: {memory: 512M}}\n", FILES["base.yaml"]])
     monkeypatch.setattr(sys.modules["testbed.topology.load"], "read_file", lambda _: next(texts))

@@ -1,4 +1,4 @@
-"""Git trees of strangers: whatever their configuration names, no program of it is run, and what is built is what was committed."""
+"""Git trees of strangers: no program that their configuration names is run, and exactly what is committed is built."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def evil(tmp_path: Path) -> Path:
-    """A program that says in `tmp_path`/ran that it was run, and by which name."""
+    """Create a program that writes to `tmp_path`/ran that it was run, and with which arguments."""
     program = tmp_path / "evil"
     program.write_text(f'#!/bin/sh\necho "$0 $*" >>{tmp_path}/ran\ncat\n')
     program.chmod(0o755)
@@ -44,14 +44,14 @@ def evil(tmp_path: Path) -> Path:
 
 
 def strangers(tree: Path) -> None:
-    """Another user's, where we may give it away."""
+    """Give the tree to another user, if we are root."""
     if os.geteuid() == 0:
         for path in (tree, *tree.rglob("*")):
             os.chown(path, 12345, 12345, follow_symlinks=False)
 
 
 def hostile(tree: Path, evil: Path) -> None:
-    """All that a repository can name for git to run: its configuration, hooks, attributes, and a file whose index says nothing of it."""
+    """Name programs wherever git takes them from (configuration, hooks, attributes); make an index entry stale."""
     (tree / ".gitattributes").write_text("* filter=evil diff=evil merge=evil text\n")
     (tree / "modified").write_text("as committed\n")
     git(tree, "add", ".")
@@ -94,7 +94,7 @@ def hostile(tree: Path, evil: Path) -> None:
             shutil.copy(evil, folder / hook)
     (tree / ".git/info").mkdir(exist_ok=True)
     (tree / ".git/info/attributes").write_text("* filter=evil\n")
-    # Its time is another, so that only its content can tell whether it is as it was committed.
+    # With another time, git must compare the content to know whether the file is as committed.
     os.utime(tree / "modified", (1, 1))
 
 
@@ -105,7 +105,7 @@ def test_a_hostile_repository_runs_nothing(tmp_path: Path, tree: Path, evil: Pat
     assert built.series is Series.AFTER and not (tmp_path / "ran").exists()
     (there,) = tmp_path.glob("cache/sources/git-*/tree")
     assert (there / "modified").read_text() == "as committed\n"
-    # As a check of the attack itself.
+    # Checks that the attack works at all.
     git(tree, "-c", "safe.directory=*", "-c", "core.worktree=.", "status", "--porcelain")
     assert "evil" in (tmp_path / "ran").read_text()
 
@@ -217,7 +217,7 @@ def test_what_is_not_committed_is_counted_and_where_that_is_not_known_it_is_said
 def test_a_checkout_that_was_broken_off_leaves_nothing_of_its_commit(tmp_path: Path, tree: Path) -> None:
     build(tmp_path / "cache", BuildSpec(source=f"{tree}@main~1"))
     (source,) = tmp_path.glob("cache/sources/git-*/")
-    # As one that was killed leaves it: some files are of another commit, the index is as it was.
+    # What a killed checkout leaves: some files are of another commit, the index is unchanged.
     (source / "commit").unlink()
     (source / "tree/drivers/block/loop.c").write_text("of another commit\n")
     (source / "tree/of-another-commit.c").write_text("of another commit\n")
@@ -273,7 +273,7 @@ def test_links_of_a_tarball_that_lead_out_of_it_are_left_out_and_named(tmp_path:
     }
     for name, to in {**inside, **outside}.items():
         (tree / name).symlink_to(to)
-    for again in range(2):  # the second finds it in the cache
+    for again in range(2):  # the second time it is in the cache
         notes = Notes()
         build(tmp_path / "cache", BuildSpec(source=str(packed(tmp_path))), progress=notes)
         (there,) = tmp_path.glob("cache/sources/tarball-*/tree")
@@ -284,7 +284,7 @@ def test_links_of_a_tarball_that_lead_out_of_it_are_left_out_and_named(tmp_path:
 
 
 def test_links_and_folders_without_end_hold_nothing_up(tmp_path: Path, tree: Path) -> None:
-    """A link of 4,000 characters leads over 1,300 folders, and a chain of them over the sum, for each of its links."""
+    """A link of 4,000 characters passes 1,300 folders; in a chain of links, each link passes all folders after it."""
     before = time.process_time()
     for number in range(300):
         (tree / f"l{number}").symlink_to("drivers/../" * 350 + f"l{number + 1}")

@@ -1,4 +1,4 @@
-"""Kernels that a stranger packed: nothing of this machine gets into what a guest is given, and nothing of theirs is without bounds."""
+"""Kernels that a stranger packed: no file of this machine gets into a guest, and all that is unpacked has a limit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEEDS_MODULE = image(config(VIRTIO_BLK="m"))
 
 
 def fetched(spec: str | Path, root: Path, notes: Silent | None = None) -> KernelFiles:
-    """As the command does it, with depmod and mke2fs."""
+    """Fetch a kernel as the command does, with depmod and mke2fs."""
     return asyncio.run(kernel_files.fetch(TABLE.resolve(str(spec)), root / "cache", notes or Silent()))
 
 
@@ -32,7 +32,7 @@ def given_to_guests(found: KernelFiles) -> bytes:
 
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:
-    """A file of this machine, as /etc/shadow is."""
+    """Create a secret file of this machine, like /etc/shadow."""
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/shadow").write_text(SECRET)
     return tmp_path / "etc/shadow"
@@ -92,7 +92,7 @@ def test_a_kernel_that_is_a_link_to_a_file_of_this_machine_is_none(tmp_path: Pat
     "to", [f"../usr/lib/modules/{RELEASE}/vmlinuz", f"/usr/lib/modules/{RELEASE}/vmlinuz", "other", "hard"]
 )
 def test_links_of_a_package_to_its_own_files_are_these_files(tmp_path: Path, to: str) -> None:
-    """As distributions have them whose kernel lies with its modules."""
+    """Distributions that keep a kernel next to its modules have such links."""
     own = f"usr/lib/modules/{RELEASE}"
     files: dict[str, bytes | str] = {
         f"{own}/vmlinuz": NEEDS_MODULE,
@@ -114,7 +114,7 @@ def test_links_of_a_package_to_its_own_files_are_these_files(tmp_path: Path, to:
     assert (found.early_modules, found.release, notes.said) == (("virtio_blk.ko",), RELEASE, [])
     tree = tmp_path / "tree"
     assert debs.unpack(package, tree) == () and (tree / own / "weak/again.ko").read_bytes() == module()
-    debs.unpack(package, tree)  # once more, over names that share their file
+    debs.unpack(package, tree)  # once more, over hard links to one file
     assert (tree / own / "vmlinuz").read_bytes() == NEEDS_MODULE and (
         tree / own / "kernel/virtio_blk.ko"
     ).read_bytes() == module()
@@ -124,7 +124,7 @@ def test_links_of_a_package_to_its_own_files_are_these_files(tmp_path: Path, to:
 def test_a_name_that_modules_dep_would_show_as_a_path_is_left_out_and_named(
     secret: Path, tmp_path: Path, packed_as: str
 ) -> None:
-    """depmod writes names as they are: a folder `virtio_pci: ` makes its content a list of what that module needs."""
+    """depmod does not quote names: a folder `virtio_pci: ` turns its content into that module's dependencies."""
     base = f"lib/modules/{RELEASE}"
     files: dict[str, bytes | str] = {
         f"{base}/kernel/virtio_pci: {secret} x/y.ko": module(),
@@ -133,7 +133,7 @@ def test_a_name_that_modules_dep_would_show_as_a_path_is_left_out_and_named(
     }
     spec: str | Path = packed(tmp_path, files)
     if packed_as == "folder":
-        (tmp_path / f"of-x.deb/{base}/kernel/a\nb.ko").write_bytes(module())  # dpkg-deb packs no such name
+        (tmp_path / f"of-x.deb/{base}/kernel/a\nb.ko").write_bytes(module())  # dpkg-deb refuses to pack such a name
         top = tmp_path / "of-x.deb"
         spec = f"{top}/boot/vmlinuz-{RELEASE}:{top}/{base}"
     notes = Notes()
@@ -153,7 +153,7 @@ def test_modules_dep_is_believed_only_of_modules_that_are_given(secret: Path, tm
 
 
 def test_a_folder_of_modules_that_is_a_link_to_the_users_own_files_is_refused(tmp_path: Path) -> None:
-    """`tar xf` of a stranger's archive in one's home: its lib/modules/RELEASE is the home, with one module of the stranger's in it."""
+    """An archive is unpacked in the home; its lib/modules/RELEASE is a link to the home, which has a module."""
     home, got = tmp_path / "home", tmp_path / "home/got"
     (home / ".ssh").mkdir(parents=True)
     (home / ".ssh/id_ed25519").write_text(SECRET)
@@ -171,7 +171,7 @@ def test_a_folder_of_modules_that_is_a_link_to_the_users_own_files_is_refused(tm
     (got / "lib/modules").symlink_to(home)
     with pytest.raises(UsageError, match=r"got a link to .*home/\.ssh; where"):
         fetched(f"{got}/vmlinuz-{RELEASE}:{got}/lib/modules/.ssh", tmp_path)
-    # What lies above both, and a distribution's lib that is usr/lib, are nobody's trick.
+    # A link above both is no attack, and neither is a distribution's lib -> usr/lib.
     (tmp_path / "linked").symlink_to(got)
     assert fetched(f"{tmp_path}/linked/vmlinuz-{RELEASE}:{tmp_path}/linked/own", tmp_path).early_modules == (
         "virtio_blk.ko",
@@ -226,7 +226,7 @@ def test_a_configuration_that_is_a_link_to_elsewhere_is_not_read_and_named(
     assert any(
         f"{top / name}: left out: a link to {secret}, which does not lie with the kernel" in said for said in notes.said
     ) or (name == "m/config" and any("config (a link to" in said for said in notes.said))
-    # The name of a link says nothing of what it leads to, even beside it.
+    # A link named like a configuration may lead to anything, even in the same folder.
     (top / "notes.txt").write_text(SECRET)
     (top / name).unlink()
     (top / name).symlink_to(os.path.relpath(top / "notes.txt", (top / name).parent))
@@ -236,7 +236,7 @@ def test_a_configuration_that_is_a_link_to_elsewhere_is_not_read_and_named(
 
 
 def test_a_configuration_behind_the_links_of_a_distribution_is_read(tmp_path: Path) -> None:
-    """openSUSE's /boot: both are links to what lies with the modules."""
+    """In openSUSE's /boot, both are links to files next to the modules."""
     own, boot = tmp_path / f"usr/lib/modules/{RELEASE}", tmp_path / "boot"
     modules(own, "virtio_blk")
     boot.mkdir()
@@ -252,13 +252,13 @@ def test_what_a_folder_of_modules_holds_is_bounded(tmp_path: Path, monkeypatch: 
     (tmp_path / "bzImage").write_bytes(NEEDS_MODULE)
     folder = modules(tmp_path / "m", "virtio_blk")
     spec = f"{tmp_path}/bzImage:{folder}"
-    os.truncate(folder / "kernel/virtio_blk.ko", 1 << 40)  # a hole
+    os.truncate(folder / "kernel/virtio_blk.ko", 1 << 40)  # a sparse file
     with pytest.raises(
         UsageError, match=r"m: expected the modules of one kernel \(lib/modules/RELEASE\), found files of 1T"
     ):
         fetched(spec, tmp_path)
     (folder / "kernel/virtio_blk.ko").unlink()
-    # Each unpacks to what a module may have; all of them do not.
+    # Each alone is within the limit of a module; all together are not.
     monkeypatch.setattr(module_tree, "_MOST_IN_ALL_BYTES", 8 << 20)
     for number in range(4):
         (folder / f"kernel/m{number}.ko.gz").write_bytes(gzip.compress(module() + bytes(3 << 20)))

@@ -1,4 +1,4 @@
-"""Mails, patches and sources that mean harm: what is read of them ends in our errors, and soon."""
+"""Hostile mails, patches and sources: reading them ends soon, if in an error then in one of the testbed's own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def nested(depth: int) -> bytes:
     return mail(headers="Content-Type: multipart/mixed; boundary=b0\n", body=parts)
 
 
-# What is said of each of n characters or parts; several ended in a traceback or took minutes.
+# Mails with n repeated characters or parts, by what is repeated; several once ended in a traceback or took minutes.
 MAILS: dict[str, Callable[[int], bytes]] = {
     "brackets": lambda n: mail("[" * n),
     "pairs of brackets": lambda n: mail("[]" * n),
@@ -74,7 +74,7 @@ MAILS: dict[str, Callable[[int], bytes]] = {
 
 
 def read(data: bytes) -> tuple[Message, ...]:
-    """As far as a build asks of what is in a file."""
+    """Read and check a file as a build does."""
     try:
         found = mailbox.parse_messages(data, "x.mbox")
         mailbox.select_series(found, "x.mbox")
@@ -95,7 +95,7 @@ def cost_s(ask: Callable[[], object]) -> float:
 @pytest.mark.parametrize("name", MAILS)
 def test_a_mail_is_read_or_refused_in_time_that_grows_with_it(name: str) -> None:
     made = MAILS[name]
-    read(made(3)), read(made(5000))  # as many digits as Python makes no number of, and deeper than it calls itself
+    read(made(3)), read(made(5000))  # more digits than Python's int() takes, and nesting beyond its recursion limit
     few, many = made(2000), made(8000)
     before, after = (min(cost_s(lambda data=data: read(data)) for _ in range(2)) for data in (few, many))  # type: ignore[misc]  # mypy: a default
     assert after < 0.05 or after < 8 * before, (before, after)
@@ -113,7 +113,7 @@ def test_a_mailbox_of_more_mails_than_any_and_a_mail_of_more_parts_are_refused()
 
 
 def test_attachments_and_encoded_subjects_are_read_as_before() -> None:
-    """What bounds hostile mails changes no usual one."""
+    """The limits for hostile mails do not change ordinary ones."""
     parts = "".join(
         "--b\nContent-Type: text/x-patch; charset=utf-8\nContent-Transfer-Encoding: base64\n\nZGlm\nZgo=\n"
         for _ in range(40)
@@ -131,7 +131,7 @@ def test_attachments_and_encoded_subjects_are_read_as_before() -> None:
 
 
 def test_a_refusal_of_equal_lines_is_told_soon() -> None:
-    """Where a hunk is most likely meant was asked of each equal line of a file, with a comparison whose time is the cube of its lines."""
+    """The search for a hunk's likely place once compared it at each equal line, in time cubic in the lines."""
     body = "\n".join("-}" if number % 2 else "- " for number in range(3000))
     text = f"--- a/x\n+++ b/x\n@@ -1,3000 +1,0 @@\n{body}\n"
     file = "\n".join("}" if number % 3 else " " for number in range(3000))
@@ -184,7 +184,7 @@ def test_conditions_of_a_kconfig_are_answered_or_refused(condition: str) -> None
 
 
 def test_what_a_strangers_makefile_prints_is_looked_through_soon() -> None:
-    """Empty lines, and targets of slashes, met patterns whose time is the square of them."""
+    """The patterns once took quadratic time on empty lines and on targets made of slashes."""
     for said in ("\n" * 200_000, " " * 200_000, "*** [" * 40_000 + ": " * 40_000, "ld: " * 50_000):
         assert cost_s(lambda said=said: (make_output.machine_error(said), make_output.first_error(said))) < 20  # type: ignore[misc]  # mypy: a default
     lines = [f"  CC      a{'/' * 200_000} x\n", "*** [" * 40_000 + ": a" * 40_000 + "\n", *["\n"] * 20]

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.kernels
 
 @pytest.fixture
 async def repository(tmp_path: Path) -> AsyncIterator[Repository]:
-    """Eight commits; afterwards nothing of them is in the cache."""
+    """Create a repository of eight commits; remove everything built from it from the cache afterwards."""
     table, root = shipped_table(), paths.folders().cache
     source = await sources.prepare("debian-6.1", table, root, Silent())
     async with cache.locked(cache.build_lock(source.folder), Silent(), "source"):
@@ -57,11 +57,11 @@ async def test_git_bisect_run_finds_the_commit_that_loses_a_charge_and_compare_s
     compiled = sorted(
         int(cache.read_meta(one.folder)["compiled"]) for one in built if one and str(repository.path) in one.origin
     )
-    # Up to three steps for seven commits. The first compiles everything, each of the others what differs from the one before.
+    # Up to three steps for seven commits. The first one compiles everything, each later one only what differs.
     assert 2 <= len(compiled) <= 3 and compiled[-1] > 1000 and compiled[-2] < 100
     assert re.search(r"^# first bad commit", await repository.git("bisect", "log"), re.MULTILINE)
 
-    # As somebody has it who wrote a series: a tree, and a mailbox on top.
+    # What the author of a series has: a tree, and a mailbox to apply to it.
     mend = await repository.git(
         "commit-tree", f"{repository.loss}^^{{tree}}", "-p", repository.loss, "-m", "loop: charge memory"
     )

@@ -1,4 +1,4 @@
-"""The bugs of the museum on real guests, where they show and where they must not; and what is done with bugs from the command line."""
+"""Bugs of the museum on real guests: where they show, where they must not, and the commands that take bugs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from testbed.progress import Silent
 from testbed.store.kernels.kernel_files import KernelFiles
 
 MUSEUM = Path(__file__).parents[3] / "topologies" / "bugs"
-# The pair that every machine has which has run `./tb compare`.
+# The pair of kernels that `./tb compare` uses, so that most machines have them already.
 PAIR = ("debian-5.10", "debian-6.1")
 WAITS, TIMED = ("css-leak", "idle-workers"), ("inversion", "io-max-bypass")
 
 
 async def one_side(job: ReproJob, factory: GuestFactory, spec: str, *, must_show: bool) -> KernelTries:
-    """A try that comes to something: those that measure time say that they could not where this machine is busy."""
+    """Try a bug on one kernel, up to three times: a bug that measures time cannot do so while this machine is busy."""
     for _ in range(3):
         tried = await try_kernel(job, await factory.kernel(spec), must_show=must_show)
         if tried.verdict is not KernelVerdict.TROUBLE:
@@ -60,7 +60,7 @@ async def both_sides(factory: GuestFactory, name: str, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_each_bug_shows_where_it_must_and_only_there(tmp_path: Path) -> None:
-    # Those that measure time come last, when those that wait do nothing else any longer.
+    # Bugs that measure time run last, when those that wait no longer do anything else.
     busy = sorted(
         (path.stem for path in MUSEUM.glob("*.yaml") if path.stem not in WAITS), key=lambda name: (name in TIMED, name)
     )
@@ -90,7 +90,7 @@ testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name 
 
 
 def installed(folder: Path, lab_kernel: KernelFiles) -> None:
-    """A kernel as `make install modules_install` leaves it, from the cache: its modules are read out of their disk."""
+    """Create what `make install modules_install` leaves of a kernel in the cache; read its modules from their disk."""
     release = lab_kernel.release
     modules = folder / "lib" / "modules"
     modules.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def installed(folder: Path, lab_kernel: KernelFiles) -> None:
     assert lab_kernel.modules_disk is not None
     read = f"rdump /{release} {modules}"
     subprocess.run([str(process.find("debugfs")), "-R", read, lab_kernel.modules_disk], check=True, capture_output=True)
-    # The date of a folder is part of what it is known by: each run of this test would leave a kernel in the cache.
+    # A folder's date is part of its cache key: otherwise each run of this test would leave a kernel in the cache.
     for path in (folder / "lib").rglob("*"):
         os.utime(path, (0, 0))
 
@@ -110,7 +110,7 @@ async def test_a_folder_of_kernels_is_walked_by_version_with_the_modules_beside_
             installed(tmp_path / "kernels", await factory.kernel(spec))
     (tmp_path / "old.yaml").write_text(OLD)
     first, last = sorted(path.name for path in (tmp_path / "kernels").glob("vmlinuz-*"))
-    # What lies beside kernels, and kernels that do not unpack or boot.
+    # Files that lie beside kernels, and kernels that do not unpack or boot.
     beside = (
         f"vmlinuz-{first}.old",
         "vmlinuz",
@@ -147,7 +147,7 @@ topology: {guests: {g0: {cpus: 1, memory: 512M}}}
 script: case $(uname -r) in 5.*) echo old ;; esac
 signature: [{output: ^old$}]
 """
-# Shows on kernels before 5.14, and needs one of two disks, its loop and a limit, and nothing else of what there is.
+# Shows on kernels before 5.14, and needs one of two disks, its loop and a limit, but nothing else of the topology.
 RELEASE = """\
 version: 1
 summary: an old kernel
@@ -215,7 +215,7 @@ async def test_a_bug_goes_to_another_machine_as_one_file(tmp_path: Path) -> None
         "41",
         "--json",
     )
-    # Two tries of the clean kernel leave much open, and their sentence and exit code say so.
+    # Two tries of the clean kernel are too few, as the reason and the exit code show.
     out, _, _ = await testbed(tmp_path, *words, "-j", "1", "-n", "2", "--save", "old.yaml", status=3)
     first = json.loads(out)
     assert first["result"] == "not told apart" and [one["verdict"] for one in first["kernels"]] == ["shows", "absent"]
@@ -235,7 +235,7 @@ async def test_a_bug_goes_to_another_machine_as_one_file(tmp_path: Path) -> None
         41,
         "old 42",
     )
-    # The other way round it is no sign of anything, and where it does not show it is not reproduced.
+    # With the kernels swapped the signature is invalid; on a kernel without the bug it is not reproduced.
     out, _, _ = await testbed(
         tmp_path, "repro", "old.yaml", "-k", "debian-6.1", "--clean", "debian-5.10", "-n", "1", status=3
     )

@@ -1,4 +1,4 @@
-"""Bugs on real guests: tries that hit and miss, and guests that do their worst."""
+"""Bugs on real guests: tries that hit and miss, and hostile guests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from testbed.report.bugs.results import RunInfo, repro_document
 from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import trust
 
-# One CPU, so that a guest whose CPU is gone has none left; small, so that many fit.
+# One CPU, so that a guest whose CPU hangs has none left; small, so that many fit.
 GUEST = {"guests": {"g0": {"cpus": 1, "memory": "512M"}}}
 
 
@@ -44,12 +44,12 @@ def case(script: str, *signature: dict[str, Any], **more: Any) -> Case:
     return parse_mapping(plain(script, *signature, **more))
 
 
-# What a try may take beside its script: to start its guest, and to find out what became of it.
+# Seconds that a try may take besides its script: to start its guest, and to find out how it ended.
 _BESIDES_S = 60
 
 
 def processes_with(word: str) -> list[str]:
-    """The command lines that have a word in them."""
+    """Return the command lines that contain a word."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
@@ -59,7 +59,7 @@ def processes_with(word: str) -> list[str]:
 
 @pytest.fixture
 def trying(factory: GuestFactory, kernel: KernelFiles, tmp_path: Path) -> Any:
-    """Tries a bug once, and sees to it that it ends in time and that nothing of its guest is left: processes, sockets, scratch disks."""
+    """Return a function that tries a bug once and checks that it ends in time and leaves no process, socket or disk."""
 
     async def once(bug: Case, timeout_s: float = 60, **more: Any) -> Try:
         spec = AttemptSpec(
@@ -132,7 +132,7 @@ async def test_what_scripts_know_of_their_guest(trying: Any) -> None:
     assert one.outcome is Outcome.HIT, one
 
 
-# What guests do to themselves, how that ends, and what is said of it. Each has a minute, and none takes it.
+# What guests do to themselves, how the try ends, and its reason. Each has a minute, and none takes it.
 HANGS = """\
 cat >/tmp/hang.py <<'END'
 # A small module whose first instructions are replaced by cli; jmp . (the call to ftrace before them stays).
@@ -186,7 +186,7 @@ async def test_a_guest_that_does_its_worst_is_reported_as_what_it_is(
     )
     assert (one.outcome, one.end) == (Outcome.HIT if word else Outcome.TROUBLE, end)
     assert why in one.why
-    # What is printed in the moment before the machine stops may still be in the guest's buffers then.
+    # Output of the last moment before the machine stops may still be in the guest's buffers.
     at_once = end in (End.PANIC, End.POWER_OFF, End.REBOOT)
     printed = (one.logs / "output.txt").read_text()
     assert printed.startswith("begun\n") or (at_once and printed == "")
@@ -209,7 +209,7 @@ async def test_a_guest_that_floods_its_console_does_not_flood_us(
     assert f" of {one.console_bytes} bytes that the guest printed are left out here]".encode() in log
 
 
-# Not a virtconsole: QEMU drops what that one prints while its reader is behind.
+# Not a virtconsole: QEMU drops its output while the reader is behind.
 FAST_PORT = ["-device", "virtio-serial-pci,addr=5", "-device", "virtserialport,chardev=console"]
 FLOOD = """\
 modprobe virtio_console && exec 3>$(echo /dev/vport*p1) || exit 125
@@ -226,7 +226,7 @@ async def test_a_console_passes_100_mb_in_bounded_memory_and_a_bounded_file(
 ) -> None:
     factory.cold = True  # no template for this machine alone
     monkeypatch.setenv(trust.VARIABLE, "0" * 64)
-    # The serial port passes 0.2 MB/s under emulation: a virtio port speaks on the same wire, which is read as ever.
+    # The serial port passes 0.2 MB/s under emulation: a virtio port writes to the same channel, which is read as usual.
     port = command_line._serial_port
 
     def shared(name: str, sockets: Path) -> tuple[tuple[str, ...], ...]:
@@ -259,7 +259,7 @@ async def test_a_rate_and_a_signature_that_shows_everywhere(
     factory: GuestFactory, kernel: KernelFiles, tmp_path: Path
 ) -> None:
     told: list[Try] = []
-    # Two of three seeds in a row are no multiple of three.
+    # Of three seeds in a row, two are not multiples of three.
     sometimes = case("[ $((SEED % 3)) != 0 ] || exit 1", {"status": 0})
 
     async def run(limits: StopRule, folder: str, *, must_show: bool = True) -> tuple[ReproJob, KernelTries]:
@@ -280,7 +280,7 @@ async def test_a_rate_and_a_signature_that_shows_everywhere(
     _, first = await run(StopRule(tries=6, timeout_s=60, jobs=1), "first")
     assert [one.outcome for one in first.tries] == [Outcome.MISS, Outcome.HIT]
     _, until = await run(StopRule(tries=6, timeout_s=60, jobs=1, until=0.9), "until")
-    # With 6 tries 90 % is out of reach from the beginning.
+    # With 6 tries, 90 % cannot be reached.
     assert until.tries == ()
     _, clean = await run(StopRule(tries=3, timeout_s=60, every=True), "clean", must_show=False)
     assert conclude((every, clean))[0].value == "invalid"

@@ -1,4 +1,4 @@
-"""Users' scripts on a real guest: how they are run, and what of it counts. One guest runs all of them."""
+"""Users' scripts on a real guest: how they are run, and which output counts. One guest runs all of them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from testbed.guest.factory import GuestFactory
 from testbed.store.kernels.kernel_files import KernelFiles
 
 GUEST = {"guests": {"g0": {"cpus": 1, "memory": "512M"}}}
-# What the issue was about: the kernel kills the shell of 6.1, whose job bash then prints, with the word that is looked for.
+# The failure of the issue: on 6.1 the kernel kills the shell, and bash prints its job, with the word of the signature.
 KILLED = """\
 #!/bin/bash
 cg=/sys/fs/cgroup/$SEED
 mkdir $cg && echo 32M >$cg/memory.max && echo 0 >$cg/memory.swap.max || exit 125
-[ -e /mnt/back ] || { mount -t tmpfs tmpfs /mnt && truncate -s 96M /mnt/back && losetup /dev/loop0 /mnt/back; } || exit 125
+[ -e /mnt/back ] || { mount -t tmpfs tmpfs /mnt && truncate -s 96M /mnt/back && losetup /dev/loop0 /mnt/back; } \
+|| exit 125
 """
 ONE_LINE = (
-    KILLED
-    + 'unshare -m bash -c "echo \\$\\$ >$cg/cgroup.procs; exec 3<>/dev/loop0; head -c 96M /dev/zero >&3 && echo BYPASSED"\n'
+    KILLED + 'unshare -m bash -c "echo \\$\\$ >$cg/cgroup.procs; exec 3<>/dev/loop0; '
+    'head -c 96M /dev/zero >&3 && echo BYPASSED"\n'
 )
 LINES = (
     KILLED
@@ -53,7 +54,7 @@ Runs = Callable[[Case], Awaitable[tuple[Outcome, SignatureMatcher, str]]]
 
 @pytest.fixture
 async def runs(factory: GuestFactory, kernel: KernelFiles, tmp_path: Path) -> AsyncIterator[Runs]:
-    """Runs bugs one after the other in one guest, as tries do in one of their own each."""
+    """Run bugs one after another in one guest, each as a try runs it in a guest of its own."""
     guest_model = case("true").guest
     number = 0
     async with factory.guest("g0", guest_model, kernel, tmp_path / "guest") as guest:
@@ -88,9 +89,11 @@ READ = {
     "no first line": f"\n{READS}",
     "long": f"#!/bin/bash\n{READS}{LONG}",
     "long sh": f"#!/bin/sh\n{READS}{LONG}",
-    "python": "#!/usr/bin/python3\nimport sys, os\nx = sys.stdin.read()\nprint(sys.argv[0], 4, f'[{x}]', os.environ['SEED'])\n"
+    "python": "#!/usr/bin/python3\nimport sys, os\nx = sys.stdin.read()\n"
+    "print(sys.argv[0], 4, f'[{x}]', os.environ['SEED'])\n"
     "os.system('sudo -u nobody id -u')\n",
-    "perl": '#!/usr/bin/perl -w\n\n\nprint "$0 ", __LINE__, " [", <STDIN> // \'\', "] $ENV{SEED}\\n"; system(\'sudo -u nobody id -u\');\n',
+    "perl": '#!/usr/bin/perl -w\n\n\nprint "$0 ", __LINE__, " [", <STDIN> // \'\', "] $ENV{SEED}\\n"; '
+    "system('sudo -u nobody id -u');\n",
 }
 TROUBLE = {
     "a tool is missing": ("#!/bin/bash\ntrue\nperf stat\n", "crash.sh:3: perf: not found in the guest's image"),
@@ -118,7 +121,7 @@ async def test_scripts_read_nothing_and_what_is_not_theirs_does_not_count(runs: 
             case(text, {"output": r"^/run/testbed/crash.sh 4? ?\[\] \d+$"}, **{"script-name": "crash.sh"})
         )
         assert outcome is Outcome.HIT, (what, why, watch)
-    # Without a signature that names an output either, as `repro --script` has it without --expect.
+    # Also with a signature that names no output, as of `repro --script` without --expect.
     for what, (text, reason) in TROUBLE.items():
         for signature in ({"status": "failure"}, {"output": "BYPASSED"}):
             outcome, watch, why = await runs(case(text, signature, **{"script-name": "crash.sh"}))

@@ -1,4 +1,4 @@
-"""The main job from its command line, as a user runs it."""
+"""`testbed compare`, as a user runs it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def verdicts(document: dict[str, Any]) -> dict[str, str]:
 
 
 def standing(side: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """The filesystem types by mount point, and the backing files by loop, that stood on one kernel."""
+    """Return the filesystem types by mount point and the backing files by loop device of one kernel's guest."""
     stack = side["stack"]
     loops = {one["device"]: one["backing_file"] for one in stack["blocks"] if one["kind"] == "loop"}
     return {one["mount_point"]: one["type"] for one in stack["mounts"]}, loops
@@ -70,7 +70,7 @@ async def test_the_default_pair_passes_every_scenario(tmp_path: Path) -> None:
     measures = {
         side: {name: one["value"] for name, one in letter[side]["measures"].items()} for side in ("base", "patched")
     }
-    # The cover letter's three readings: 0, then one kill on tmpfs; through the loop none before the series, and some with it.
+    # The cover letter's three readings: 0; one kill on tmpfs; through the loop none before the series, some with it.
     for side in ("base", "patched"):
         assert measures[side]["oom_kill at start"] == 0
         assert measures[side]["oom_kill after tmpfs"] >= 1
@@ -80,7 +80,7 @@ async def test_the_default_pair_passes_every_scenario(tmp_path: Path) -> None:
         assert read["base"]["measures"]["charged reads"]["value"] == 0
         assert read["patched"]["measures"]["charged reads"]["value"] >= 16 << 20
         assert all(control["holds"] for side in ("base", "patched") for control in read[side]["controls"])
-    # The stack, read back from each guest while the claim was measured: also inside the letter's own mount namespace.
+    # The stack, read from each guest while the claim was measured, also inside the letter's own mount namespace.
     for side in ("base", "patched"):
         assert standing(letter[side]) == ({"/tmp": "tmpfs"}, {"/dev/loop0": "/tmp/backing_file"})
         (limited,) = letter[side]["stack"]["groups"]
@@ -108,14 +108,14 @@ async def test_the_default_pair_passes_every_scenario(tmp_path: Path) -> None:
         for side in ("base", "patched"):
             found = {path.name for path in (folder / scenario[side]["evidence"]).iterdir()}
             assert {"console.log", "qmp.jsonl", "argv.txt", "dmesg.txt"} <= found
-    # Mostly the loop's worker meets the limit, charging for dd (patch 4), and sometimes dd itself; it is dd that pays.
+    # Mostly the loop's worker reaches the limit while it charges for dd (patch 4), sometimes dd itself; dd is killed.
     dmesg = (folder / letter["patched"]["evidence"] / "dmesg.txt").read_text()
     assert "invoked oom-killer" in dmesg and "(dd)" in dmesg
 
 
 @pytest.mark.slow
 async def test_a_kernel_compared_with_itself_does_not_pass(tmp_path: Path) -> None:
-    """All four scenarios on this base are in the test of the pair swapped."""
+    """The test of the swapped pair runs all four scenarios on this base."""
     code, document = await compare(
         tmp_path, "oom-tmpfs", "read/nvme/ext4", "--base", "debian-6.1", "--patched", "debian-6.1"
     )
@@ -132,7 +132,7 @@ async def test_swapped_kernels_do_not_pass(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_the_base_kernel_compared_with_itself_fails(tmp_path: Path) -> None:
-    """The base shows the bypass, and the `patched` one does too: that is what a series that does not work looks like."""
+    """The base shows the bypass, and so does the `patched` kernel, as with a series that does not work."""
     code, document = await compare(tmp_path, "read/nvme/ext4", "--base", "debian-5.10", "--patched", "debian-5.10")
     assert verdicts(document) == {"read/nvme/ext4": "FAIL"}, document
     assert code == 1
@@ -157,7 +157,7 @@ async def test_a_topology_without_the_needed_disk_is_skipped(tmp_path: Path) -> 
 
 
 def qemus(of: int) -> set[int]:
-    """QEMU processes below a testbed process."""
+    """Return the QEMU processes that a testbed process has started."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -170,7 +170,7 @@ def qemus(of: int) -> set[int]:
 
 
 async def running(child: asyncio.subprocess.Process) -> set[int]:
-    """Wait until a guest of the testbed runs."""
+    """Wait until a guest of the testbed runs; return its QEMU processes."""
     while not (found := qemus(child.pid)):
         assert child.returncode is None
         await asyncio.sleep(0.05)
@@ -178,7 +178,7 @@ async def running(child: asyncio.subprocess.Process) -> set[int]:
 
 
 def folders_of(guests: set[int]) -> set[Path]:
-    """The sockets' and scratch disks' folders of their session."""
+    """Return the folders of sockets and scratch disks of the guests' session."""
     found = set()
     for pid in guests:
         words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
@@ -208,7 +208,7 @@ async def test_a_killed_command_leaves_no_guest_and_the_next_one_removes_its_fil
     folders = folders_of(guests)
     child.kill()
     await child.wait()
-    async with asyncio.timeout(60):  # the kernel tells QEMU, and QEMU's threads have to end
+    async with asyncio.timeout(60):  # the kernel signals QEMU, and QEMU's threads have to end
         while any(_alive(pid) for pid in guests):
             await asyncio.sleep(0.05)
     assert any(folder.exists() for folder in folders)

@@ -1,4 +1,4 @@
-"""Whatever ends a verb early, and whenever, the results that it had by then are read, and read as a part of what was to come."""
+"""Verbs that are ended early, in any way and at any time: their results so far are read, and read as partial."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ kernels: {shows: [debian-6.1]}
 script: "echo here it is"
 signature: [{output: ^here it is$}]
 """
-# It needs each of its three disks, which takes six candidates to find; two more are the root and the modules.
+# It needs each of its three disks, which takes six candidates to find; two more disks are the root and the modules.
 THREE = TINY.replace(f"data: {DISK}", f"a: {DISK}, b: {DISK}, c: {DISK}")
 NEEDS = BUG.replace("tiny.yaml", "three.yaml").replace('"echo', '"[ $(ls -d /sys/block/vd* | wc -l) = 5 ] && echo')
 TESTS = ("tiny/001", "tiny/003", "tiny/008", "tiny/002", "tiny/007", "tiny/009")
-# Each verb takes several times what its first result takes. What it prints of each result; and where its results say what ended.
+# Command lines, each of which takes several times as long as its first result, and what is printed for each result.
 VERBS: dict[str, tuple[tuple[str, ...], str]] = {
     "run": (("run", "gate", "-k", "debian-6.1", "--repeat", "4"), r"^[A-Z]+ +gate: "),
     "compare": (("compare", "gate", "--repeat", "3"), r"^[A-Z]+ +gate: "),
@@ -62,7 +62,7 @@ def own() -> Iterator[Places]:
 async def test_an_early_end_keeps_the_results_so_far(own: Places, verb: str) -> None:
     chance = random.Random(f"early end of {verb}")
     words, result = VERBS[verb]
-    # Each verb by another, the same each time.
+    # Each verb is ended by another signal, the same in each run.
     by = SIGNALS[list(VERBS).index(verb) % len(SIGNALS)]
     child = await own.start(*words)
     assert child.stderr is not None
@@ -80,7 +80,7 @@ async def test_an_early_end_keeps_the_results_so_far(own: Places, verb: str) -> 
     read = await own.run("report", "last", "--json", status=None)
     document = json.loads(read.out)
     partial = document["partial"]
-    # One may have been printed that was not yet written when it was killed.
+    # A result may have been printed but not yet written when the process was killed.
     assert partial["ended"] >= (told - 1 if by is signal.SIGKILL else told) and partial["what"], (told, partial)
     assert partial["wanted"] is None or partial["ended"] < partial["wanted"]
     assert read.status in (1, 2) and document.get("verdict", document.get("result")) not in (

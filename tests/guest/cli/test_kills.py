@@ -1,4 +1,4 @@
-"""Whole commands that are killed, or that are many: nothing of them is left after the next one; see `faults.py`."""
+"""Whole commands that are killed, or run in great number: the next one removes all that is left; see `faults.py`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def own(factory: GuestFactory, kernel: KernelFiles, model: GuestModel) -> 
     with places.made() as found:
         found.file("bad.sh", SCRIPT)
         tiny = load(Path(found.file("tiny.yaml", TINY))).guests["tiny"]
-        # It is their own guests that are hurt, and not those of which templates are made.
+        # The faults hit the tests' own guests, not those of which templates are made.
         for machine in (tiny, model):
             await factory.prepare(machine, kernel)
         yield found
@@ -85,7 +85,7 @@ async def test_a_killed_up_ends_its_guest(own: Places, state: str) -> None:
     with expect(KILLED):
         await own.run("up", "tiny.yaml", "-q", hurt=("starter", state), status=-9)
         await own.nothing_left()
-    # Its supervisor hears of it, and may be that far by then or not.
+    # Its supervisor is notified; it may have reached this state by then, or not.
     assert logs(own) or state == "PLANNED"
 
 
@@ -119,14 +119,14 @@ async def test_random_kills_leave_nothing() -> None:
 
 @pytest.mark.slow
 async def test_twenty_commands_at_once(own: Places) -> None:
-    """As many of them as fit, where fewer do: all guests together get half of the memory."""
+    """Fewer commands are started if not all fit: all guests together get half of the memory."""
     count = min(20, resources.memory_bytes() // 2 // (256 * MIB))
     with expect("20 commands at once"):
         try:
             started = [await own.start("up", "tiny.yaml", "--name", f"g{number}") for number in range(count)]
             said = await asyncio.gather(*(one.communicate() for one in started))
             assert [one.returncode for one in started] == [0] * count, said
-            # Who waited was told what for.
+            # Commands that waited reported what for.
             assert any(b"waiting for" in err for _, err in said)
             assert len(json.loads((await own.run("ps", "--json")).out)) == count
             adjusted = [
@@ -140,7 +140,7 @@ async def test_twenty_commands_at_once(own: Places) -> None:
         await own.nothing_left()
 
 
-# Takes two seconds where mmdebstrap takes a minute, and makes an image that nobody boots: it is who waits for whom that is looked at.
+# Takes two seconds where mmdebstrap takes a minute, and makes an image that is never booted: only waiting is tested.
 BUILDER = """\
 #!/bin/sh
 echo x >>"$BUILDS"
@@ -185,7 +185,7 @@ async def test_two_commands_build_an_image_once() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ("unpacking the essential packages", "installing the other packages"))
 async def test_a_killed_image_build_leaves_nothing(stage: str) -> None:
-    """Neither mmdebstrap nor what it has started, no mount, and no file of whichever user."""
+    """Neither mmdebstrap nor its children are left, no mount, and no file of any user."""
     with expect(KILLED), places.made() as made:
         own = made.bare()
         building = await own.start("image", "build")

@@ -28,7 +28,7 @@ MODEL = GuestModel.model_validate(
 
 
 async def attached(guest: Guest) -> dict[str, str]:
-    """Backing file of each loop device."""
+    """Return the backing file of each loop device."""
     listed = await guest.run("losetup", "--list", "--noheadings", "--raw", "--output", "NAME,BACK-FILE")
     return dict(line.split(maxsplit=1) for line in listed.stdout.splitlines())
 
@@ -71,7 +71,7 @@ async def test_finished_steps_are_undone_when_a_step_fails(
     factory: GuestFactory, kernel: KernelFiles, logs: Path
 ) -> None:
     async with factory.guest("g0", MODEL, kernel, logs) as guest:
-        # Something else holds the second loop's device.
+        # Another file is attached to the second loop's device.
         await guest.script("truncate -s 1M /tmp/other && losetup /dev/loop1 /tmp/other")
         with pytest.raises(CommandFailed, match=r"failed: /dev/loop1 on /mnt/fast/disk\.img"):
             async with apply.stack_applied(guest):
@@ -113,7 +113,7 @@ async def test_a_throttled_disk_is_as_slow_as_its_limit(factory: GuestFactory, k
 async def test_a_guest_that_differs_from_the_file_after_its_setup_is_refused(
     factory: GuestFactory, kernel: KernelFiles, logs: Path
 ) -> None:
-    """The kernel silently leaves direct I/O off for a loop whose sectors are smaller than those of the disk below, or begin within one."""
+    """The kernel silently gives no direct I/O to a loop with sectors smaller than the disk's, or that start in one."""
     small = GuestModel.model_validate(
         {
             "disks": {"native": {"type": "nvme", "size": "512M", "logical-block-size": 4096}},
@@ -121,7 +121,10 @@ async def test_a_guest_that_differs_from_the_file_after_its_setup_is_refused(
         }
     )
     async with factory.guest("g0", small, kernel, logs) as guest:
-        said = r"loops\.l0\.direct-io: expected 1, got 0 \(/sys/block/loop0/loop/dio\); a kernel gives a loop no direct I/O, without an error"
+        said = (
+            r"loops\.l0\.direct-io: expected 1, got 0 \(/sys/block/loop0/loop/dio\); "
+            r"a kernel gives a loop no direct I/O, without an error"
+        )
         with pytest.raises(DeviceMismatch, match=said):
             async with apply.stack_applied(guest):
                 pass

@@ -1,4 +1,4 @@
-"""What a guest is when it is ready, cloned or booted cold."""
+"""The state of a guest that is ready, cloned or booted cold."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_two_clones_are_two_machines(
             assert said[3] == kernel.release
             told.append(said)
         assert told[0][2] != told[1][2]
-        # What one writes to its root or its disks, the other does not have.
+        # What one guest writes to its root or its disks, the other does not see.
         await first.script(
             'echo mine >/root/note && dd if=/dev/urandom "of=$1" bs=4k count=1 conv=fsync status=none',
             first.disks["data"].path,
@@ -89,7 +89,7 @@ async def test_a_guest_that_differs_from_its_topology_is_refused(
 
 
 async def _until_mismatch(guest: Guest) -> None:
-    """The guest takes a moment to see a disk that nobody told it to wait for."""
+    """Check the disks until one differs: the guest takes a moment to see a disk that it was not told to wait for."""
     while True:
         await guest.verify_disks()
 
@@ -112,7 +112,7 @@ async def test_a_script_may_be_longer_than_the_ssh_server_s_longest_command(
     async with factory.guest("long", model, kernel, logs) as guest:
         said = await guest.script(f"echo {'x' * 20_000} $1; exit 3", "second", check=False)
         assert said.stdout == f"{'x' * 20_000} second\n" and said.status == 3
-        # Whatever its length and shell, it does not read itself, and errors have its own lines.
+        # In any shell and of any length, a script does not read its own text as input, and errors name its own lines.
         for interpreter, length in (("sh", 0), ("sh", 20_000), ("bash", 0), ("bash", 20_000)):
             text = f'cat\nread -r x; echo "[$x] $1"\n. /none\n: {"x" * length}'
             said = await guest.script(text, "second", interpreter=interpreter, check=False)
@@ -144,12 +144,12 @@ async def test_nothing_but_logs_is_left(
 
 
 def _listening(place: str) -> list[str]:
-    """Where somebody listens in a network: its addresses and ports, as the kernel prints them."""
+    """Return the addresses and ports that are listened on in a network namespace, as the kernel prints them."""
     return [line.split()[1] for line in Path(place, "net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"]
 
 
 def _alone_in_its_network(pid: int) -> bool:
-    """Whether no other process of those that we may look at is in the network namespace of one."""
+    """Return whether no other process that we may inspect is in the network namespace of `pid`."""
     own = Path(f"/proc/{pid}/ns/net").readlink()
     there = []
     for other in Path("/proc").glob("[0-9]*"):
@@ -182,7 +182,7 @@ async def test_ssh_listens_in_its_own_network_namespace_for_the_key_of_this_run_
         await _reaches_nothing(guest)
 
 
-# The question for the addresses of the root of all names (RFC 1035, 4.1), and how much of an answer comes.
+# Sends a DNS query for the addresses of the root (RFC 1035, 4.1) and counts the bytes of the answer.
 _ASK_NAMES = r"""
 exec 3<>/dev/udp/10.0.2.3/53
 printf '\0\1\1\0\0\1\0\0\0\0\0\0\0\0\1\0\1' >&3
@@ -191,7 +191,7 @@ timeout 3 head -c 1 <&3 | wc -c
 
 
 async def _reaches_nothing(guest: Guest) -> None:
-    """Neither this machine, which listens here for it, nor anything behind it."""
+    """Check that the guest reaches neither this machine, which listens for it, nor anything behind it."""
     connect = "exec 3<>/dev/tcp/$0/$1"
     assert (await guest.run("bash", "-c", connect, "127.0.0.1", "22")).status == 0, "so it does where there is a way"
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
@@ -209,7 +209,7 @@ async def _reaches_nothing(guest: Guest) -> None:
 async def test_a_template_that_does_not_load_is_made_again_once_and_says_why(
     factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path, notes: Notes
 ) -> None:
-    """Other damages are those of `test_faults`; this one passes for whole, is of another machine, and is found by QEMU alone."""
+    """This template looks complete but is of another machine, which only QEMU finds; `test_faults` has other damage."""
     async with factory.guest("g0", model, kernel, logs) as guest:
         assert guest.spec.template is not None
         other = guest.spec.template.folder
@@ -239,7 +239,7 @@ async def test_a_template_that_does_not_load_is_made_again_once_and_says_why(
 async def test_the_agent_answers_while_children_of_process_1_end(
     factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path
 ) -> None:
-    """A SIGCHLD once interrupted the agent's write of its answer, and one clone in thirty never seemed to wake up."""
+    """A SIGCHLD once interrupted the agent's write of its answer, and one clone in thirty seemed never to wake up."""
     async with factory.guest("g0", model, kernel, logs) as guest:
         # Orphans become children of process 1; each end is a SIGCHLD.
         orphans = asyncio.create_task(guest.script("for n in $(seq 200); do (true &); done"))

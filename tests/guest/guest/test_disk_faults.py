@@ -25,13 +25,13 @@ async def guest(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> Async
 async def test_injected_errors_are_seen_as_often_as_injected_and_reported_by_qemu(guest: Guest, logs: Path) -> None:
     path = guest.disks["virtio"].path
     await guest.hardware.inject("virtio", (Fault(operation="read", effect="EIO", count=2),))
-    assert "late-virtio" not in await nodes(guest)  # QEMU does it alone
+    assert "late-virtio" not in await nodes(guest)  # QEMU injects it itself
     assert [await dd(guest, f"if={path}", "of=/dev/null", "count=1", "iflag=direct") for _ in range(3)] == [1, 1, 0]
     await guest.hardware.inject("virtio", (Fault(operation="flush", effect="EIO", count=1),))
     assert [await dd(guest, "if=/dev/zero", f"of={path}", "count=1", "conv=fsync") for _ in range(2)] == [1, 0]
     events = [json.loads(line).get("event", {}) for line in (logs / "qmp.jsonl").read_text().splitlines()]
     seen = [event["data"] for event in events if event.get("event") == "BLOCK_IO_ERROR"]
-    # QEMU 10 tells one event a second for each disk.
+    # QEMU 10 sends one event per second for each disk.
     assert seen[0]["operation"] == "read" and len(seen) <= 3 and all(one["action"] == "report" for one in seen)
     assert await guest.hardware.errors_of("virtio") == ["2 read errors reported", "1 write error reported"]
     assert f"dev {path.removeprefix('/dev/')}, sector 0 op 0x0:(READ)" in (await guest.run("dmesg")).stdout
@@ -55,7 +55,7 @@ async def test_a_guest_stops_at_an_error_until_it_is_resumed(guest: Guest) -> No
     await guest.monitor.execute("cont")
     assert await writing == 0 and await guest.hardware.errors_of("strict") == ["1 write error stopped the guest"]
     assert heard == ["stopped at a write error of disk strict (No space left on device)", ""]
-    # A flush that always fails is the export's; it stops the guest as well, until it is taken away. QEMU calls it a write error.
+    # The export injects a flush error that always occurs; it stops the guest as well. QEMU reports a write error.
     await guest.hardware.inject("strict", (Fault(operation="flush", effect="EIO"),))
     writing = asyncio.create_task(
         dd(guest, "if=/dev/zero", f"of={guest.disks['strict'].path}", "count=1", "conv=fsync")
@@ -74,7 +74,7 @@ async def test_a_guest_stops_at_an_error_until_it_is_resumed(guest: Guest) -> No
     assert await writing == 0
 
 
-# What a program gets of an error that is injected, as docs/guests.md has it; dd says it in words.
+# The errors that a program gets when they are injected, as in docs/guests.md; dd prints their texts.
 _WORDS = {
     "EIO": "Input/output error",
     "ENODATA": "No data available",
@@ -121,7 +121,8 @@ async def test_lost_and_torn_writes_are_acknowledged_and_logged(guest: Guest, lo
         path = guest.disks[name].path
         read = f"dd if={path} bs=64k count=1 iflag=direct status=none | tr -d '\\0' | wc -c"
         await guest.script(
-            f"dd if=/dev/zero of={path} bs=64k count=2 oflag=direct status=none; tr '\\0' x </dev/zero | head -c 64k >/dev/shm/x"
+            f"dd if=/dev/zero of={path} bs=64k count=2 oflag=direct status=none; "
+            "tr '\\0' x </dev/zero | head -c 64k >/dev/shm/x"
         )
         write = f"dd if=/dev/shm/x of={path} bs=64k oflag=direct status=none"
         await guest.hardware.inject(name, (Fault(operation="write", effect="lost", count=1),))
@@ -143,11 +144,12 @@ async def test_the_same_seed_hits_the_same_requests_again(guest: Guest, logs: Pa
         before = len(injected(logs, "virtio"))
         await guest.hardware.inject("virtio", (Fault(operation="read", effect="EIO", probability=0.3, seed=seed),))
         done = await guest.script(
-            'for n in $(seq 30); do dd if="$1" of=/dev/null bs=4k count=1 skip="$n" iflag=direct 2>/dev/null || echo "$n"; done',
+            'for n in $(seq 30); do dd if="$1" of=/dev/null bs=4k count=1 skip="$n" iflag=direct 2>/dev/null '
+            '|| echo "$n"; done',
             path,
         )
         found.append(done.stdout.split())
-        # What the guest saw fail is what the host made fail.
+        # Exactly those requests failed in the guest that the host made fail.
         assert len(injected(logs, "virtio")) - before == len(found[-1]) > 0
     assert found[0] == found[1] != found[2]
 
@@ -167,7 +169,7 @@ async def test_a_failing_flush_can_be_cleared_and_a_dead_disk_unplugged(guest: G
         await guest.hardware.inject(
             name, (Fault(operation="flush", effect="EIO"), Fault(operation="read", effect="EIO", count=1))
         )
-        # What was written, and not flushed, QEMU flushes itself before it changes a disk's nodes.
+        # Before it changes a disk's nodes, QEMU itself flushes what was written and not flushed.
         assert await dd(guest, "if=/dev/zero", f"of={path}", "count=1", "oflag=direct", "conv=fsync")
         await guest.hardware.inject(name, ())
         assert not await dd(guest, "if=/dev/zero", f"of={path}", "count=1", "oflag=direct", "conv=fsync")

@@ -1,4 +1,4 @@
-"""Faults of QEMU, of its monitor and of SSH, on guests of this process; see `faults.py`."""
+"""Faults of QEMU, of its monitor and of SSH, in guests of this process; see `faults.py`."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from tests.support.faults import ALIVE, expect
 from tests.support.qmp_proxy import Damage, Proxy
 
 SMALL = GuestModel.model_validate({"cpus": 1, "memory": "512M"})
-# What is kept from where a guest's monitor has answered.
+# Logs that are kept once a guest's monitor has answered.
 LOGS = ["console.log", "qmp.jsonl"]
 At = Callable[[State, Callable[[Guest], None]], None]
 
 
 @pytest.fixture
 async def factory(notes: Notes) -> AsyncIterator[GuestFactory]:
-    """As everybody's; when it ends, nothing of its session is left."""
+    """Open a factory as for other tests; check afterwards that nothing of its session is left."""
     async with open_factory(notes, kernels=("debian-6.1",)) as opened:
         yield opened
     own = opened._session
@@ -51,7 +51,7 @@ async def factory(notes: Notes) -> AsyncIterator[GuestFactory]:
 
 @pytest.fixture
 async def at(factory: GuestFactory, kernel: KernelFiles, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> At:
-    """Does something to a guest when it comes into a state, once; not to the one of which its template is made."""
+    """Return a function that does something once to a guest that reaches a state, but not to its template's guest."""
     await factory.prepare(SMALL, kernel)
     notes.notes.clear()
 
@@ -71,7 +71,7 @@ async def at(factory: GuestFactory, kernel: KernelFiles, notes: Notes, monkeypat
 
 
 def nothing_left(factory: GuestFactory, logs: Path) -> None:
-    """Of its guests: no socket, no disk, no QEMU, and nothing that keeps others waiting for their turn; but what tells of the last one."""
+    """Check that its guests leave no socket, disk, QEMU or claim on the admission queue, only the last one's logs."""
     reached = stages(logs)
     assert reached[-1] == "STOPPED" and (logs / "argv.txt").read_text()
     assert [name for name in LOGS if (logs / name).exists()] == (LOGS if "MONITORED" in reached else [])
@@ -88,7 +88,7 @@ def nothing_left(factory: GuestFactory, logs: Path) -> None:
 def _environment(process: Path) -> bytes:
     try:
         return (process / "environ").read_bytes()
-    except OSError:  # it ends just now
+    except OSError:  # it has just ended
         return b""
 
 
@@ -107,7 +107,7 @@ async def test_qemu_is_killed(
     assert "QEMU ended with status -9" in str(met.error)
     nothing_left(factory, logs)
     assert stages(logs)[-2] == "LOST" and state.name in stages(logs)
-    assert not notes.notes  # its template is as good as before
+    assert not notes.notes  # its template is not made again
 
 
 @pytest.mark.parametrize("state", (State.AWAKE, State.READY), ids=lambda state: state.name)
@@ -134,7 +134,9 @@ async def test_the_monitor_is_damaged(
         with expect(damage.value) as met:
             async with factory.guest("g0", SMALL, kernel, logs) as one:
                 await one.wait(one.monitor.execute("query-status"), 60)
-                await one.wait(one.monitor.execute("query-status"), 60)  # half of the first may have been whole
+                await one.wait(
+                    one.monitor.execute("query-status"), 60
+                )  # half of the first may have been a whole answer
     finally:
         for proxy in proxies:
             proxy.close()
@@ -150,7 +152,7 @@ async def test_ssh_is_dropped_in_a_command(factory: GuestFactory, kernel: Kernel
             await one.script("kill -9 $PPID; sleep 600", timeout_s=600)
         assert "SSH connection broke" in str(met.error)
         assert (await one.run("hostname")).stdout == "g0\n"
-        # A command that is given up may go on in the guest; what comes after it is not on its connection.
+        # A command that timed out may go on in the guest; the next one uses another connection.
         with pytest.raises(CommandFailed, match="none within 1 s"):
             await one.script("echo before; sleep 600", timeout_s=1)
         assert (await one.run("hostname")).stdout == "g0\n"
@@ -198,7 +200,7 @@ async def test_the_clock_jumps(
 
     with expect("clock jump"):
         async with factory.guest("g0", SMALL, kernel, logs, on_state=on_state) as one:
-            # The guest has the time that was told it, and what becomes of it later is nobody's affair.
+            # The guest's clock is the one that was set; later changes of either clock do not matter.
             assert (await one.run("date", "+%Y")).stdout.strip() in {
                 str(time.gmtime(real() + way * years).tm_year) for way in (1, -1)
             }
@@ -215,7 +217,7 @@ async def test_a_guest_whose_clock_is_wrong_is_booted_again(
     async def read(of: Guest) -> clock.Clock:
         found = await real(of)
         seen.append(found.offset_s)
-        # The first boot: seconds of 0.13 s.
+        # In the first boot, a second of the guest lasts 0.13 s.
         return (
             clock.Clock(offset_s=found.offset_s - time.monotonic() * 0.87, error_s=found.error_s)
             if len(seen) <= 2
@@ -223,7 +225,7 @@ async def test_a_guest_whose_clock_is_wrong_is_booted_again(
         )
 
     async def boot(self: GuestFactory, stack: contextlib.AsyncExitStack, spec: LaunchSpec) -> Guest:
-        """A clone, which takes a tenth of the time of a boot."""
+        """Start a clone instead, which takes a tenth of the time of a boot."""
         return await self._boot(stack, replace(spec, template=await self.template(spec.machine, spec.files)))
 
     monkeypatch.setattr(clock, "read_clock", read)
@@ -231,7 +233,7 @@ async def test_a_guest_whose_clock_is_wrong_is_booted_again(
     with expect("wrong clock of a booted guest"):
         async with factory.guest("g0", SMALL, kernel, logs) as one:
             assert (await one.run("hostname")).stdout == "g0\n"
-    # A kernel may have measured its clock wrong in truth as well.
+    # A kernel may also really have measured its clock wrong.
     assert len(seen) >= 4 and "its clock does not go as ours; booting it again" in notes.notes[0]
     assert (logs / "failed-start" / "console.log").exists()
     nothing_left(factory, logs)
@@ -245,7 +247,7 @@ def _damage(how: str, folder: Path) -> None:
     elif how == "state":
         state.write_bytes(os.urandom(state.stat().st_size))
     elif how == "foreign":
-        # Of some other machine, and whole as far as its record says.
+        # Of another machine, and complete according to its record.
         state.write_bytes(os.urandom(4096))
         meta.write_text(json.dumps(record | {"state_bytes": 4096, "state_sha256": file_sha256(state)}))
     elif how == "memory":
@@ -271,7 +273,7 @@ async def test_a_damaged_template_is_made_again(
         saved = one.spec.template
         assert saved is not None
         machine = one.spec.machine
-    # Made again means copied here: that a template can be made is shown elsewhere, and takes a boot.
+    # Copies the template instead of making it again: other tests make one, which takes a boot.
     whole = saved.folder
     own = tmp_path / "templates" / machine.key
     own.parent.mkdir()
@@ -295,12 +297,12 @@ async def test_a_damaged_template_is_made_again(
 
 
 def _record(folder: Path, whole: Path) -> dict[str, Any]:
-    """Of a copy of a template."""
+    """Return the record of a copy of a template."""
     return cache.read_meta(whole) | {"memory_ctime_ns": (folder / "memory").stat().st_ctime_ns}
 
 
 def _copy(source: Any, target: Any) -> Any:
-    """Holes left holes, and the mode, by which QEMU may open it."""
+    """Copy a file with its holes and with its mode, by which QEMU may open it."""
     os.system(f"cp --sparse=always --preserve=mode '{source}' '{target}'")
     return target
 

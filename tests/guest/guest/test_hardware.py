@@ -31,7 +31,7 @@ async def guest(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> Async
 @pytest.mark.slow
 async def test_limits_of_every_kind_of_disk_can_be_changed_and_removed(guest: Guest) -> None:
     for name in KINDS:
-        # 50 a second, of which QEMU lets the first tenth of a second pass at once.
+        # 50 a second; QEMU lets those of the first tenth of a second pass at once.
         await guest.hardware.throttle(name, Throttle(iops_total=50))
         assert (await guest.hardware.condition(name)).throttle == Throttle(iops_total=50)
         assert await reads(guest, name, 60) >= 1.0
@@ -61,7 +61,8 @@ async def test_every_kind_of_disk_can_be_delayed_and_keeps_its_data(guest: Guest
         assert f"late-{name}" not in await nodes(guest)
         if name != "nowhere":
             await guest.script(
-                f"tail -c 4M /dev/shm/data >/dev/shm/tail; dd if={path} bs=1M skip=8 count=4 status=none | cmp - /dev/shm/tail"
+                "tail -c 4M /dev/shm/data >/dev/shm/tail; "
+                f"dd if={path} bs=1M skip=8 count=4 status=none | cmp - /dev/shm/tail"
             )
 
 
@@ -106,7 +107,8 @@ async def test_reads_of_a_backing_image_are_delayed_like_reads_of_the_overlay(
                 node for node in await nodes(guest) if node.startswith(f"late-{name}") or node == f"late-image-{name}"
             }
             await guest.script(
-                f"yes mine | tr -d '\\n' | head -c 1M >/dev/shm/mine; head -c 4M {path} | tail -c 1M | cmp - /dev/shm/mine"
+                "yes mine | tr -d '\\n' | head -c 1M >/dev/shm/mine; "
+                f"head -c 4M {path} | tail -c 1M | cmp - /dev/shm/mine"
             )
             await guest.hardware.unplug(name)
             await guest.hardware.plug(name)
@@ -171,7 +173,10 @@ async def test_a_shared_group_limits_all_its_disks(guest: Guest) -> None:
 @pytest.mark.slow
 async def test_a_disk_that_is_unplugged_and_plugged_again_keeps_its_contents(guest: Guest) -> None:
     for name in ("virtio", "nvme", "scsi"):
-        by_serial = f"grep -l tb-{name} /sys/block/*/serial /sys/block/*/device/serial /sys/block/*/device/vpd_pg80 2>/dev/null | cut -d/ -f4"
+        by_serial = (
+            f"grep -l tb-{name} /sys/block/*/serial /sys/block/*/device/serial /sys/block/*/device/vpd_pg80 "
+            "2>/dev/null | cut -d/ -f4"
+        )
         path = guest.disks[name].path
         await guest.script(f"echo kept | dd of={path} conv=sync oflag=direct status=none")
         await guest.hardware.inject(name, (Fault(operation="read", effect="EIO"),))
@@ -198,5 +203,8 @@ async def test_a_disk_grows_while_the_guest_runs(guest: Guest) -> None:
         # The kernel's SCSI disk asks for its size only when it is told to.
         if name == "scsi":
             await guest.script("echo 1 >/sys/block/${1#/dev/}/device/rescan", path)
-        seen = f"for n in $(seq 100); do size=$(blockdev --getsize64 {path}); [ $size = 134217728 ] && break; sleep 0.1; done; echo $size"
+        seen = (
+            f"for n in $(seq 100); do size=$(blockdev --getsize64 {path}); "
+            "[ $size = 134217728 ] && break; sleep 0.1; done; echo $size"
+        )
         assert (await guest.script(seen)).stdout == "134217728\n", name

@@ -1,4 +1,4 @@
-"""However a guest ends, the one who waits for it is told what happened, and nothing of it stays."""
+"""Guests that end in different ways: whoever waits gets the reason, and nothing of the guest is left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from testbed.units import MIB
 
 
 async def lose(factory: GuestFactory, kernel: KernelFiles, logs: Path, script: str) -> tuple[GuestLost, Guest, float]:
-    """Run `script`, which ends the guest, and a command that would take ten minutes; how that was reported, and after how long."""
+    """Run `script`, which ends the guest, during a ten-minute command; return the error, the guest and the seconds."""
     guest = None
     started = time.monotonic()
     with pytest.raises(GuestLost) as caught:
@@ -42,7 +42,7 @@ async def test_a_panic_is_reported_with_the_console(factory: GuestFactory, kerne
 
 
 async def test_an_oops_ends_the_wait_too(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
-    # Any write to /dev/kmsg is on the console as the kernel's own words are; a real oops cannot be had from a sound kernel.
+    # Text written to /dev/kmsg appears on the console like the kernel's own; a sound kernel cannot be made to oops.
     lost, _, _ = await lose(
         factory, kernel, logs, "echo '<1>BUG: unable to handle page fault for address: 0' >/dev/kmsg"
     )
@@ -92,12 +92,12 @@ async def test_a_failed_command_is_named_and_the_guest_goes_on(
         with pytest.raises(CommandFailed, match="got 137: Killed"):
             await guest.run("sh", "-c", "kill -9 $$")
         assert (await guest.run("sh", "-c", "exit 3", check=False)).status == 3
-        # What a guest answers is kept within bounds.
+        # The output that is kept of a guest's command is limited.
         flood = await guest.run("sh", "-c", "head -c 20000000 /dev/zero")
         assert len(flood.stdout) == 8 << 20
 
 
-# The process's own, a background job's, and those of what the harness speaks with.
+# Prints the scores of the process itself, of a background job, and of the processes that serve the testbed.
 SCORES = """cat /proc/self/oom_score_adj; sleep 60 & cat /proc/$!/oom_score_adj; kill $!
 for pid in 1 $(pidof dropbear); do cat /proc/$pid/oom_score_adj; done
 """
@@ -109,7 +109,7 @@ async def test_a_guest_without_free_memory_still_answers(
 ) -> None:
     async with factory.guest("g0", GuestModel(cpus=1, memory=256 * MIB), kernel, logs) as guest:
         for _ in range(5):
-            # Its last line is endless: all of it is kept in memory.
+            # The input is one endless line, all of which `tail` keeps in memory.
             filled = await guest.run("tail", "/dev/zero", check=False, timeout_s=300)
             assert (filled.status, filled.signal) in ((137, ""), (-1, "KILL")), filled
             own, background, *exempt = (await guest.script(SCORES)).stdout.split()
@@ -122,7 +122,8 @@ async def test_a_guest_without_free_memory_still_answers(
 async def test_a_kernel_that_cannot_find_its_disk_is_reported(
     factory: GuestFactory, kernel: KernelFiles, logs: Path, tmp_path: Path
 ) -> None:
-    # A Debian kernel without its modules has no driver for the root disk: refused where its configuration is known, and booted elsewhere.
+    # A Debian kernel without its modules has no driver for the root disk. It is refused if its configuration is known,
+    # and booted otherwise.
     with pytest.raises(
         UsageError,
         match=r"no guest can boot it; its configuration .* lacks\n  CONFIG_VIRTIO_PCI=m without virtio_pci.ko",
@@ -133,5 +134,5 @@ async def test_a_kernel_that_cannot_find_its_disk_is_reported(
     with pytest.raises(GuestLost, match="booting or restoring: panic on its console"):
         async with factory.guest("g0", GuestModel(), bare, logs):
             pass
-    # Its first process prints this before it ends, but a serial port that is slow prints what the panic says before that.
+    # Its first process prints this before it ends, but on a slow serial port the panic's message comes first.
     assert "testbed-initramfs: no disk with serial tb-root" in (logs / "console.log").read_text(errors="replace")

@@ -1,4 +1,4 @@
-"""A guest that loses its power, and boots again on what its disks hold: what fsync acknowledged is there, unless the disk lies."""
+"""Guests that lose power and boot again from their disks: what fsync acknowledged is there, unless the disk lies."""
 
 import asyncio
 from pathlib import Path
@@ -27,7 +27,7 @@ def model(disk: str, filesystem: str, cache: str) -> GuestModel:
 async def cut(
     factory: GuestFactory, kernel: KernelFiles, wanted: GuestModel, logs: Path, *, share: float
 ) -> tuple[int, int | None]:
-    """One power cut under load: records acknowledged, and how many of them are gone; None where the filesystem is."""
+    """Cut the power once under load; return how many records were acknowledged, and how many lost, or None for all."""
     kept = factory.new_folder()
     async with factory.guest("g0", wanted, kernel, logs / "before") as guest:
         await apply.apply_steps(guest)

@@ -1,5 +1,4 @@
-"""Guests whose counters, cgroups and agent are odd, broken or forged: each ends as an outcome with its reason, never as a PASS, never as a
-crash of ours."""
+"""Guests with odd, broken or forged counters, cgroups or agents: a run ends with a reason, never in PASS or a crash."""
 
 from __future__ import annotations
 
@@ -37,11 +36,11 @@ def charged(at: Harness, reading: Charge) -> object:
 
 
 def line(old: str, new: str) -> str:
-    """A line of io.stat with something else in it, in printf(1)'s notation."""
+    """Return a line of io.stat with a part replaced, in printf(1)'s notation."""
     return f"254:0 {MOVED.replace(old, new)}\\n"
 
 
-# What stands in a file of the cgroup in place of the kernel's own text, and what of a reading is asked for then.
+# The file of the cgroup, the text that replaces the kernel's in it, and the part of the reading that is then used.
 ODD: dict[str, tuple[str, str, Callable[[Harness, Charge], object]]] = {
     "a superscript digit": ("io.stat", line("=16 ", r"=\302\262 "), charged),
     "5,000 digits": ("io.stat", line("16777216", "9" * 5000), charged),
@@ -58,7 +57,10 @@ ODD: dict[str, tuple[str, str, Callable[[Harness, Charge], object]]] = {
     "a word for a number": ("memory.events", r"oom_kill max\n", lambda at, reading: reading.events("oom_kill")),
 }
 # $1: a new cgroup. $2: one of its files. $3: what is in its place, for printf.
-FORGE = 'mkdir "/sys/fs/cgroup/$1" && printf "$3" >/tmp/odd && cp /tmp/odd "/tmp/$1" && mount --bind "/tmp/$1" "/sys/fs/cgroup/$1/$2"'
+FORGE = (
+    'mkdir "/sys/fs/cgroup/$1" && printf "$3" >/tmp/odd && cp /tmp/odd "/tmp/$1" '
+    '&& mount --bind "/tmp/$1" "/sys/fs/cgroup/$1/$2"'
+)
 
 
 @pytest.mark.slow
@@ -78,14 +80,14 @@ async def test_a_counter_that_was_not_read_is_an_error(
         await _is_entered_or_nothing(guest, at, read)
         await _is_gone_afterwards(at, read)
         await _went_backwards(guest, at, read)
-        # A command may print what it likes, and a cgroup that has done no I/O has a file without a line.
+        # A command may print anything, and a cgroup that has done no I/O has an io.stat without a line.
         reading = await at.meter("plain", 'echo "== after"; echo "@0 finish"; exit 3', check=False, warm="")
         assert (reading.status, reading.io(at.device, "rbytes"), reading.events("oom_kill")) == (3, 0, 0)
         assert (await at.meter("plain", read)).io(at.device, "rbytes") >= 1 << 20
 
 
 async def _is_entered_or_nothing(guest: Guest, at: Harness, read: str) -> None:
-    """A plain file in place of cgroup.procs takes every number, and moves nobody; a cgroup that gives controllers on takes no process."""
+    """A plain file as cgroup.procs takes any pid and moves no process; a cgroup with a subtree_control takes none."""
     await guest.script(FORGE, "closed", "cgroup.procs", "")
     await guest.script("cd /sys/fs/cgroup && mkdir inner && echo +memory >inner/cgroup.subtree_control")
     for cgroup in ("closed", "inner"):
@@ -109,7 +111,7 @@ async def _is_gone_afterwards(at: Harness, read: str) -> None:
 
 
 async def _went_backwards(guest: Guest, at: Harness, read: str) -> None:
-    """Also where the device has vanished from the file."""
+    """Check that a counter that decreased is an error, also if its device has vanished from the file."""
     fewer = MOVED.replace("16777216", "9")
     for number, text in enumerate((f"{at.device} {fewer}\\n", f"{at.device} \\n", "")):
         name = f"back-{number}"
@@ -127,7 +129,7 @@ def job(
     prepare: str,
     sample_s: float | None = None,
 ) -> Job:
-    """The usual read, in a guest where `prepare` has been run, and after it the same in a guest as it is."""
+    """Return a job: the usual read in a guest in which `prepare` was run, then the same in an unchanged guest."""
 
     def nothing(*_: object) -> None:
         pass
@@ -156,13 +158,13 @@ async def test_odd_counters_of_a_case_are_that_cases(
     odd = ODD["a superscript digit"][1]
     prepare = f"set -- reader io.stat '{odd}'; {FORGE}"
     first, second = await runner.run(job(factory, model, tmp_path, kernel, prepare), runner.judge_each({"k": Gap.OPEN}))
-    # Where nothing was read, nothing was charged, as on a kernel before the series: that would be a PASS.
+    # An unread counter that passed for 0 would look like a kernel before the series: that would be a PASS.
     assert first.judgement.verdict is Verdict.INFRA
     assert "reader/io.stat, line 1, rios: expected a whole number below 2**64, got '²'" in first.judgement.reason
     assert second.judgement.verdict is Verdict.FAIL and isinstance(second.sides["k"].outcome, Evidence)
 
 
-# Repro -----------------------------------------------------------------------------------------------------------------------------------
+# Repro
 
 DISKS = {"data": {"type": "virtio-blk", "size": "512M"}}
 TOPOLOGY = {"guests": {"g0": {"cpus": 1, "memory": "512M", "disks": DISKS}}}
@@ -213,7 +215,7 @@ async def test_a_try_with_an_unread_counter_is_no_miss(trying: Any) -> None:
     assert one.outcome is Outcome.TROUBLE and "expected one line `oom_kill number`" in one.why
     one = await trying("true", counter)
     assert one.outcome is Outcome.TROUBLE and "not read: no such file" in one.why
-    # What is printed shows it, whatever the counters say; a counter that is not looked at may be odd.
+    # Printed output alone is a hit, whatever the counters are; a counter that is not read may be odd.
     one = await trying(f"{odd % 'x'}; echo BAD", {"output": "^BAD$"}, counter)
     assert one.outcome is Outcome.HIT
     one = await trying(odd % "x", {"output": "^BAD$"})
@@ -241,12 +243,13 @@ async def test_a_guest_that_forges_its_counters_is_contradicted_by_its_disks(try
     )
 
 
-# The agent -------------------------------------------------------------------------------------------------------------------------------
+# The agent
 
-# Before each line that the agent says come others, and of what it counts and of its clock every answer is odd in its turn.
+# The agent sends odd lines before each of its own, and each of its answers to `counts` has another odd clock.
 HOSTILE = r"""
-my @ODD = ('', ' ', '=', "\0\0", "\x{ff}\x{fe}", "\xc2\xb2", '9' x 5000, 'group', 'gone', 'group name=zz', "group name=61 current=\xc2\xb2",
-    'group name=61 io=7:0,1,2', 'group name=61 io=' . ('9' x 5000), 'counts turn=99999 uptime_ns=1', 'time turn=x', 'x' x 9000, "\e[2J",
+my @ODD = ('', ' ', '=', "\0\0", "\x{ff}\x{fe}", "\xc2\xb2", '9' x 5000, 'group', 'gone', 'group name=zz',
+    "group name=61 current=\xc2\xb2", 'group name=61 io=7:0,1,2', 'group name=61 io=' . ('9' x 5000),
+    'counts turn=99999 uptime_ns=1', 'time turn=x', 'x' x 9000, "\e[2J",
     'disks nvme', 'disks nvme,x,1:1,' . ('9' x 5000) . ',0,61,', 'gone name=');
 my $odd = 0;
 srand 7;
@@ -257,12 +260,15 @@ sub say_line {
 }
 """
 ANSWERS = r"""
-$VERBS{counts} = sub { my %asked = @_; "counts turn=$asked{turn} uptime_ns=" . ('', "\xc2\xb2", '9' x 5000, '-1', 'x')[$odd++ % 5] };
+$VERBS{counts} = sub {
+    my %asked = @_;
+    "counts turn=$asked{turn} uptime_ns=" . ('', "\xc2\xb2", '9' x 5000, '-1', 'x')[$odd++ % 5]
+};
 """
 
 
 def hostile_image(factory: GuestFactory, folder: Path) -> Path:
-    """A copy of the guest image whose process 1 says all of that."""
+    """Create a copy of the guest image whose process 1 sends all of that."""
     agent = (paths.shipped("images") / "guest" / "testbed-agent").read_text(encoding="utf-8")
     agent = agent.replace("sub say_line {", "sub true_line {", 1).replace(
         "\nsay_line('waiting'", f"\n{ANSWERS}\nsay_line('waiting'", 1
@@ -275,7 +281,8 @@ def hostile_image(factory: GuestFactory, folder: Path) -> Path:
     )
     (folder / "commands").write_text(commands)
     copied = os.system(
-        f"cp --sparse=always --preserve=mode '{factory.image.root}' '{image}' && debugfs -w -f '{folder}/commands' '{image}'"
+        f"cp --sparse=always --preserve=mode '{factory.image.root}' '{image}' "
+        f"&& debugfs -w -f '{folder}/commands' '{image}'"
     )
     assert copied == 0
     return image

@@ -1,4 +1,4 @@
-"""Each kernel of the table is made to complain, and what it says is found; and what else its image can say."""
+"""Warnings that each kernel of the table is made to print, and those that its image could print: all are found."""
 
 import mmap
 import re
@@ -26,7 +26,7 @@ HIDDEN = "BUG: the console does not show this"
 _FILES = (
     "mkfs.ext4 -q $1 64M && mkdir /mnt/files && mount $1 /mnt/files && head -c 1M /dev/zero >/mnt/files/before && sync"
 )
-# $1: another one. Nothing succeeds.
+# $1: another disk. No command succeeds.
 _BROKEN = """\
 echo more >/mnt/files/after
 sync -f /mnt/files && exit 1
@@ -34,7 +34,7 @@ touch /mnt/files/later
 dd if=$1 of=/dev/null bs=4k count=1 iflag=direct && exit 1
 exit 0
 """
-# $1-N: modules; with the console's level lowered the last of them. Its programs use the same words.
+# $1-N: modules; the hidden one is loaded with a lower console level. A program prints the same text.
 _COMPLAIN = f"""\
 for module in "$@"; do
     [ "$module" != /tmp/hidden.ko ] || dmesg -n 1
@@ -87,7 +87,7 @@ async def test_a_real_warning_of_each_kernel_is_a_finding_and_a_programs_is_not(
     assert any("nvme0n1" in text for text in disks[Kind.IO_ERROR]) and any(
         "EXT4-fs" in text for text in disks[Kind.FILESYSTEM]
     ), found
-    # Of the whole life of the kernel, its boot included.
+    # All findings since the kernel started, its boot included.
     found = [(kind, text) for kind, text in found if kind not in disks]
     kinds = [kind for kind, _ in found if kind is not Kind.OOPS]
     atomic = [Kind.ATOMIC_SLEEP, Kind.WARNING] if "atomic" in modules else []
@@ -99,7 +99,7 @@ async def test_a_real_warning_of_each_kernel_is_a_finding_and_a_programs_is_not(
     assert Kind.OOPS in {kind for kind, _ in found}
 
 
-# What an image must hold, and what it is when a kernel prints it.
+# Formats that an image must contain, and the kind of finding when a kernel prints them.
 FORMATS = {
     "WARNING: .*%pS": Kind.WARNING,
     "INFO: task %s:%d blocked": Kind.HUNG_TASK,
@@ -121,12 +121,12 @@ FORMATS = {
     "nvme nvme0: .* timeout, aborting": Kind.DISK,
     "nvme nvme0: .* timeout, ": Kind.DISK,
 }
-# Words that begin an alarm. What has them and is none, because a healthy kernel says it of its firmware, processor or command line, or
-# because it follows another line: everything else that an image has must be a finding.
+# Words that begin an alarm, and the lines that contain them but are none: a healthy kernel prints them about its
+# firmware, processor or command line, or after another line. All other alarms of an image must be findings.
 ALARM = re.compile(r"\b(?:WARNING|BUG|PANIC|Oops|UBSAN|KCSAN|KASAN|KFENCE|KMSAN|ODEBUG)\b|\bINFO: ")
 NONE = re.compile(
-    r"\[BIOS BUG\]|^(?:ITS|RETBleed|Spectre V2 |Speculative Return Stack Overflow|process): WARNING: |^WARNING: Unprivileged eBPF"
-    r"|^WARNING: 'bootconfig' found|tall ended|^EXT4-fs .*INFO: recovery required"
+    r"\[BIOS BUG\]|^(?:ITS|RETBleed|Spectre V2 |Speculative Return Stack Overflow|process): WARNING: "
+    r"|^WARNING: Unprivileged eBPF|^WARNING: 'bootconfig' found|tall ended|^EXT4-fs .*INFO: recovery required"
 )
 # printk's conversions, with the letters that %p takes behind it (lib/vsprintf.c).
 CONVERSION = re.compile(r"%[-+ #0]*(?:\*|\d+)?(?:\.(?:\*|\d+))?(?:hh|h|ll|l|z|t|j|L)?([diouxXcs%]|p[A-Za-z]*)")
@@ -134,7 +134,7 @@ VALUES = {"c": "c", "x": "1f", "X": "1F", "s": "name", "%": "%"}
 
 
 def filled(text: str) -> str:
-    """A format as the kernel prints it, with some values."""
+    """Fill a format with some values, as the kernel prints it."""
 
     def value(found: re.Match[str]) -> str:
         kind = found[1]
@@ -146,10 +146,10 @@ def filled(text: str) -> str:
 
 
 def formats(image: mmap.mmap) -> set[str]:
-    """What a kernel prints as warnings or worse (KERN_SOH and a level are before it), and what begins as one without a level; by lines."""
+    """Return a kernel's lines of warnings or worse (after KERN_SOH and a level), and those that only begin like one."""
     texts = re.findall(rb"\x01[0-4]([\x20-\x7e\t\n]{4,1000})(?=[\0\x01])", image)
     texts += re.findall(rb"(?<=\0)((?:WARNING|BUG|refcount_t|percpu ref)[ :][\x20-\x7e\t\n]{4,1000})(?=\0)", image)
-    # dev_warn() is handed the level, and puts the driver and the device before it.
+    # dev_warn() takes the level as an argument, and prints the driver and the device before the text.
     texts += [
         b"nvme nvme0: " + text
         for text in re.findall(rb"(?<=\0)(I/O [\x20-\x7e]{4,200}timeout, [\x20-\x7e\n]{4,200})(?=\0)", image)

@@ -1,4 +1,4 @@
-"""The pytest plugin as other people's suites use it: a pytest of their own, in a folder of their own, on real guests."""
+"""The pytest plugin as other projects use it: a pytest process of their own, in their own folder, on real guests."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Ran:
     out: str
 
     def section(self, test: str, guest: str = "g0") -> str:
-        """What a failed test's report says of a guest."""
+        """Return a guest's section in the report of a failed test."""
         report = re.search(rf"_ {test}\[\S+ _+\n(.*?)(?=\n_{{5,}} test_|\n={{5,}})", self.out, re.DOTALL)
         assert report, self.out
         found = re.search(rf"-+ testbed: guest {guest} -+\n(.*?)(?=\n-{{5,}} |\Z)", report[1], re.DOTALL)
@@ -137,13 +137,13 @@ class Ran:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """A project of somebody's in `folder`, with runtime and state folders of its own."""
+    """A user's project in `folder`, with runtime and state folders of its own."""
 
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
 
     async def run(self, *words: str, stdin: str = "") -> Ran:
-        """`python -m WORDS`"""
+        """Run `python -m WORDS`."""
         child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", *words),
             cwd=self.folder,
@@ -170,7 +170,7 @@ class Suite:
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Iterator[Suite]:
-    # Sockets have short names.
+    # The length of a socket's path is limited.
     with tempfile.TemporaryDirectory(prefix="tb-") as runtime:
         folder = tmp_path / "their project"
         folder.mkdir()

@@ -47,8 +47,8 @@ async def test_the_counters_of_a_cgroup_equal_those_of_kernel_and_disk(
         stat = (await guest.run("cat", "/sys/fs/cgroup/a.slice/memory.stat")).stdout.split()
         assert group["file"] == int(stat[stat.index("file") + 1]) and group["oom_kill"] == 0
         assert set(sample["groups"]) == {"a.slice", "a.slice/memory.odd name"}
-        # A sample leaves out groups whose counters have not changed, and has a removed group once. The kernel may charge some
-        # of a group's memory later.
+        # A sample leaves out groups whose counters have not changed, and lists a removed group once.
+        # The kernel may charge some of a group's memory later.
         async with asyncio.timeout(60):
             while groups := (await sampler.sample())["groups"]:
                 assert set(groups) == {"a.slice"}
@@ -76,7 +76,7 @@ async def test_samples_of_a_lost_guest_are_kept(factory: GuestFactory, kernel: K
     assert samples[-1]["groups"] or samples[-2]["groups"] or len(samples) > 2
 
 
-# In a browser ------------------------------------------------------------------------------------------------------------------
+# In a browser
 
 _TOPOLOGY = """\
 version: 1
@@ -116,7 +116,7 @@ async def run(folder: Path) -> Path:
 
 
 class Opened:
-    """A page, and what went wrong in it: every message on its console, and every request for another address."""
+    """A page, and what went wrong in it: each message on its console, and each request to another address."""
 
     def __init__(self, page: Any) -> None:
         self.page = page
@@ -138,7 +138,7 @@ class Opened:
         await self.until("[...document.querySelectorAll('.plot')].every((box) => box.querySelector('.main-svg'))")
 
     async def until(self, expression: str) -> None:
-        """Wait until a JavaScript expression is true. Evaluated from here: the page's policy forbids evaluating text in it."""
+        """Wait until a JavaScript expression is true. It is evaluated from here: the page's policy forbids eval()."""
         async with asyncio.timeout(120):
             while not await self.page.evaluate(expression):
                 await asyncio.sleep(0.05)
@@ -197,11 +197,14 @@ async def look(browser: Any, folder: Path, kept: Path) -> None:
     assert view.wrong == []
 
 
-_WHERE = "[document.activeElement.className, document.activeElement.tagName, document.activeElement.getAttribute('href')].join(' ')"
+_WHERE = (
+    "[document.activeElement.className, document.activeElement.tagName, "
+    "document.activeElement.getAttribute('href')].join(' ')"
+)
 
 
 async def wait(browser: Any, folder: Path) -> None:
-    """Check that plots of closed cases are drawn when the page is idle, and printed, and that an opened one has its width."""
+    """Check that plots of closed cases are drawn when the page is idle, and printed, and fit when opened."""
     view = await opened(browser, folder / "report.html")
     page = view.page
     await page.evaluate("document.querySelectorAll('details.case').forEach((one) => { one.open = false; })")
@@ -225,7 +228,8 @@ async def press(browser: Any, folder: Path) -> None:
     for _ in range(400):
         await page.keyboard.press("Tab")
         where = await page.evaluate(
-            "(() => { const e = document.activeElement; return e.className + ' ' + e.tagName + ' ' + (e.getAttribute('href') || ''); })()"
+            "(() => { const e = document.activeElement; "
+            "return e.className + ' ' + e.tagName + ' ' + (e.getAttribute('href') || ''); })()"
         )
         if where.strip() == "BODY":
             break
@@ -271,8 +275,10 @@ async def adapt(browser: Any, folder: Path, kept: Path) -> None:
 
 
 async def thousand(browser: Any, folder: Path) -> None:
-    """Check that a report of a thousand cases opens and can be searched. `./tb bench report` measures how fast; the limits
-    here are for a slow machine."""
+    """Check that a report of a thousand cases opens and can be searched.
+
+    `./tb bench report` measures how fast; the limits here are for a slow machine.
+    """
     document = repeated(results.read(str(folder), folder.parent), 1000)
     page = folder / "thousand.html"
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a guest and its QEMU can do to this machine, tried: see docs/security.md."""
+"""Attacks of a guest and its QEMU on this machine: see docs/security.md."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ def _is_nobody(guest: Guest) -> None:
     assert limits["Max core file size"] == ["0", "0"] and all(int(most) <= 4096 for most in limits["Max open files"])
     environment = Path(f"/proc/{guest.pid}/environ").read_bytes().split(b"\0")
     assert b"TESTBED_TEST_SECRET=1" not in environment and any(entry.startswith(b"TMPDIR=") for entry in environment)
-    # A machine that is short of memory ends it before anything else.
+    # A kernel that is out of memory kills QEMU before any other process.
     assert Path(f"/proc/{guest.pid}/oom_score_adj").read_text() == "1000\n"
 
 
 def _has_open_what_it_was_handed(guest: Guest) -> None:
-    """Files that it may write to are its own scratch disks and its memory. It may have other names for them than we."""
+    """Check that QEMU can write only to its own disks, memory and log, whose names may differ in its jail."""
     template = guest.spec.template
     assert template is not None and template.memory is not None
     own = [path for path in guest.spec.scratch.rglob("*") if path.is_file()]
@@ -101,7 +101,7 @@ def _has_open_what_it_was_handed(guest: Guest) -> None:
             and not str(target).startswith("/memfd:")
             and int(flags.split()[1], 8) & os.O_ACCMODE
         ):
-            # What QEMU has made for itself and removed has no name.
+            # A file that QEMU has created and removed has no name.
             assert (opened.st_dev, opened.st_ino) in allowed or opened.st_nlink == 0, target
 
 
@@ -113,10 +113,10 @@ def _keeps_strangers_out(guest: Guest) -> None:
 
 
 def _sockets_that_are_private(folder: Path) -> list[Path]:
-    """All sockets below a folder: none has a bit for anybody but its owner, and nobody else opens any."""
+    """Return all sockets below a folder; check that no other user has permissions on one, or can open it."""
     found = [path for path in folder.rglob("*") if path.is_socket()]
     assert {path.name: path.stat().st_mode & 0o077 for path in found} == {path.name: 0 for path in found}
-    if os.geteuid() == 0:  # only root can try it as somebody else
+    if os.geteuid() == 0:  # only root can try it as another user
         tried = subprocess.run(
             [*STRANGER, "/usr/bin/python3", "-c", _CONNECT, *found], capture_output=True, text=True, check=True
         )
@@ -127,7 +127,8 @@ def _sockets_that_are_private(folder: Path) -> list[Path]:
 async def _says_nothing_to_the_terminal(guest: Guest) -> None:
     with pytest.raises(CommandFailed, match="owned") as failed:
         await guest.script(
-            r"printf '\033]0;owned\007\033[2J'; printf '\033[31mowned\n' >&2; printf '\033]0;owned\007' >/dev/console; exit 1"
+            r"printf '\033]0;owned\007\033[2J'; printf '\033[31mowned\n' >&2; "
+            r"printf '\033]0;owned\007' >/dev/console; exit 1"
         )
     assert "\x1b" not in str(failed.value)
     assert "\x1b" in failed.value.output, "for programs it is as it was said"
@@ -135,7 +136,7 @@ async def _says_nothing_to_the_terminal(guest: Guest) -> None:
 
 
 async def _opens_no_file_of_this_machine(guest: Guest, tmp_path: Path) -> None:
-    """What a QEMU that a guest has taken over would do: read what only we may, write what only we may."""
+    """Try what a QEMU that a guest controls would do: read and write files that only we may."""
     host = guest.spec.host
     assert host.jail.confined, host.jail.why_unconfined
     if os.geteuid() != 0 and host.jail.landlock_abi < jail_exec.FILES_SINCE:
@@ -159,7 +160,7 @@ async def _opens_no_file_of_this_machine(guest: Guest, tmp_path: Path) -> None:
 
 
 async def _reaches_no_network(guest: Guest) -> None:
-    """What it would do next: connect to what listens here, and send to any address. It is tried by a listener that would hear it."""
+    """Try to connect to sockets of this machine and to send to an address; a listener and a receiver exist."""
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
         inet = [
@@ -178,7 +179,7 @@ async def _reaches_no_network(guest: Guest) -> None:
 
 
 async def _is_lost_with_an_export_that_is_held(guest: Guest) -> None:
-    """The process that delays a disk is held as QEMU is; without it the guest gets errors, and whoever waits for the guest a reason."""
+    """Check that a disk's export is confined as QEMU is; when it dies, the guest gets errors and waiters the reason."""
     name, disk = next(iter(guest.disks.items()))
     await guest.hardware.delay(name, Latency(read_us=1000))
     export = _export_of(os.getpid())
@@ -189,7 +190,7 @@ async def _is_lost_with_an_export_that_is_held(guest: Guest) -> None:
     if guest.spec.host.account is not None:
         assert set(status["Uid"]) == {str(guest.spec.host.account.uid)} and status["Groups"] == []
     assert b"TESTBED_TEST_SECRET" not in (export / "environ").read_bytes()
-    # What it was started with, its disk and its client.
+    # It has open only its disk and its client's socket, with which it was started.
     opened = [number.readlink() for number in (export / "fd").iterdir() if int(number.name) > 2]
     assert sorted("socket" if str(path).startswith("socket:") else path.parent.name for path in opened) == [
         guest.spec.scratch.name,
@@ -205,7 +206,7 @@ async def _is_lost_with_an_export_that_is_held(guest: Guest) -> None:
 
 
 def _export_of(parent: int) -> Path:
-    """The folder in /proc of the one export that a process has started."""
+    """Return the folder in /proc of the one export that a process has started."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     (found,) = (
         Path(f"/proc/{pid}")
@@ -216,7 +217,7 @@ def _export_of(parent: int) -> Path:
 
 
 async def _sees_nothing_in_tmp(guest: Guest) -> None:
-    """Neither what everybody may read there, nor a place where everybody may write."""
+    """Check that QEMU can neither read a public file in /tmp, nor create a file there."""
     with tempfile.NamedTemporaryFile(dir="/tmp") as everybodys:
         Path(everybodys.name).write_bytes(bytes(4096))
         Path(everybodys.name).chmod(0o666)
@@ -232,15 +233,17 @@ async def _sees_nothing_in_tmp(guest: Guest) -> None:
 
 
 def lab_cache(guest: Guest) -> Path:
-    """A file of the cache that this guest's QEMU has no business with."""
+    """Return a file of the cache that this guest's QEMU has no need to open."""
     template = guest.spec.template
     assert template is not None
     return template.folder / "meta.json"
 
 
 async def test_qemu_starts_no_program(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
-    """Not even one that would only do what QEMU may do itself: make a file in its own folder. A guest that could be migrated, or QEMU would
-    refuse to try."""
+    """The program would only do what QEMU may do itself: create a file in its own folder.
+
+    The guest can be migrated; otherwise QEMU would refuse to try.
+    """
     with contextlib.suppress(GuestError):  # QEMU is killed for it
         async with factory.guest("g0", GuestModel(cpus=1, memory=256 << 20), kernel, logs) as guest:
             owned = guest.spec.scratch / "owned"
@@ -250,7 +253,7 @@ async def test_qemu_starts_no_program(factory: GuestFactory, kernel: KernelFiles
             assert not owned.exists()
 
 
-# With sockets of each kind. An export has none that has a name.
+# Has sockets of each kind; an export's socket has no name.
 WIRED = """\
 version: 1
 guests:

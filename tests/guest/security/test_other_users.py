@@ -1,4 +1,4 @@
-"""Another user of this machine, who holds connections to what a guest's QEMU listens on."""
+"""Another user of this machine, who holds connections to the port of a guest's QEMU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ sys.stdin.read()
 
 @contextlib.contextmanager
 def neighbour(port: int) -> Iterator[tuple[int, int]]:
-    """Holds 40 idle connections, if it can: its process id, and how many it has."""
+    """Hold 40 idle connections, if possible; yield the process's id and the number of its connections."""
     words = ["/usr/bin/python3", "-I", "-S", "-c", _HOLD, str(port)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
@@ -53,7 +53,7 @@ async def test_another_user_cannot_block_a_guest_or_is_named(
     async with factory.guest("g0", model, kernel, logs) as guest, control.serve_ssh_connections(tmp_path, guest):
 
         async def another() -> None:
-            """A command on a new connection, beside one that has the first."""
+            """Run a command on a new connection while another one has the first."""
             await asyncio.gather(guest.script("sleep 1"), guest.run("true"))
 
         with neighbour(guest.ssh_port.port) as (pid, held):
@@ -62,7 +62,10 @@ async def test_another_user_cannot_block_a_guest_or_is_named(
                 await another()
             else:
                 assert held == 40
-                named = rf"nobody \(uid 65534\) holds 40 connections to 127\.0\.0\.1:{guest.ssh_port.port} \(pid {pid} of nobody"
+                named = (
+                    rf"nobody \(uid 65534\) holds 40 connections to 127\.0\.0\.1:{guest.ssh_port.port} "
+                    rf"\(pid {pid} of nobody"
+                )
                 with pytest.raises(HostError, match=named):
                     await another()
             descriptor, why = await asyncio.to_thread(ssh_proxy.connection, str(tmp_path / registry.SSH), 20)

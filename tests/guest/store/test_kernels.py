@@ -46,7 +46,7 @@ def builder(notes: Notes) -> Builder:
 async def seen_and_said(
     factory: GuestFactory, model: GuestModel, kernel: KernelFiles, name: str, folder: Path
 ) -> tuple[Gap | None, set[Kind]]:
-    """What a scenario sees on a kernel, None where the guest does not live through it; and what the kernel complains of meanwhile."""
+    """Return what a scenario finds on a kernel, None if the guest is lost; and the kinds of the kernel's warnings."""
     case, found = cases()[name], None
     async with factory.guest("g0", case.model(model), kernel, folder) as guest:
         assert not await runner.missing_needs(guest, case.scenario.needs)
@@ -57,11 +57,11 @@ async def seen_and_said(
 
 
 async def measured(factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path) -> Evidence:
-    """What the scenario `read` measures on a kernel."""
+    """Return what the scenario `read` measures on a kernel."""
     case = cases()["read/virtio-blk/ext4"]
     async with factory.guest("g0", case.model(model), kernel, logs) as guest:
         assert (await guest.run("uname", "-r")).stdout.strip() == kernel.release
-        await guest.run("modprobe", "bfq")  # what is built in is found
+        await guest.run("modprobe", "bfq")  # also succeeds if it is built in
         found = await case.scenario.steps(guest, case.point)
         assert not guest.console.findings
     assert isinstance(found, Evidence)
@@ -78,14 +78,14 @@ async def test_a_pair_that_differs_in_one_line_differs_in_what_is_charged(
         for one in (base, ablated, twice)
     ]
     assert whole.claim is Gap.CLOSED and all(control.holds for control in (*whole.controls, *half.controls))
-    # The page cache is charged still.
+    # The page cache is still charged.
     assert half.claim is Gap.PARTIAL and half.reason.endswith(
         "; charged: the page cache; not charged: the disk's bytes"
     )
     assert double.claim is Gap.EXCESS and double.reason.endswith(
         "; charged more than there was: the disk's bytes 2.0 times"
     )
-    # As the base of a comparison stands a kernel from before the series.
+    # The base of the comparisons is a kernel before the series.
     before = Evidence(claim=Gap.OPEN, reason="", measures=(), controls=())
     assert [judge_pair(before, patched).verdict for patched in (whole, half, double)] == [
         Verdict.PASS,
@@ -119,7 +119,7 @@ async def test_a_patch_that_has_make_and_kconfig_run_what_it_likes_reaches_nothi
     )
     with pytest.raises(BuildError) as refused:
         await builder.build(BuildSpec(source="debian-6.1", series=(tmp_path / "attack.patch",)))
-    # Its network has lo alone, under the two lines of its head.
+    # Its network has only lo, below the two header lines.
     assert re.search(r"error: ran as \d+ 3\n", str(refused.value)) and "the caller's own" not in str(refused.value)
     assert os.geteuid() != 0 or "ran as 0" not in str(refused.value)
     assert not (tmp_path / "planted").exists() and not Path("/planted").exists()
@@ -134,7 +134,7 @@ async def test_the_same_key_gives_the_same_bytes_whatever_was_built_between(buil
     again = await builder.build(BASE)
     assert again.folder == base.folder and again.bzimage.read_bytes() == bytes_before
     assert other.bzimage.read_bytes() != bytes_before
-    # Far fewer than all: only what differs is compiled.
+    # Far fewer than all files: only those that differ are compiled.
     assert cache.read_meta(again.folder)["compiled"] < 100
 
 

@@ -1,4 +1,4 @@
-"""Kernels that a user gives as files: what does not boot is refused before it does, and what does boots as it is given."""
+"""Kernels that a user gives as files: one that cannot boot is refused beforehand, one that can boots unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.guest
 
 
 async def modules_of(kernel: KernelFiles, folder: Path) -> Path:
-    """The modules of a kernel of the table, as `make modules_install` would have left them."""
+    """Return the modules of a kernel of the table, as `make modules_install` would have left them."""
     assert kernel.modules_disk is not None
     folder.mkdir(parents=True)
     await process.run(["debugfs", "-R", f"rdump /{kernel.release} {folder}", kernel.modules_disk], timeout_s=120)
@@ -47,12 +47,12 @@ async def test_a_kernel_boots_with_its_own_modules_and_is_refused_with_anothers(
     with pytest.raises(UsageError, match=r"CONFIG_VIRTIO_PCI=m without virtio_pci\.ko: its root is ext4 on virtio-blk"):
         await factory.kernel(str(folder / "bzImage"))
 
-    # Packed as no program of Debian's reads them.
+    # Compressed in a way that no program of Debian's reads.
     for path in (*modules.rglob("virtio*.ko"), *modules.rglob("loop.ko")):
         path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), compresslevel=1))
         path.unlink()
     found = await factory.kernel(f"{given}:{modules}")
-    # Of the same bytes, so that no other template is made.
+    # The bytes are the same, so no other template is made.
     assert (found.sha256, found.early_modules) == (own.sha256, own.early_modules)
     async with factory.guest("g0", model, found, logs) as guest:
         said = await guest.script("modprobe loop && uname -r")

@@ -1,4 +1,4 @@
-"""A guest that is held at the moment of the signature: entered, debugged, dumped, and ended; every command is a process of its own."""
+"""A guest held when its signature matches: entered, debugged, dumped and ended, each by a process of its own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def folder() -> Any:
 
 @pytest.fixture
 async def held(folder: Path, request: pytest.FixtureRequest) -> AsyncIterator[Any]:
-    """`testbed` with folders of its own, while `testbed repro --hold` holds a guest in the background; the parameter: more words for it."""
+    """Run `testbed` in its own folders while `testbed repro --hold` holds a guest; the parameter: its arguments."""
     own = {
         "XDG_RUNTIME_DIR": folder / "run",
         "TESTBED_ADMISSION": folder / "run" / "admission",
@@ -148,12 +148,12 @@ def _last_of(text: str, *words: str) -> str:
 
 _GDB = ("gdb", "held")
 _WHERE = ("-batch", "-ex", "info address uptime_proc_show", "-ex", "detach")
-# Where a build puts the kernel, before KASLR moves it.
+# The address for which a kernel is linked, before KASLR moves it.
 _LINKED_AT = 0xFFFFFFFF81000000
 
 
 def _address(record: dict[str, Any]) -> int:
-    """Where a function of the kernel is in this guest."""
+    """Return the address of a kernel function in this guest."""
     found = symbols.address_of(
         symbols.parse((Path(record["evidence"]) / "kallsyms.txt").read_text()), "uptime_proc_show"
     )
@@ -162,7 +162,7 @@ def _address(record: dict[str, Any]) -> int:
 
 
 def _built(kallsyms: Path, folder: Path) -> tuple[str, str]:
-    """A System.map and a vmlinux such as the guest's kernel was built with."""
+    """Create a System.map and a vmlinux like those of the guest kernel's build."""
     own = tuple(symbols.parse(kallsyms.read_text()))
     begin = symbols.address_of(own, "_text")
     assert begin is not None and begin != _LINKED_AT, "KASLR has not moved it"
@@ -198,7 +198,7 @@ async def test_a_held_guest_that_stands_still_is_dumped_debugged_and_goes_on(hel
 
 
 def _read(core: Path, kallsyms: str, banner: str) -> None:
-    """What a dump says without debug symbols: its notes, by hand; and memory at a kernel address, by drgn."""
+    """Check what a dump contains without debug symbols: its notes, and memory at a kernel address, read by drgn."""
     notes = _notes(core)
     assert "VMCOREINFO" in notes and b"OSRELEASE=6.1." in notes["VMCOREINFO"]
     where = symbols.address_of(symbols.parse(kallsyms), "linux_banner")
@@ -210,7 +210,7 @@ def _read(core: Path, kallsyms: str, banner: str) -> None:
 
 
 def _notes(core: Path) -> dict[str, bytes]:
-    """The notes of an ELF core by their names."""
+    """Return the notes of an ELF core by name."""
     with core.open("rb") as file:
         head = file.read(64)
         (offset,) = struct.unpack_from("<Q", head, 32)

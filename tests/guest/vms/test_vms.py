@@ -1,4 +1,4 @@
-"""Guests that stay, as a user has them: every command is a process of its own."""
+"""Long-lived guests, as a user runs them: each command is a process of its own."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Commands:
-    """Runs `testbed` with a runtime and a state folder of its own, so that guests of others are not seen."""
+    """Runs `testbed` with its own runtime and state folders, so that it does not see other guests."""
 
     folder: Path
     env: dict[str, str]
@@ -83,7 +83,7 @@ class Commands:
 
 @pytest.fixture
 async def testbed(tmp_path: Path) -> AsyncIterator[Commands]:
-    # Sockets have short names.
+    # The length of a socket's path is limited.
     with tempfile.TemporaryDirectory(prefix="tb-") as runtime:
         checkout = str(Path(__file__).parents[3])
         own = {
@@ -105,14 +105,14 @@ async def test_a_guest_stays_is_entered_saved_restored_forked_and_ended(testbed:
     again = await testbed("up", testbed.file(SAVABLE), "-q", status=2)
     assert "one: a guest of this name is there already" in again.err
     assert (await testbed("ps")).out.splitlines()[1].split()[:2] == ["one", "ready"]
-    # The command that was refused has left nothing that would be listed.
+    # The refused command has left no run in the list.
     (run,) = json.loads((await testbed("runs", "--json")).out)["runs"]
     assert (run["command"][0], run["verdict"], run["going_on"]) == ("up", None, True)
 
-    # Entered as a user would: words, a line for the shell, the command's own status, files, the serial console.
+    # Entered as a user would: arguments, a line for the shell, the command's own status, files, the serial console.
     assert (await testbed("ssh", "one", "--", "echo", "a  b", "$HOME")).out == "a  b $HOME\n"
     assert (await testbed("ssh", "one", "--", "echo $HOME; exit 7", status=7)).out == "/root\n"
-    # What is run for a user is not kept from the guest's OOM killer, as what runs it is.
+    # A user's command is not protected from the guest's OOM killer; the process that runs it is.
     entered = (
         await testbed("ssh", "one", "--", "cat /proc/self/oom_score_adj /proc/$PPID/oom_score_adj; env")
     ).out.split()
@@ -126,7 +126,7 @@ async def test_a_guest_stays_is_entered_saved_restored_forked_and_ended(testbed:
     assert "uid=0(root)" in shell and "\n0\n" in shell.replace("\r", "")
     assert "/dev/loop0" in (await testbed("logs", "one", "--what", "ssh")).out or (await testbed("logs", "one")).out
 
-    # Saved with what is in memory, on the root disk, on a raw disk and on a qcow2.
+    # A snapshot has the contents of memory, of the root disk, of a raw disk and of a qcow2.
     await testbed(
         "ssh", "one", "--", "for place in /dev/shm /root /mnt/data /mnt/more; do echo before >$place/mark; done"
     )
@@ -141,7 +141,7 @@ async def test_a_guest_stays_is_entered_saved_restored_forked_and_ended(testbed:
     assert (await testbed("ssh", "two", "--", f"hostname; {marks}")).out == f"two\n{there}"
     assert (await testbed("snapshot", "one")).out == "good\n"
 
-    # What one reads through its loop is the disk's, and its cgroup's.
+    # Reads through the loop are counted for its disk and for the reader's cgroup.
     read = "echo 0 >/sys/fs/cgroup/a/cgroup.procs; exec dd if=/dev/loop0 of=/dev/null bs=64k iflag=direct"
     reading = asyncio.create_task(testbed("ssh", "one", "--", read))
     shares: list[tuple[str, float]] = []
@@ -157,13 +157,13 @@ async def test_a_guest_stays_is_entered_saved_restored_forked_and_ended(testbed:
     assert [record["name"] for record in await testbed.records()] == ["one"]
     assert "two: there is no such guest; there are one" in (await testbed("ssh", "two", status=2)).err
 
-    # At the same time: they take turns, and one whose guest is ended meanwhile hears of it.
+    # Concurrent commands take turns, and one whose guest is ended meanwhile gets an error.
     saving = (testbed("snapshot", "one", "next", status=None) for _ in range(2))
     ended = await asyncio.gather(testbed("restore", "one", "good"), *saving)
     assert sorted(command.status for command in ended) == [0, 0, 2]
     assert any("one has a snapshot next already" in command.err for command in ended)
     restoring = asyncio.create_task(testbed("restore", "one", "next", status=None))
-    # Not by commands, which take longer to start than a guest takes to be restored.
+    # Reads the record itself: a command takes longer to start than a guest takes to be restored.
     folder = testbed.runtime / "vms" / "one"
     while (record := registry.read_record(folder)) is None or record.state == registry.READY:
         assert not restoring.done(), restoring.result()
@@ -186,7 +186,7 @@ async def test_guests_of_one_file_reach_each_other_from_processes_of_their_own(t
 async def test_a_guest_that_panics_is_remembered_and_one_whose_supervisor_is_killed_is_gone(testbed: Commands) -> None:
     await testbed("up", testbed.file(NVME), "-q")
     refused = await testbed("snapshot", "n", "never", status=None)
-    # Some QEMU to come may know how.
+    # A future QEMU may be able to.
     assert refused.status == 0 or ("QEMU" in refused.err and "fast (nvme)" in refused.err)
     await testbed("ssh", "n", "--", "echo it goes on")
     await testbed("ssh", "n", "--", "echo c >/proc/sysrq-trigger", status=None)
@@ -200,7 +200,7 @@ async def test_a_guest_that_panics_is_remembered_and_one_whose_supervisor_is_kil
     (up,) = json.loads((await testbed("up", testbed.file(NVME), "--json", "-q")).out)
     os.kill(up["supervisor"], signal.SIGKILL)
     async with asyncio.timeout(60):
-        # It takes its time to end; until then the guest is there.
+        # It takes a moment to end; until then the guest is listed.
         while not (listed := await testbed("ps")).err:
             await asyncio.sleep(0.1)
         while Path(f"/proc/{up['qemu']}/exe").exists():
@@ -252,7 +252,7 @@ async def test_a_guest_that_stands_still_says_so_and_how_it_goes_on(testbed: Com
                 await asyncio.sleep(0.1)
         return record
 
-    # Whoever debugs it, and is gone.
+    # A debugger that stopped the guest and was killed.
     debugging = await testbed.start("gdb", "n")
     record = await shown("stopped, by a debugger or by `stop` of QMP")
     debugging.kill()
@@ -272,12 +272,15 @@ async def test_a_guest_that_stands_still_says_so_and_how_it_goes_on(testbed: Com
     assert (await testbed("ssh", "n", "--", "echo on")).out == "on\n"
     assert (await shown(""))["resume_with"] == ""
 
-    # Whoever is stopped by a signal.
+    # A process that is stopped by a signal.
     for which, words in (("qemu", ("hardware", "n")), ("supervisor", ("down", "n"))):
         whose = "QEMU" if which == "qemu" else "supervisor"
         os.kill(up[which], signal.SIGSTOP)
         try:
-            said = f"n stands still: its {whose} (pid {up[which]}) is stopped by a signal; let it go on with: kill -CONT {up[which]}"
+            said = (
+                f"n stands still: its {whose} (pid {up[which]}) is stopped by a signal; "
+                f"let it go on with: kill -CONT {up[which]}"
+            )
             await shown(f"its {whose} (pid {up[which]}) is stopped by a signal")
             assert said in (await testbed(*words, status=2)).err and said in (await testbed("ssh", "n", status=2)).err
             top = await testbed("top", "--json", "--every", "0.2", "-n", "1")
@@ -285,7 +288,7 @@ async def test_a_guest_that_stands_still_says_so_and_how_it_goes_on(testbed: Com
         finally:
             os.kill(up[which], signal.SIGCONT)
 
-    # A console hears of its guest's end.
+    # A console ends with a reason when its guest ends.
     typing = await testbed.start("console", "n")
     assert typing.stdin is not None and typing.stdout is not None and typing.stderr is not None
     typing.stdin.write(b"echo $((6 * 7))\n")
@@ -318,7 +321,7 @@ async def test_the_console_is_left_by_a_key(testbed: Commands) -> None:
     os.write(ours, b"\x1d")
     assert await child.wait() == 0
     os.close(ours)
-    # What no loop can wait for is typed all the same.
+    # Input that no event loop can wait for is typed as well.
     script = Path(testbed.file("echo $((6 * 9))\n", "script"))
     for typed, said in ((script, "54"), (Path("/dev/null"), "")):
         with typed.open() as file:
