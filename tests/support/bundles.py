@@ -36,7 +36,7 @@ def rewritten(
     change: Callable[[str, bytes], bytes] | None = None,
     last: Callable[[str, bytes], bytes] = lambda _, data: data,
 ) -> Path:
-    """A bundle with more entries, or with changed ones, whose manifest says what is there but for what is changed `last`."""
+    """Write a bundle with added or changed entries. Its manifest lists these, but not what `last` changes."""
     import hashlib
 
     with tarfile.open(source) as archive:

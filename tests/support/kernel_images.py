@@ -1,4 +1,4 @@
-"""Kernel images, modules, configurations and .deb packages for tests, and the kernel table that ships with the testbed."""
+"""Make kernel images, modules, configurations and .deb packages for tests; read the kernel table of the testbed."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 from testbed.guest.channels.kernel_log import Kind
 
-# Lines that no guest here was brought to print, by the kernel whose source has the format; what no version is named for is the same from
-# 5.10 to 7.2.
+# Lines that no recorded console has. The formats are from the kernels' sources: a comment names the version that has
+# the format; a format without one is the same from 5.10 to 7.2.
 LINES = {
     Kind.PANIC: [
         "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000009",
@@ -14,8 +14,8 @@ LINES = {
         "BUG: kernel NULL pointer dereference, address: 0000000000000000",
         "BUG: TASK stack guard page was hit at 00000000c2d1e4d3 (stack is 00000000c2d1e4d3..00000000c2d1e4d4)",  # 5.15
         "BUG: invalid or fatal FRED event; event type 3 vector 14 error 0x0 aux 0x0 at 0010:ffffffff81000000",  # 6.9
-        "general protection fault, probably for non-canonical address 0xdead000000000122: 0000 [#1] SMP NOPTI",  # until 6.9
-        "Oops: general protection fault, probably for non-canonical address 0xdead000000000122: 0000 [#1] SMP NOPTI",  # 6.10
+        "general protection fault, probably for non-canonical address 0xdead000000000122: 0000 [#1] SMP NOPTI",  # until 6.9  # noqa: E501 - a kernel's line
+        "Oops: general protection fault, probably for non-canonical address 0xdead000000000122: 0000 [#1] SMP NOPTI",  # 6.10  # noqa: E501 - a kernel's line
         "divide error: 0000 [#1] SMP NOPTI",  # until 6.9
         "Oops: divide error: 0000 [#1] SMP NOPTI",  # 6.10
         "invalid opcode: 0000 [#1] SMP NOPTI",  # until 6.9
@@ -72,7 +72,7 @@ LINES = {
         "BUG kmalloc-rnd-03-64 (Tainted: G    B   W  OE     ): Object already free",
         "BUG ext4_inode_cache (Tainted: [B]=BAD_PAGE): Poison overwritten",  # 6.12
         "INFO: Slab 0x00000000c2d1e4d3 objects=32 used=32 fp=0x0000000000000000 flags=0x0200",  # until 5.11
-        "slab error in cache_free_debugcheck(): cache `kmalloc-64': double free, or memory outside object was overwritten",  # until 6.7
+        "slab error in cache_free_debugcheck(): cache `kmalloc-64': double free, or memory outside object was overwritten",  # until 6.7  # noqa: E501 - a kernel's line
     ],
     Kind.BAD_PAGE: [
         "BUG: Bad page state in process dd  pfn:0a1b2",
@@ -104,7 +104,7 @@ LINES = {
         "WARNING: drivers/block/loop.c:10 at loop_workfn+0x1/0x2 [loop], CPU#0: kworker/0:1/77",  # 6.19
         "WARNING: at loop_workfn+0x1/0x2, CPU#0: a b/77",  # 6.19
         "WARNING: ./include/linux/rcupdate.h:10 at loop_workfn+0x1/0x2, CPU#3: (sd-pam)/77",  # 6.19
-        "ODEBUG: free active (active state 0) object: 00000000c2d1e4d3 object type: timer_list hint: loop_free_idle_workers_timer+0x0/0x2",
+        "ODEBUG: free active (active state 0) object: 00000000c2d1e4d3 object type: timer_list hint: loop_free_idle_workers_timer+0x0/0x2",  # noqa: E501 - a kernel's line
     ],
     Kind.HUNG_TASK: [
         "INFO: task dd:77 blocked for more than 120 seconds.",
@@ -129,11 +129,11 @@ LINES = {
         "Memory cgroup out of memory: Killed process 77 (dd) total-vm:1kB, anon-rss:1kB",
         "Out of memory and no killable processes...",
         "Out of memory: Killed process 77 (dd) total-vm:1kB, anon-rss:1kB",
-        "kworker/u4:1: page allocation failure: order:4, mode:0x40dc0(GFP_KERNEL|__GFP_COMP|__GFP_ZERO), nodemask=(null)",
+        "kworker/u4:1: page allocation failure: order:4, mode:0x40dc0(GFP_KERNEL|__GFP_COMP|__GFP_ZERO), nodemask=(null)",  # noqa: E501 - a kernel's line
     ],
     Kind.IO_ERROR: [
-        "blk_update_request: I/O error, dev vdc, sector 8 op 0x1:(WRITE) flags 0x800 phys_seg 1 prio class 0",  # until 5.17
-        "blk_update_request: critical medium error, dev sda, sector 8 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 0",  # until 5.17
+        "blk_update_request: I/O error, dev vdc, sector 8 op 0x1:(WRITE) flags 0x800 phys_seg 1 prio class 0",  # until 5.17  # noqa: E501 - a kernel's line
+        "blk_update_request: critical medium error, dev sda, sector 8 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 0",  # until 5.17  # noqa: E501 - a kernel's line
         "I/O error, dev vdc, sector 8 op 0x1:(WRITE) flags 0x800 phys_seg 1 prio class 2",  # 5.18
         "critical medium error, dev nvme0n1, sector 8 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 2",  # 5.18
         "timeout error, dev nvme0c0n1, sector 8 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 2",  # 5.18
@@ -157,14 +157,14 @@ LINES = {
         "Page cache invalidation failure on direct I/O.  Possible data corruption due to collision with buffered I/O!",
         "JBD2: Detected IO errors while flushing file data on vdc-8",
         'XFS (loop0): metadata I/O error in "xfs_da_read_buf+0x1/0x2" at daddr 0x8 len 8 error 5',
-        "XFS (loop0): Corruption of in-memory data (0x8) detected at xfs_defer_finish+0x1/0x2 (x.c:10).  Shutting down filesystem.",
+        "XFS (loop0): Corruption of in-memory data (0x8) detected at xfs_defer_finish+0x1/0x2 (x.c:10).  Shutting down filesystem.",  # noqa: E501 - a kernel's line
         "XFS (loop0): Metadata CRC error detected at xfs_agf_read_verify+0x1/0x2, xfs_agf block 0x1",
         "XFS (loop0): Log I/O Error Detected. Shutting down filesystem.",
         "XFS (loop0): log I/O error -5",
         "XFS (loop0): Please unmount the filesystem and rectify the problem(s)",
         "XFS: Assertion failed: 0, file: fs/xfs/xfs_log.c, line: 10",
         "BTRFS error (device loop0): bdev /dev/loop0 errs: wr 1, rd 0, flush 0, corrupt 0, gen 0",
-        "BTRFS error (device loop0 state EA): parent transid verify failed on logical 1 mirror 1 wanted 2 found 3",  # 5.19
+        "BTRFS error (device loop0 state EA): parent transid verify failed on logical 1 mirror 1 wanted 2 found 3",  # 5.19  # noqa: E501 - a kernel's line
         "BTRFS critical (device loop0): corrupt leaf: root=1 block=2 slot=3",
         "BTRFS: error (device loop0) in btrfs_commit_transaction:2418: errno=-5 IO failure",
         "BTRFS warning (device loop0): csum failed root 5 ino 257 off 0 csum 0x1 expected csum 0x2 mirror 1",

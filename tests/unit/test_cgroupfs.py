@@ -125,7 +125,7 @@ def test_growth_needs_the_device_and_a_monotonic_counter() -> None:
             cgroupfs.bytes_moved(first, last, "254:0", "rbytes", "x")
 
 
-# What a shell has taken ------------------------------------------------------------------------------------------------------------------
+# Output of the shell functions ----------------------------------------------------------------------------------------
 
 
 def taken(*parts: str, end: bool = True) -> str:
@@ -207,7 +207,7 @@ def test_shell_functions_read_files_unchanged(tmp_path: Path) -> None:
             shell_functions.sections(done.stdout[:end], mark, "g0")
 
 
-# Whatever a guest says -------------------------------------------------------------------------------------------------------------------
+# Arbitrary output of a guest ------------------------------------------------------------------------------------------
 
 ODD = st.one_of(
     st.text(max_size=60),

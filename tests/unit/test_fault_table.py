@@ -31,7 +31,7 @@ def test_each_fault_has_tests_that_compare_the_result_with_the_table(name: str) 
 
 
 def test_each_error_has_the_exit_code_of_its_row() -> None:
-    """`cli._fail` ends a command with the error's exit code; rows whose tests raise it in their own process must agree."""
+    """Compares with the exit code by which `cli._fail` ends a command; some rows' tests raise the error in-process."""
     assert {fault.status for fault in faults.FAULTS.values() if fault.error is not None} == {ERROR}
     assert {fault.status for fault in faults.FAULTS.values() if fault.error is None} == {0, None}
 

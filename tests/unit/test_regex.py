@@ -1,5 +1,6 @@
-"""Regular expressions of ours that meet strangers' text (files, mails, sources, guests): each use of Python's `re` is in a table, and no
-pattern takes more than linear time. For a new one use RE2 (`import re2`), which is linear whatever the pattern, or say what bounds it.
+"""Regular expressions that are matched against untrusted text (files, mails, sources, output of guests): each use of
+Python's `re` is in a table, and no pattern takes more than linear time. For a new one use RE2 (`import re2`), which is
+linear for every pattern, or state in the table what bounds it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ _CALLS = ("compile", "search", "match", "fullmatch", "split", "findall", "findit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """A use of Python's `re`. `name`: the constant that it becomes, else the function that it stands in; `pattern`: None where it is made
-    of parts; `anchored`: it is only asked for what a text begins with.
+    """A use of Python's `re`.
+
+    `name`: the constant that it is assigned to, else the function that contains it; `pattern`: None if it is built from
+    parts; `anchored`: it is matched only at the beginning of a text.
     """
 
     module: str
@@ -148,7 +151,7 @@ _SIGNS = "[](){}<>:;,/=+-*.'\"#@%&|!$_~\\"
 
 
 def pumps(pattern: str | bytes) -> Iterator[tuple[Any, Any]]:
-    """What is repeated, and what stands before it: signs and words of the pattern itself, which is what backtracking feeds on."""
+    """Yield prefixes and texts to repeat after them: signs and words of the pattern, which cause backtracking."""
     text = pattern.decode("latin-1") if isinstance(pattern, bytes) else pattern
     bare = re.sub(r"\\[A-Za-z]|\(\?P<\w+>|\(\?", " ", text)
     words = re.findall(r"[A-Za-z]{2,}|[^\w\\s]{2,}", bare)[:8]
@@ -159,12 +162,12 @@ def pumps(pattern: str | bytes) -> Iterator[tuple[Any, Any]]:
             yield (begin.encode("latin-1"), pump.encode("latin-1")) if isinstance(pattern, bytes) else (begin, pump)
 
 
-# Far more than a linear pattern needs for the longest of these texts on any machine, and less than a quadratic one needs.
+# Far longer than a linear pattern takes for the longest of these texts on any machine, and less than a quadratic one.
 _NOTHING_S = 0.004
 
 
 def grows_faster(ask: Callable[[Any], object], begin: Any, pump: Any) -> bool:
-    """Whether twice the text takes much more than twice the time, again and again; what takes no time at all is not measured further."""
+    """Return whether twice the text takes much more than twice the time, repeatedly. Stop early if it takes no time."""
     # What doubles with each character is noticed while it is short.
     if any(timed(ask, begin + pump * count) > 10 * _NOTHING_S for count in (8, 16, 20, 24)):
         return True

@@ -158,7 +158,7 @@ def test_whatever_a_guest_says_of_a_test_stays_short() -> None:
 
 
 def test_what_a_test_printed_is_looked_at_once_however_many_records_it_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both are a guest's choice: 500 records beside 1 MiB of empty lines took minutes, in which nothing else was done."""
+    """A guest chooses both: 500 records and 1 MiB of empty lines blocked the event loop for minutes."""
     looked: list[str] = []
 
     class Counting:
@@ -171,7 +171,7 @@ def test_what_a_test_printed_is_looked_at_once_however_many_records_it_left(monk
 
 
 def test_what_all_records_of_a_test_say_stays_short_together() -> None:
-    """Each with 20 lines of 1,000 characters, 500 of them: a few such tests made results that `report` no longer reads."""
+    """A few tests with 500 records of 20 lines of 1,000 characters made results too large for `report` to read."""
     records = "".join(f"{'d' * 900}{number}\0status\tfail\nreason\t{'r' * 900}\n\0\0" for number in range(400))
     found = read_results("loop/001", records, ("x" * 999 + "\n") * 1000, SOURCE, devices=True)
     assert [each.status for each in found] == [Status.FAIL] * 400

@@ -7,7 +7,10 @@ from testbed.api.cgroup import Counters
 from testbed.errors import ReadingError, UsageError
 
 FILES = {
-    "io.stat": "254:32 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n7:9 rbytes=1 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n",
+    "io.stat": (
+        "254:32 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n"
+        "7:9 rbytes=1 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n"
+    ),
     "memory.stat": "anon 10\nfile 20\n",
     "memory.events": "oom_kill 1\n",
     "memory.current": "77\n",

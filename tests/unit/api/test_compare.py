@@ -33,7 +33,8 @@ def test_what_is_expected_of_both_sides_is_told_of_both() -> None:
     with pytest.raises(AssertionError) as failed:
         result.expect("bytes", base=0, patched=lambda got: got > 9)
     assert str(failed.value) == (
-        "bytes\n  base    5.10: expected 0, got 0: holds\n  patched 6.1: expected as its function says, got 5: does not hold"
+        "bytes\n  base    5.10: expected 0, got 0: holds\n"
+        "  patched 6.1: expected as its function says, got 5: does not hold"
     )
 
 

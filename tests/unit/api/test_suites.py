@@ -107,7 +107,10 @@ class Guest:
         if self.stands_still and command[0] == "bash":
             raise CommandFailed("g0", "bash", "none within 60 s", "")
         self.stands_still = "loop/001" in command
-        listed = "PPID STAT WCHAN COMMAND\n2 I - [kworker]\n1 S do_wait bash -c cd there\ntest=$1\nrm -rf results\n1 D loop_flush sync\n"
+        listed = (
+            "PPID STAT WCHAN COMMAND\n2 I - [kworker]\n1 S do_wait bash -c cd there\n"
+            "test=$1\nrm -rf results\n1 D loop_flush sync\n"
+        )
         listed += '1 S do_select dropbear -s -E\n9 S do_wait sh -c echo 0; eval "$SSH_ORIGINAL_COMMAND"\n'
         return SimpleNamespace(stdout=listed, stderr="", truncated=False)
 

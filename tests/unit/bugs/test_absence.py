@@ -65,7 +65,8 @@ def test_a_bug_of_25_percent_on_one_kernel_and_5_on_the_other_is_not_clean(most:
 def test_a_bug_that_is_gone_is_told_apart() -> None:
     assert claimed(1, 0, 6) == 1
     assert claimed(0.95, 0, 20) > 0.99 and claimed(0.8, 0, 20) > 0.8
-    # With the file's 20 tries a bug that shows in half of them is left open, and with as many as the sentence names seldom.
+    # After the file's 20 tries it is open whether a bug that shows in half of them is gone; after as many tries as the
+    # message names, it seldom is.
     assert claimed(0.5, 0, 20) < 0.1 and claimed(0.5, 0, 2 * absence.tries_for_share(0.5)) > 0.8
 
 

@@ -73,7 +73,7 @@ def test_ends_that_are_not_what_was_said_are_told(
 
 @pytest.mark.parametrize("good", [0, 8])
 def test_a_bug_that_comes_and_goes_is_not_bisected_to_one_change(good: int) -> None:
-    # Good, bad, good and bad again: the search finds one of three changes, and what it has passed over shows the others.
+    # Good, bad, good and bad again: the search finds one of three changes; the commits that it skipped show the others.
     answers = [BisectAnswer(one) for one in ["good", "good", "bad", "bad", "good", "good", "good", "bad", "bad"]]
     if good:
         answers.reverse()

@@ -1,4 +1,4 @@
-"""What a guest accounts for against what its disks moved; counters that nobody has read; errors that nobody expected."""
+"""Compares the I/O that a guest accounts for with what its disks moved; unread counters; unexpected errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ FILE = "/sys/fs/cgroup/io.stat"
 
 
 def look(device: tuple[int, int] | None, guest: tuple[int, int] | str | None, *, failed: int = 0) -> Snapshot:
-    """Bytes read and written of the disk `data`, as QEMU and the guest's root cgroup count them; or any text of the guest's."""
+    """Make a snapshot of the disk `data`: bytes read and written as QEMU and as the guest count them.
+
+    `guest` may be the text of the guest's io.stat instead.
+    """
     counted = None if device is None else {"rd_bytes": device[0], "wr_bytes": device[1], "failed_rd_operations": failed}
     text = guest
     if isinstance(guest, tuple):
@@ -79,7 +82,7 @@ def test_what_cannot_be_compared_says_why_and_is_no_finding(before: Snapshot, af
     assert note in account.note and account.finding == ""
 
 
-# Counters that a signature names ---------------------------------------------------------------------------------------------------------
+# Counters that a signature names --------------------------------------------------------------------------------------
 
 COUNTER = {"cgroup": "a", "counter": "memory.events oom_kill", "above": 0}
 
@@ -148,7 +151,7 @@ async def test_an_error_at_the_end_is_unknown_where_counters_matter(counted: dic
         assert ("none within 10 s" in tally.unknown) is matters
 
 
-# Errors that nobody expected -------------------------------------------------------------------------------------------------------------
+# Unexpected errors ----------------------------------------------------------------------------------------------------
 
 
 def attempt_spec(folder: Path, raises: BaseException) -> AttemptSpec:

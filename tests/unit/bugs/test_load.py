@@ -70,13 +70,19 @@ MISTAKES = {
     "a condition without keys": (
         LEAST.replace("{status: 0}", "{}"),
         [
-            "b.yaml:4:13: signature.0: expected one of console, output, expect, status, counter, hang and guest, got none"
+            (
+                "b.yaml:4:13: signature.0: expected one of console, output, expect, "
+                "status, counter, hang and guest, got none"
+            )
         ],
     ),
     "a pattern that is none": (
         LEAST.replace("{status: 0}", "{console: '(a'}"),
         [
-            "b.yaml:4:23: signature.0.console: expected a regular expression (RE2's: no lookaround, no back-references), got '(a': missing"
+            (
+                "b.yaml:4:23: signature.0.console: expected a regular expression (RE2's: no lookaround, "
+                "no back-references), got '(a': missing"
+            )
         ],
     ),
     "a counter without its cgroup": (
@@ -86,14 +92,20 @@ MISTAKES = {
     "a pattern of which every line is one": (
         LEAST.replace("{status: 0}", "{output: 'BUG|'}, {console: .*}, {output: ^$}, {output: '[^0]'}"),
         [
-            "b.yaml:4:13: signature.0: expected a pattern that not every line matches, got output 'BUG|', which matches any line",
+            (
+                "b.yaml:4:13: signature.0: expected a pattern that not every line matches, "
+                "got output 'BUG|', which matches any line"
+            ),
             "b.yaml:4:31: signature.1: expected a pattern that not every line matches, got console '.*'",
         ],
     ),
     "lines of a console": (
         LEAST.replace("{status: 0}", r"{console: a\nb}, {output: a\nb}"),
         [
-            r"b.yaml:4:13: signature.0: expected a pattern of one line, got console 'a\\nb': the console is looked at line by line"
+            (
+                r"b.yaml:4:13: signature.0: expected a pattern of one line, "
+                r"got console 'a\\nb': the console is looked at line by line"
+            )
         ],
     ),
     "what no try can show": (

@@ -29,15 +29,18 @@ def heard(
 OF_JOBS = {
     "the issue's": (
         'mkdir a\n\nunshare -m bash -c "echo \\$\\$ >a/procs; dd && echo BYPASSED"\n',
-        '/run/testbed/crash.sh: line 3:   143 Killed                  unshare -m bash -c "echo \\$\\$ >a/procs; dd && echo BYPASSED"\n',
+        "/run/testbed/crash.sh: line 3:   143 Killed                  "
+        'unshare -m bash -c "echo \\$\\$ >a/procs; dd && echo BYPASSED"\n',
     ),
     "several lines": (
         'bash -c "\ntrue;\nkill -9 \\$\\$ && echo BYPASSED" || true\n',
-        '/run/testbed/crash.sh: line 3:   397 Killed                  bash -c "\ntrue;\nkill -9 \\$\\$ && echo BYPASSED"\n',
+        "/run/testbed/crash.sh: line 3:   397 Killed                  "
+        'bash -c "\ntrue;\nkill -9 \\$\\$ && echo BYPASSED"\n',
     ),
     "a group": (
         "( kill -9 $BASHPID 2>/dev/null && echo BYPASSED )\n",
-        "/run/testbed/crash.sh: line 1:   402 Killed                  ( kill -9 $BASHPID 2> /dev/null && echo BYPASSED )\n",
+        "/run/testbed/crash.sh: line 1:   402 Killed                  "
+        "( kill -9 $BASHPID 2> /dev/null && echo BYPASSED )\n",
     ),
     "a shell in a shell": (
         "bash -c 'bash -c \"kill -9 \\$\\$ && echo BYPASSED\"; echo inner'\n",
@@ -49,7 +52,8 @@ OF_JOBS = {
     ),
     "a here-document": (
         "bash -c 'cat; kill -9 $$' <<EOF\nhello BYPASSED\nEOF\n",
-        "/run/testbed/crash.sh: line 3:   431 Killed                  bash -c 'cat; kill -9 $$' <<EOF\nhello BYPASSED\nEOF\n\n",
+        "/run/testbed/crash.sh: line 3:   431 Killed                  "
+        "bash -c 'cat; kill -9 $$' <<EOF\nhello BYPASSED\nEOF\n\n",
     ),
     "a trace": ("set -x\ngrep -q BYPASSED /tmp/log\n", "+ grep -q BYPASSED /tmp/log\n"),
     "a nested trace": ("set -ex\nx=$(grep BYPASSED log)\n", "++ grep BYPASSED log\n+ x=\n"),

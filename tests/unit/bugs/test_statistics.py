@@ -132,7 +132,7 @@ def test_hits_alone_reach_a_bound_after_so_many_tries_and_not_before(wanted: flo
 
 
 def reached(rate: float, wanted: float, most: int) -> float:
-    """The chance that something of this rate is said to be above `wanted` within so many tries: over all that they can show."""
+    """Return the chance that an event of this rate is reported as above `wanted` within `most` tries."""
     chance, going_on = 0.0, {0: 1.0}
     for tries in range(1, most + 1):
         after: dict[int, float] = {}

@@ -30,6 +30,9 @@ def test_compare_notes_that_both_sides_are_one_kernel_whatever_it_is_called(monk
 
     first, same, other = kernel("a", "aa"), kernel("b", "aa"), kernel("c", "cc")
     assert notes(base=first, patched=same) == [
-        "base and patched are one kernel, of the same content: no case can pass, for it cannot show the gap and close it"
+        (
+            "base and patched are one kernel, of the same content: "
+            "no case can pass, for it cannot show the gap and close it"
+        )
     ]
     assert notes(base=first, patched=other) == notes(kernel=first) == notes(a=first, b=same) == []

@@ -1,4 +1,4 @@
-"""What a person types of kernels from source, without guests: kernel build and rm, bisect, sensitivity; and what a build tells make."""
+"""Commands on kernels from source, without guests: kernel build and rm, bisect, sensitivity; the arguments of make."""
 
 from __future__ import annotations
 

@@ -193,14 +193,15 @@ def test_wrong_arguments_are_no_bad_commit_to_git_bisect(
 def test_a_stack_that_scenarios_do_not_use_is_refused_before_a_guest_starts(tmp_path: Path, verb: str) -> None:
     file = tmp_path / "my.yaml"
     file.write_text(
-        "version: 1\nguests:\n  g0:\n    disks: {data: {type: nvme, size: 1G}}\n    loops: {l0: {backing: data/f, size: 4M}}\n"
+        "version: 1\nguests:\n  g0:\n    disks: {data: {type: nvme, size: 1G}}\n"
+        "    loops: {l0: {backing: data/f, size: 4M}}\n"
     )
     done = testbed(tmp_path, verb, "--topology", str(file))
     assert done.returncode == 2
     assert (
-        f"{file}:5:5: guests.g0.loops: not used: scenarios build stacks of their own; leave it out, or add --ignore-stack"
-        in done.stderr
-    )
+        f"{file}:5:5: guests.g0.loops: not used: "
+        "scenarios build stacks of their own; leave it out, or add --ignore-stack"
+    ) in done.stderr
 
 
 def test_an_endless_file_is_too_large(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ def test_validate_names_unknown_kernels_and_images(tmp_path: Path) -> None:
     assert first.startswith(
         f"{tmp_path}/a.yaml:3:16: guests.g0.kernel: kernel 'debian-0.1': expected one of debian-5.10, "
     )
-    assert (
-        second
-        == f"{tmp_path}/a.yaml:4:15: guests.g1.image: expected an image of images/, got 'bokworm'; did you mean 'bookworm'?"
+    assert second == (
+        f"{tmp_path}/a.yaml:4:15: guests.g1.image: expected an image of images/, "
+        "got 'bokworm'; did you mean 'bookworm'?"
     )
 
 

@@ -71,7 +71,8 @@ def test_a_disk_is_an_overlay_of_the_requested_format(tmp_path: Path) -> None:
     qemu_img("create", "-f", "qcow2", tmp_path / "ubuntu.img", "4M")
     file = tmp_path / "t.yaml"
     file.write_text(
-        "version: 1\nguests: {g0: {disks: {data: {type: virtio-blk, size: 8M, image: ubuntu.img, image-format: qcow2}}}}\n"
+        "version: 1\nguests: {g0: {disks: {data: {type: virtio-blk, size: 8M, "
+        "image: ubuntu.img, image-format: qcow2}}}}\n"
     )
     disk = load_points(file, limits=host_limits(HOST_BYTES))[""].guests["g0"].disks["data"]
     assert disk.image == str(tmp_path / "ubuntu.img") and disk.image_kind == "qcow2"

@@ -131,7 +131,8 @@ async def test_whoever_waits_is_told_what_for_and_comes_in_turn(tmp_path: Path) 
     ("waiting", "held", "turns"),
     [
         (["1-7-0", "2-8-0", "3-7-1"], [], ["1-7-0", "2-8-0", "3-7-1"]),
-        # A long command has two that run and two that wait; a short one that comes later is next, and then the older of equals.
+        # A long command has two guests that run and two that wait. A guest of a short command that comes later is
+        # next, and after it the older one of equals.
         (["3-7-2", "4-7-3", "5-8-0"], ["1-7-0", "2-7-1"], ["5-8-0", "3-7-2", "4-7-3"]),
         (["3-7-2", "4-7-3", "6-8-1", "7-8-2"], ["1-7-0", "5-8-0"], ["3-7-2", "6-8-1", "4-7-3", "7-8-2"]),
         # Whoever has ended all of his is as new.

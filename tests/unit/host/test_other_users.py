@@ -25,7 +25,7 @@ TABLE = """\
    4: 0200007F:D2A4 0200007F:8B79 01 00000000:00000000 00:00000000 00000000  1000        0 4005 1 0000000000000000 20 0 0 10 -1
    5: 0100007F:D2A8 0100007F:8B79 06 00000000:00000000 03:000009B0 00000000     0        0 0 3 0000000000000000
    6: damaged
-"""
+"""  # noqa: E501 - a recorded table
 TABLE_6 = """\
    0: 0000000000000000FFFF00000100007F:D2A6 0000000000000000FFFF00000100007F:8B79 01 0:0 00:0 0  1001        0 4006 1
 """
@@ -78,7 +78,8 @@ size = int(sys.argv[1])
 words = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 begin = ctypes.addressof(ctypes.c_char.from_buffer(words))
 stat = open("/proc/self/stat").read().rpartition(")")[2].split()
-code, code_end, stack, data, data_end, heap, environ, environ_end = (int(stat[number - 3]) for number in (26, 27, 28, 45, 46, 47, 50, 51))
+numbers = (26, 27, 28, 45, 46, 47, 50, 51)
+code, code_end, stack, data, data_end, heap, environ, environ_end = (int(stat[number - 3]) for number in numbers)
 places = (code, code_end, data, data_end, heap, libc.sbrk(0), stack, begin, begin + size, environ, environ_end)
 given = ctypes.create_string_buffer(struct.pack("11QQIi", *places, 0, 0, -1))
 failed = libc.prctl(35, 14, ctypes.addressof(given), 104, 0)

@@ -63,7 +63,10 @@ DEAF = "all:\n\techo $$PPID >made; sh -c 'trap : TERM; while :; do sleep 1; done
 
 async def test_the_programs_that_make_has_started_end_with_us(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text(DEAF)
-    code = "import asyncio, sys; from testbed.host import process; asyncio.run(process.run([*process.GROUP_LEADER, 'make', '-C', sys.argv[1]]))"
+    code = (
+        "import asyncio, sys; from testbed.host import process; "
+        "asyncio.run(process.run([*process.GROUP_LEADER, 'make', '-C', sys.argv[1]]))"
+    )
     us = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(tmp_path))
     async with asyncio.timeout(30):
         while not (tmp_path / "started").exists() or not (tmp_path / "started").read_text():

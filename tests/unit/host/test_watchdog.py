@@ -1,9 +1,11 @@
 """A command whose event loop is stuck ends, on a signal or after a time limit, and its results are kept."""
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -83,20 +85,34 @@ COMPILED = "sum(range(10 ** 12))"
 STANDS = {"python": PYTHON, "pattern": PATTERN, "blocked": BLOCKED}
 
 
+CHILD_ENV = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[3])}
+
 # On a busy machine the child's computation takes long.
 pytestmark = pytest.mark.timeout(300)
 
 
-def started(tmp_path: Path, stand: str, limit_s: float = 100, patience_s: float = 60) -> subprocess.Popen[str]:
-    child = subprocess.Popen(
-        [sys.executable, "-c", RUN.format(stand=stand), str(tmp_path), str(limit_s), str(patience_s)],
+@contextlib.contextmanager
+def run_child(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run Python code that prints "at work" once it is ready for signals; kill it if the test fails."""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[3])},
-    )
-    assert child.stdout is not None and child.stdout.readline() == "at work\n"
-    return child
+        env=CHILD_ENV,
+    ) as child:
+        try:
+            assert child.stdout is not None and child.stdout.readline() == "at work\n"
+            yield child
+        finally:
+            child.kill()
+
+
+def run_stuck(
+    tmp_path: Path, stand: str, limit_s: float = 100, patience_s: float = 60
+) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    """Run a command whose event loop gets stuck in the code `stand`."""
+    return run_child(RUN.format(stand=stand), str(tmp_path), str(limit_s), str(patience_s))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -104,38 +120,38 @@ def started(tmp_path: Path, stand: str, limit_s: float = 100, patience_s: float 
 def test_a_signal_ends_a_stuck_loop_and_the_results_are_kept(
     tmp_path: Path, stand: str, number: signal.Signals
 ) -> None:
-    with started(tmp_path, STANDS[stand]) as child:
+    with run_stuck(tmp_path, STANDS[stand]) as child:
         child.send_signal(number)
         _, err = child.communicate()
     assert child.returncode == 128 + number, err
-    assert (
-        err
-        == f"testbed: stopped by {number.name}; what it had started is gone; what there is of its run is in {tmp_path}\n"
+    assert err == (
+        f"testbed: stopped by {number.name}; what it had started is gone; what there is of its run is in {tmp_path}\n"
     )
-    kept = json.loads((tmp_path / "results.json").read_text())
-    assert kept["partial"]["why"] == f"interrupted by {number.name}" and kept["guests"] == ["taken down"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["partial"]["why"] == f"interrupted by {number.name}" and results["guests"] == ["taken down"]
 
 
 @pytest.mark.parametrize("stand", ["python", "pattern"])
 def test_a_stuck_loop_is_ended_and_its_stack_is_logged(tmp_path: Path, stand: str) -> None:
-    with started(tmp_path, STANDS[stand], limit_s=0.4) as child:
+    with run_stuck(tmp_path, STANDS[stand], limit_s=0.4) as child:
         _, err = child.communicate()
     assert child.returncode == 2, err
     assert "the event loop did not turn for 0." in err and ", in stand\n" in err
     assert "this is a mistake of the testbed" in err and f"what there is of its run is in {tmp_path}" in err
-    kept = json.loads((tmp_path / "results.json").read_text())
-    assert kept["partial"]["why"].startswith("a mistake of the testbed: the event loop did not turn") and kept[
-        "guests"
-    ] == ["taken down"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["partial"]["why"].startswith("a mistake of the testbed: the event loop did not turn")
+    assert results["guests"] == ["taken down"]
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert any(one["level"] == "error" and "did not turn" in one["event"] and "in stand" in one["event"] for one in log)
+    assert any(
+        entry["level"] == "error" and "did not turn" in entry["event"] and "in stand" in entry["event"] for entry in log
+    )
 
 
 @pytest.mark.parametrize(("number", "limit_s", "code"), [(signal.SIGINT, 100, 130), (None, 1.5, 2)])
 def test_a_loop_that_cannot_be_interrupted_is_killed_and_has_its_results(
     tmp_path: Path, number: signal.Signals | None, limit_s: float, code: int
 ) -> None:
-    with started(tmp_path, STUBBORN, limit_s, 0.2) as child:
+    with run_stuck(tmp_path, STUBBORN, limit_s, 0.2) as child:
         if number is not None:
             child.send_signal(number)
         _, err = child.communicate()
@@ -144,7 +160,7 @@ def test_a_loop_that_cannot_be_interrupted_is_killed_and_has_its_results(
 
 
 def test_the_kernel_ends_a_loop_that_handles_no_signal(tmp_path: Path) -> None:
-    with started(tmp_path, COMPILED, limit_s=0.3) as child:
+    with run_stuck(tmp_path, COMPILED, limit_s=0.3) as child:
         _, err = child.communicate()
     assert child.returncode == -signal.SIGVTALRM and "in stand" in err
     assert json.loads((tmp_path / "results.json").read_text())["partial"] is not None
@@ -152,7 +168,7 @@ def test_the_kernel_ends_a_loop_that_handles_no_signal(tmp_path: Path) -> None:
 
 def test_a_loop_that_uses_no_cpu_is_not_ended(tmp_path: Path) -> None:
     # As on a machine that is suspended, or busy with other programs.
-    with started(tmp_path, "time.sleep(2)", limit_s=0.2) as child:
+    with run_stuck(tmp_path, "time.sleep(2)", limit_s=0.2) as child:
         child.communicate()
     assert child.returncode == 7
 
@@ -170,8 +186,7 @@ async def work():
 signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup(1) starts it
 run_async(work())
 """
-    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[3])}
-    assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 7
+    assert subprocess.run([sys.executable, "-c", code], env=CHILD_ENV).returncode == 7
 
 
 def test_a_loop_that_turns_may_use_any_amount_of_cpu(tmp_path: Path) -> None:
@@ -190,8 +205,7 @@ async def work():
 
 run_async(work())
 """
-    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[3])}
-    assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 7
+    assert subprocess.run([sys.executable, "-c", code], env=CHILD_ENV).returncode == 7
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "\u0661", "1" * 5000])
@@ -203,11 +217,13 @@ def test_a_limit_that_is_not_a_number_is_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_ctrl_c_ends_pytest_when_the_plugins_loop_is_stuck() -> None:
     code = """\
-import os, signal, threading
-from testbed.api import event_loops as carrier
+import signal
+from testbed.api import event_loops
 
-carrier._GRACE_S = 0.2
-background = carrier.ThreadLoop()
+# A shell starts its background jobs with SIGINT ignored, and the child inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+event_loops._GRACE_S = 0.2
+background = event_loops.ThreadLoop()
 
 async def stand():
     print("at work", flush=True)
@@ -218,8 +234,7 @@ try:
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
-    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[3])}
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env) as child:
-        assert child.stdout is not None and child.stdout.readline() == "at work\n"
+    with run_child(code) as child:
         child.send_signal(signal.SIGINT)
-        assert child.communicate()[0] == "interrupted\n" and child.returncode == 0
+        out, err = child.communicate(timeout=60)
+    assert out == "interrupted\n" and child.returncode == 0, err

@@ -1,4 +1,4 @@
-"""The pytest plugin where no guest is needed: what it collects, what it refuses, and what it costs suites that do not use it."""
+"""The pytest plugin without guests: what it collects and refuses, and its cost for suites that do not use it."""
 
 import os
 import subprocess
@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-# Loaded before the sessions below, which forget the modules that they load, but not what those have become attributes of.
+# Imported before the sessions below: they remove the modules that they import from sys.modules, but not from the
+# packages that have these as attributes.
 from testbed.pytest_plugin import markers as cases  # noqa: F401 - loading is all
 
 INI = "[pytest]\nasyncio_default_fixture_loop_scope = function\n"
@@ -71,7 +72,8 @@ def test_test_ids_have_the_kernel_and_the_point(suite: pytest.Pytester) -> None:
 def test_ids_of_similar_points_are_their_whole_names(suite: pytest.Pytester) -> None:
     suite.makepyfile(test_it="async def test_x(vm): ...")
     (suite.path / "topology.yaml").write_text(
-        "version: 1\nmatrix: {axes: {cpus: [1-2, 1], queues: [1, 2-1]}}\nguests: {g0: {environment: {X: '${cpus}${queues}'}}}\n"
+        "version: 1\nmatrix: {axes: {cpus: [1-2, 1], queues: [1, 2-1]}}\n"
+        "guests: {g0: {environment: {X: '${cpus}${queues}'}}}\n"
     )
     assert "test_x[debian-6.1-cpus=1-2,queues=1]" in collected(suite)
 

@@ -1,4 +1,4 @@
-"""Comparisons of two runs: what changed, how often equal kernels are reported as changed, and how often a real change is."""
+"""Comparisons of two runs: what changed, and how often equal and different kernels are reported as changed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ def test_a_change_has_shift_interval_sizes_and_adjusted_p_value(tmp_path: Path) 
     )
     assert first.change == -0.4926
     assert first.p == pytest.approx(2 / 462) and first.adjusted_p == pytest.approx(2 / 462)
-    said = "202 bytes/s, then 102.5 bytes/s (-49%): shift -99.5 bytes/s, 95 % interval -102 bytes/s to -97 bytes/s, 5 against 6, p 0.0043"
+    said = (
+        "202 bytes/s, then 102.5 bytes/s (-49%): shift -99.5 bytes/s, "
+        "95 % interval -102 bytes/s to -97 bytes/s, 5 against 6, p 0.0043"
+    )
     assert said in diff.text(found) and "adjusted 0.0043" in diff.text(found)
 
 

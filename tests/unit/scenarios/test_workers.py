@@ -19,7 +19,7 @@ TRACE = """\
       dd-201   [000] d..1. 12.3: workqueue_queue_work: work struct=00000000cc function=loop_workfn workqueue=loop0 req_cpu=8192 cpu=0
       sh-200   [000] ..... 12.4: tracing_mark_write: ==
       dd-202   [000] d..1. 12.5: workqueue_queue_work: work struct=00000000bb function=loop_rootcg_workfn workqueue=loop0 req_cpu=8192 cpu=0
-""".replace("==\n", "== \n")
+""".replace("==\n", "== \n")  # noqa: E501 - a recorded trace
 
 
 ISSUED = "      dd-201   [000] ..... 12.2: block_rq_issue: 7,0 RS 65536 () 0 + 128 [dd]\n"

@@ -51,7 +51,7 @@ def sparse(name: str, size: int, *places: tuple[int, int]) -> tarfile.TarInfo:
 
 
 def chain() -> list[tuple[tarfile.TarInfo, bytes]]:
-    """Links whose whole path is longer than PATH_MAX, so that what checks where they lead stops too early (CVE-2025-4517)."""
+    """Make links whose path exceeds PATH_MAX, so that a check of their target stops early (CVE-2025-4517)."""
     found, deep, steps = [], "", "abcdefghijklmnop"
     for step in steps:
         folder = "d" * 247
@@ -266,7 +266,7 @@ def test_a_name_without_end_costs_no_memory(tmp_path: Path) -> None:
 
 
 def test_what_a_guest_packs_comes_whole(tmp_path: Path) -> None:
-    """Packed as in the guest: files with their holes, folders, links of both kinds within them; the others are named."""
+    """Packs as a guest does: sparse files, folders, and links of both kinds within the folder. Others are named."""
     source, target = tmp_path / "source", tmp_path / "target"
     (source / "sub" / "empty").mkdir(parents=True)
     (source / "sub" / ("n" * 200)).write_text("long")

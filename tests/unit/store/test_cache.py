@@ -59,7 +59,10 @@ async def test_two_at_once_make_it_once(tmp_path: Path) -> None:
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds a lock file, until its standard input is closed."""
-    code = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); "
+        "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:

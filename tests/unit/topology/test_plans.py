@@ -149,7 +149,8 @@ def test_a_guest_that_differs_from_its_file_is_reported_with_the_place_in_the_fi
     assert said(good) == []
     (without,) = said(good | {"loop/dio": "0"})
     assert without.startswith(
-        "loops.l0.direct-io: expected 1, got 0 (/sys/block/loop0/loop/dio); a kernel gives a loop no direct I/O, without"
+        "loops.l0.direct-io: expected 1, got 0 (/sys/block/loop0/loop/dio); "
+        "a kernel gives a loop no direct I/O, without"
     )
     assert said(good | {"/size": "8"})[0].startswith("loops.l0.size: expected 16384, got 8")
     assert (

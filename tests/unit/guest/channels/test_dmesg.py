@@ -11,7 +11,10 @@ from testbed.guest.channels.dmesg import KernelLog
 from testbed.guest.channels.kernel_log import Finding, Kind
 from testbed.guest.guest import Guest
 
-BOOT = "kern  :notice: [    0.000000] Linux version 7.2.13\nkern  :info  : [    0.100000] Kernel command line: console=ttyS0\n"
+BOOT = (
+    "kern  :notice: [    0.000000] Linux version 7.2.13\n"
+    "kern  :info  : [    0.100000] Kernel command line: console=ttyS0\n"
+)
 WARNED = "WARNING: block/bio.c:9 at submit_bio+0x1/0x2, CPU#0: dd/7"
 
 
@@ -26,9 +29,8 @@ def merged(raw: str, *console: Finding, tainted: str = "0") -> list[tuple[Kind, 
 
 def test_the_text_is_that_of_dmesg_without_options() -> None:
     log = dmesg.parse(f"0\n{BOOT}user  :warn  : [    1.500000] a\nb\n")
-    assert (
-        log.text
-        == "[    0.000000] Linux version 7.2.13\n[    0.100000] Kernel command line: console=ttyS0\n[    1.500000] a\nb\n"
+    assert log.text == (
+        "[    0.000000] Linux version 7.2.13\n[    0.100000] Kernel command line: console=ttyS0\n[    1.500000] a\nb\n"
     )
     assert [(facility, level) for facility, level, _ in log.lines] == [
         ("kern", "notice"),

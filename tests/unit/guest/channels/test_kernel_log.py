@@ -12,8 +12,9 @@ from tests.support.kernel_lines import LINES
 DATA = Path(__file__).parents[3] / "data"
 DOCS = Path(__file__).parents[4] / "docs" / "reports.md"
 
-# Recorded consoles of real guests, and what is in them. Those of 6.1 with a call trace of `splat` had the module data/splat.c loaded, and
-# those that are called splats modules as tests/guest/guest/test_warnings.py makes them; of those that are called disks, every line is one.
+# Recorded consoles of real guests, and the findings in them. The guests of 6.1 whose call traces name `splat` had the
+# module data/splat.c loaded; those of console-splats-* had modules as tests/guest/guest/test_warnings.py makes them. In
+# console-disks-* every line is a finding.
 RECORDED = {
     "console-panic-6.1.txt": {Kind.PANIC: 1},
     "console-oom-6.1.txt": {Kind.OOM: 6},
@@ -99,7 +100,10 @@ def test_a_search_that_names_no_class_finds_every_splat(kind: Kind) -> None:
         "kfence: initialized - using 2097152 bytes for 255 objects",
         "kasan: KernelAddressSanitizer initialized",
         "**   This means that this is a DEBUG kernel and it is     **",
-        "Spectre V2 : WARNING: Unprivileged eBPF is enabled with eIBRS on, data leaks possible via Spectre v2 BHB attacks!",
+        (
+            "Spectre V2 : WARNING: Unprivileged eBPF is enabled with eIBRS on, "
+            "data leaks possible via Spectre v2 BHB attacks!"
+        ),
         "INFO: NMI handler (perf_event_nmi_handler) took too long to run: 1.001 msecs",
         "INFO: lockdep is turned off.",
         "rcu: INFO: Expedited stall ended before state dump start",
@@ -116,7 +120,10 @@ def test_a_search_that_names_no_class_finds_every_splat(kind: Kind) -> None:
         "nvme nvme0: 1/0/0 default/read/poll queues",
         "traps: dd[77] general protection fault ip:55d0c8 sp:7ffd error:0 in dd[55d0c8000000+1000]",
         "dd[77]: segfault at 0 ip 000055d0c8 sp 00007ffd error 4 in dd[55d0c8000000+1000]",
-        "clocksource: timekeeping watchdog on CPU0: Marking clocksource 'tsc' as unstable because the skew is too large:",
+        (
+            "clocksource: timekeeping watchdog on CPU0: Marking clocksource "
+            "'tsc' as unstable because the skew is too large:"
+        ),
         "[Firmware Bug]: TSC_DEADLINE disabled due to Errata; please update microcode to version: 0x52 (or later)",
         "workqueue: blk_mq_run_work_fn hogged CPU for >10000us 4 times, consider switching to WQ_UNBOUND",
         "hrtimer: interrupt took 5500000 ns",
@@ -184,7 +191,10 @@ def heard(text: str) -> list[tuple[Kind, str]]:
 
 
 CUT, END = "------------[ cut here ]------------", "---[ end trace 0000000000000000 ]---"
-BODY = "Modules linked in: loop\nCPU: 0 UID: 0 PID: 151 Comm: dd Not tainted 9.0.0 #1\nRIP: 0010:loop_workfn+0x1/0x2\nCall Trace:\n <TASK>"
+BODY = (
+    "Modules linked in: loop\nCPU: 0 UID: 0 PID: 151 Comm: dd Not tainted 9.0.0 #1\n"
+    "RIP: 0010:loop_workfn+0x1/0x2\nCall Trace:\n <TASK>"
+)
 HEADING = "Attention, block/blk-core.c has warned"
 
 

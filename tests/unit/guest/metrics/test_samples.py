@@ -26,7 +26,10 @@ MOVED = "rbytes=5 wbytes=6 rios=7 wios=8 dbytes=0 dios=0"
 def test_a_groups_counters_are_read_by_name_and_device() -> None:
     name = b"a b/c".hex()
     lines = (
-        f"group name={name} current=5 anon=1 file=2 shmem=3 slab=4 oom_kill=6 memory_stall=7 io_stall=8 io=7:0,1,2,3,4;254:16,9,8,7,6",
+        (
+            f"group name={name} current=5 anon=1 file=2 shmem=3 slab=4 "
+            "oom_kill=6 memory_stall=7 io_stall=8 io=7:0,1,2,3,4;254:16,9,8,7,6"
+        ),
         f"gone name={b'old'.hex()}",
         "frozen",
     )

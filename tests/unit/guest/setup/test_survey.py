@@ -1,4 +1,4 @@
-"""Surveys of what stands in a guest: its script in this machine's shells, what is understood of its output, and how reports show it."""
+"""Surveys of the storage stack in a guest: the script in the host's shells, the parser of its output, and reports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ DISKS = {
     "/dev/vdc": Hardware(name="data", type="virtio-blk", profile="hdd-7200"),
     "/dev/nvme0n1": Hardware(name="fast", type="nvme"),
 }
-# Of a guest with Linux 6.1, shortened: a loop on a file on ext4, another with direct I/O on the first one's partition, swap, and limits.
+# Recorded on Linux 6.1, shortened: a loop on a file on ext4, another one with direct I/O on the first
+# one's partition, swap, and limits.
 SAID = """\
 cpus 0-1
 block vdc
@@ -178,7 +179,7 @@ def test_each_scenario_takes_a_survey_where_it_measures(path: Path) -> None:
     assert "survey.TAKE" in text or ".meter(" in text
 
 
-# In reports ------------------------------------------------------------------------------------------------------------------------------
+# In reports -----------------------------------------------------------------------------------------------------------
 
 
 def test_cgroups_beyond_the_limit_of_a_survey_are_counted() -> None:
@@ -208,7 +209,10 @@ def test_what_stands_on_what_is_said_and_drawn() -> None:
         "loop0 (loop 64M, buffered) on /mnt/data/my file",
         "loop0p1 (partition 32M) on loop0",
         "loop1 (loop 32M, direct I/O, 4096 B sectors, from 1M, read-only) on loop0p1",
-        "cgroups: / (io.cost.qos data enable=1 ctrl=user rpct=0.00), reader (memory.max 64M, io.max data rbps=1048576), writer",
+        (
+            "cgroups: / (io.cost.qos data enable=1 ctrl=user rpct=0.00), "
+            "reader (memory.max 64M, io.max data rbps=1048576), writer"
+        ),
     ]
     drawn = ElementTree.fromstring(stack_svg.svg(stack(), "on base"))
     titles = {text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")}
@@ -251,9 +255,9 @@ def test_reports_show_the_stack_of_each_case_and_not_that_of_the_file(tmp_path: 
     page = Page(html(done, tmp_path))
     words = " ".join(page.text.split())
     assert (
-        "The stack on each kernel while the claim was measured, read back from the guest: data (virtio-blk 1G, hdd-7200, bfq)"
-        in words
-    )
+        "The stack on each kernel while the claim was measured, "
+        "read back from the guest: data (virtio-blk 1G, hdd-7200, bfq)"
+    ) in words
     assert "The part of the topology that the run used: machine, disks and timeline." in words
     shown = [value for name, value in page.attributes if name == "alt"]
     assert (

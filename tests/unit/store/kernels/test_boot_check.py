@@ -134,7 +134,10 @@ def test_modules_of_another_release_are_refused(given: Path, tmp_path: Path) -> 
     folder = modules(given / "m", "virtio_blk", "ext4", magic="6.8.0-test SMP preempt mod_unload ")
     with pytest.raises(
         UsageError,
-        match=rf"cannot load the modules .* to another kernel:\n    expected: {MAGIC.strip()}\n    got of virtio_blk.ko: 6\.8\.0",
+        match=(
+            rf"cannot load the modules .* to another kernel:\n    expected: {MAGIC.strip()}\n"
+            rf"    got of virtio_blk.ko: 6\.8\.0"
+        ),
     ):
         fetched(f"{given}/bzImage:{folder}", tmp_path)
     # Of the same release, and another build.
@@ -153,7 +156,10 @@ def test_a_folder_without_modules_or_above_them_is_refused(given: Path, tmp_path
     (given / "empty").mkdir()
     with pytest.raises(
         UsageError,
-        match=r"empty: expected the modules of Linux 6\.9\.0-test .*, found none; a kernel that needs none is given alone",
+        match=(
+            r"empty: expected the modules of Linux 6\.9\.0-test .*, found none; "
+            r"a kernel that needs none is given alone"
+        ),
     ):
         fetched(f"{given}/bzImage:{given}/empty", tmp_path)
     modules(given / "root/lib/modules" / RELEASE, "loop")
@@ -171,7 +177,10 @@ def test_what_is_a_module_must_be_among_those_that_are_given(given: Path, tmp_pa
     (given / "bzImage").write_bytes(image(config(VIRTIO_BLK="m")))
     with pytest.raises(
         UsageError,
-        match=r"lacks\n  CONFIG_VIRTIO_BLK=m without virtio_blk\.ko: its root.*\n  its modules go with it as BZIMAGE:MODULES",
+        match=(
+            r"lacks\n  CONFIG_VIRTIO_BLK=m without virtio_blk\.ko: its root.*\n"
+            r"  its modules go with it as BZIMAGE:MODULES"
+        ),
     ):
         fetched(given / "bzImage", tmp_path)
     with pytest.raises(

@@ -186,7 +186,10 @@ def test_progress_counts_objects_and_tells_the_time_that_is_left() -> None:
 
 
 def test_the_first_error_of_a_compiler_is_shown() -> None:
-    said = "warning: x\ndrivers/block/loop.c:12:3: error: unknown type\n   12 | foo\nmake[3]: *** [loop.o] Error 1\nlate: error: y\n"
+    said = (
+        "warning: x\ndrivers/block/loop.c:12:3: error: unknown type\n   12 | foo\n"
+        "make[3]: *** [loop.o] Error 1\nlate: error: y\n"
+    )
     assert make_output.first_error(said).splitlines()[0] == "drivers/block/loop.c:12:3: error: unknown type"
     assert "unknown type" in make_output.first_error(said) and make_output.first_error("") == "make gave no reason"
 

@@ -29,7 +29,10 @@ def test_packages_are_one_kernel_with_its_configuration_and_modules(tmp_path: Pa
     two = deb(tmp_path, "modules.deb", {f"lib/modules/{RELEASE}/kernel/ext4.ko": module()})
     with pytest.raises(
         UsageError,
-        match=r"CONFIG_EXT4_FS=m without ext4\.ko: .*\n  its modules go with it as BZIMAGE:MODULES_FOLDER, or as another",
+        match=(
+            r"CONFIG_EXT4_FS=m without ext4\.ko: .*\n"
+            r"  its modules go with it as BZIMAGE:MODULES_FOLDER, or as another"
+        ),
     ):
         fetched(one, tmp_path)
     assert fetched(f"{one}:{two}", tmp_path).early_modules == ("ext4.ko",)

@@ -64,7 +64,10 @@ def test_a_kernel_only_root_may_read_gets_advice_that_helps(unprivileged: None) 
         (folder / "vmlinuz-6.9").chmod(0)
         with pytest.raises(
             UsageError,
-            match=r"vmlinuz-6\.9: only root may read it.*give a copy, which `sudo install -m 644 .*vmlinuz-6\.9 \.` makes",
+            match=(
+                r"vmlinuz-6\.9: only root may read it.*give a copy, "
+                r"which `sudo install -m 644 .*vmlinuz-6\.9 \.` makes"
+            ),
         ):
             fetched(folder / "vmlinuz-6.9", folder)
         (folder / "vmlinuz-6.9").chmod(0o644)

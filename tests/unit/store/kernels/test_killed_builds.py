@@ -1,5 +1,6 @@
-"""Builds that SIGKILL ends, with all that they had started, at any moment: what the next one makes of their remains is what an undisturbed
-one makes."""
+"""Builds that SIGKILL ends at any moment with all of their processes: the next build makes the same files as one that
+was not disturbed.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ from tests.unit.store.kernels.test_builder import Notes
 
 ROOT = Path(__file__).parents[4]
 _OBJECTS = 60
-# As kbuild does it: the line of a target, then the target in two halves, then the record of its command; make looks at times alone. The
-# link is a recipe that runs make, so that its line comes at once. `compiled` counts, and is nobody's target.
+# Builds as kbuild does: prints the line of a target, writes the target in two halves, then records its command; make
+# compares times alone. The recipe of the link runs make, so that its line is printed at once. The file testbed-compiled
+# counts compiled objects and is no target.
 MAKEFILE = """\
 VERSION = 6
 PATCHLEVEL = 1
@@ -45,7 +47,8 @@ $(O)/vmlinux: $(objects)
 $(objects): $(O)/%.o: %.c
 	@echo '  CC      $*.o'
 	@mkdir -p $(@D)
-	@head -c 4 $< >$@; held=$$(cat held-at 2>/dev/null); test $* != drivers/many/m30 -o ! -p "$$held" || cat "$$held"; tail -c +5 $< >>$@
+	@head -c 4 $< >$@; held=$$(cat held-at 2>/dev/null); \\
+	test $* != drivers/many/m30 -o ! -p "$$held" || cat "$$held"; tail -c +5 $< >>$@
 	@echo "cmd := head" >$(@D)/.$(@F).cmd
 	@echo compiled >>$(O)/testbed-compiled
 """

@@ -1,4 +1,4 @@
-"""What a user tells make of a kernel: what may be said, which programs it means, and what of the environment does not count."""
+"""Arguments of make that a user gives: which ones are accepted, the programs that they name, and the environment."""
 
 from __future__ import annotations
 

@@ -236,10 +236,16 @@ def test_a_hunk_of_a_whole_file_needs_no_context(tmp_path: Path) -> None:
 def test_links_and_binaries_are_refused_by_name(tmp_path: Path) -> None:
     tree = tree_of(tmp_path)
     (tmp_path / "tree/link").symlink_to("drivers")
-    link = "diff --git a/l b/l\nnew file mode 120000\n--- /dev/null\n+++ b/l\n@@ -0,0 +1 @@\n+target\n\\ No newline at end of file\n"
+    link = (
+        "diff --git a/l b/l\nnew file mode 120000\n--- /dev/null\n+++ b/l\n@@ -0,0 +1 @@\n"
+        "+target\n\\ No newline at end of file\n"
+    )
     with pytest.raises(BuildError, match=r"p\.patch: l: expected a regular file, got mode 120000"):
         planned(tree, of(link))
-    binary = "diff --git a/logo b/logo\nnew file mode 100644\nindex 0000000..1111111\nBinary files /dev/null and b/logo differ\n"
+    binary = (
+        "diff --git a/logo b/logo\nnew file mode 100644\nindex 0000000..1111111\n"
+        "Binary files /dev/null and b/logo differ\n"
+    )
     with pytest.raises(BuildError, match=r"p\.patch: logo: expected a change of text, got a binary one"):
         planned(tree, of(binary))
     with pytest.raises(BuildError, match=r"link/loop\.c: expected a regular file of the source, got a link"):
@@ -267,7 +273,10 @@ def test_empty_files_and_modes_are_what_a_patch_says(tmp_path: Path) -> None:
 
 def test_a_renamed_file_leaves_its_place_and_comes_back(tmp_path: Path) -> None:
     tree = tree_of(tmp_path)
-    move = "diff --git a/drivers/loop.c b/my loop.c\nsimilarity index 100%\nrename from drivers/loop.c\nrename to my loop.c\n"
+    move = (
+        "diff --git a/drivers/loop.c b/my loop.c\nsimilarity index 100%\n"
+        "rename from drivers/loop.c\nrename to my loop.c\n"
+    )
     plan = planned(tree, of(move))
     assert plan == {"drivers/loop.c": None, "my loop.c": Content(data=LOOP.encode())}
     tree.apply_changes(plan)

@@ -1,5 +1,5 @@
-"""A source's tree that patches change: what cannot be is refused before anything is written, and a run that is killed at any moment leaves
-a tree that the next one brings to what is wanted.
+"""Patches applied to a source tree: impossible changes are refused before anything is written, and after a run that was
+killed at any moment the next run completes the tree.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def test_a_patch_of_many_files_takes_time_that_grows_with_it(tmp_path: Path, mon
         ),
         (
             (
-                "diff --git a/file b/lone/below/one/x\nsimilarity index 100%\nrename from file\nrename to lone/below/one/x\n",
+                "diff --git a/file b/lone/below/one/x\nsimilarity index 100%\n"
+                "rename from file\nrename to lone/below/one/x\n",
             ),
             "lone/below/one",
         ),
@@ -172,7 +173,7 @@ class Killed(BaseException):
 
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, step: int, run: Callable[[], None]) -> bool:
-    """Whether `run` was killed before its `step`th change of a file, counted from 0; what it then does is not done either."""
+    """Return whether `run` was killed before its `step`th change of a file, counted from 0. No later change is made."""
     left = step
 
     def changing(real: Callable[..., Any]) -> Callable[..., Any]:
