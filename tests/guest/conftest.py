@@ -13,7 +13,7 @@ from testbed.topology import GuestModel, load
 
 
 class Notes(Silent):
-    """Keeps the remarks that a face would print."""
+    """Keeps the notes that the command line would print."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -29,7 +29,7 @@ def notes() -> Notes:
 
 @pytest.fixture
 async def factory(notes: Notes) -> AsyncIterator[GuestFactory]:
-    """A lab over the user's own caches: templates are shared by all tests and all workers."""
+    """Open a factory over the user's own cache: all tests and all workers share its templates."""
     async with open_factory(notes, kernels=("debian-6.1",)) as opened:
         yield opened
 
@@ -41,7 +41,7 @@ async def kernel(factory: GuestFactory) -> KernelFiles:
 
 @pytest.fixture(scope="session")
 def model() -> GuestModel:
-    """The guest of the default topology."""
+    """Return the guest of the default topology."""
     return load(paths.shipped("topologies") / "default.yaml").guests["g0"]
 
 

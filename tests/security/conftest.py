@@ -11,7 +11,7 @@ from tests.support.run_folders import SECRET
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The folder of a run, in which one guest has left logs."""
+    """Create the folder of a run with the logs of one guest."""
     made = tmp_path / "runs" / "20260101T000000Z-abcd"
     (made / "guests" / "g").mkdir(parents=True)
     return made
@@ -19,7 +19,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def precious(tmp_path: Path) -> Path:
-    """A file outside of the run's folder, which must be neither read nor written."""
+    """Create a file outside of the run's folder, which must be neither read nor written."""
     file = tmp_path / "precious"
     file.write_text(SECRET)
     return file

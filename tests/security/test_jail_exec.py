@@ -145,7 +145,7 @@ def test_a_mount_namespace_has_only_the_granted_folders() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's mounts could reach anybody else")
 def test_a_mount_namespace_hides_nothing_from_other_processes(tmp_path: Path) -> None:
-    """Also where mounts are shared, as under systemd."""
+    """This also holds where mounts are shared, as under systemd."""
     words = jail_exec.command_prefix(sys.executable, None, mount_ns=[str(tmp_path)])
     shared = [
         "unshare",

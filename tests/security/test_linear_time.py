@@ -1,4 +1,4 @@
-"""Whatever a guest says is read in a time that grows with it, and no faster: all of it is read in the event loop."""
+"""All output of a guest is parsed in linear time: it is parsed in the event loop, which must not be blocked."""
 
 import contextlib
 import time
@@ -33,7 +33,7 @@ FACTS = (
 
 
 def watched(data: bytes, piece: int) -> None:
-    """A signature that looks at everything, told of it in pieces."""
+    """Feed data in pieces to a signature with conditions on all outputs."""
     conditions = [
         Condition(console="nowhere"),
         Condition(output="a\nb"),
@@ -217,7 +217,7 @@ def test_parsing_guest_output_takes_linear_time(reader: str) -> None:
 
 
 def test_a_long_line_is_parsed_at_once() -> None:
-    """What stopped `suite` for hours."""
+    """This text once stopped `suite` for hours."""
     line = "/" * (1 << 20)
     (found,) = blktests.read_results("a/001", "nodev\0status\tpass\n\0\0", line, "", devices=True)
     assert found.status is Status.PASS

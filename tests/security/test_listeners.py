@@ -54,7 +54,7 @@ async def test_a_guest_that_floods_its_network_does_not_block_the_event_loop(tmp
 
 @pytest.mark.parametrize("size_bytes", [0, 2, 1 << 16])
 async def test_frames_for_a_peer_that_reads_none_use_limited_memory(size_bytes: int) -> None:
-    """Whatever their size: a QEMU that was taken over can send empty frames without limit."""
+    """Their number is limited as well: a QEMU that a guest controls can send empty frames without end."""
     queue = frame_switch._Queue()
     for number in range(400_000 if size_bytes < 3 else 1000):
         queue.put(number.to_bytes(4, "big")[4 - size_bytes :].ljust(size_bytes))

@@ -123,7 +123,7 @@ def test_the_negotiation_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> No
     with own, other:
         device = Device(DiscardingBacking(MIB), log=io.StringIO())
         client = server.Client(own, Protocol(size_bytes=MIB), device)
-        client.step()  # no client has connected yet
+        client.step()  # the client has sent nothing yet
         other.sendall(HELLO[:7])
         client.receive()
         assert client.deadline is not None

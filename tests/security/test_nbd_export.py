@@ -160,7 +160,7 @@ async def test_the_end_of_an_export_is_reported_to_its_owner_and_client(tmp_path
 async def test_an_exception_in_the_export_is_reported_and_its_traceback_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also once it may open no file, which a traceback would try."""
+    """This also holds once it may open no file, which a traceback would try to."""
     broken = "def broken(self):\n    raise OverflowError('too large')\ndevice.Device.due = broken\n"
     program = nbd_export._PROGRAM.replace("; main()", f"\nfrom testbed.qemu.nbd_server import device\n{broken}main()")
     monkeypatch.setattr(nbd_export, "_PROGRAM", program)

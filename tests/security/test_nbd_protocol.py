@@ -1,4 +1,4 @@
-"""Whatever a client sends: the parser answers with the protocol's errors, and stays within the disk."""
+"""The parser answers anything that a client sends with the protocol's errors, and stays within the disk."""
 
 from __future__ import annotations
 

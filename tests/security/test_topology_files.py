@@ -1,4 +1,4 @@
-"""Topology files of strangers: names, YAML, other files, words for QEMU."""
+"""Topology files of strangers: names, YAML, other files, arguments for QEMU."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_extending_another_file_does_not_reveal_its_content(tmp_path: Path) -> N
 
 
 async def test_qemu_args_are_refused_unless_they_are_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if the values did not come from a file."""
+    """This also holds if the values did not come from a file."""
     monkeypatch.setenv("TESTBED_TRUST_QEMU_ARGS", "1")
     factory = GuestFactory.__new__(GuestFactory)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The built wheel in a project of somebody else's: what it carries, and the example suite, run from another folder."""
+"""The built wheel in another project: its contents, and the example suite, run from another folder."""
 
 import shutil
 import xml.etree.ElementTree as ET

@@ -1,4 +1,4 @@
-"""A suite of shell tests in the format of blktests, our own and tiny: each of its tests in a guest of its own."""
+"""A tiny suite of shell tests of our own in the format of blktests: each test runs in its own guest."""
 
 import json
 import os
@@ -56,11 +56,11 @@ def test_each_test_is_told_as_what_it_came_to(tmp_path: Path) -> None:
     assert found["tiny/007", "second"]["reason"] == "second is not for this kernel (6); nor for any other"
     assert any("WARNING: said by a test" in line for line in found["tiny/009", ""]["details"])
     guests = tmp_path / "state/runs" / told["run"] / "guests"
-    # A line of 900 kB took hours, and what a stranger's test leaves is its record and its output.
+    # A line of 900 kB once took hours. A stranger's test leaves its record and its output.
     assert {path.name for path in (guests / "tiny-011/results").rglob("*")} == {"nodev", "tiny", "011", "011.out.bad"}
     assert not any(path.is_symlink() for path in guests.rglob("*"))
     assert (guests / "tiny-005/g0/console.log").exists()
-    # What came of it is listed, and told again.
+    # The run is listed, and its results are shown again.
     environment = {**os.environ, "TESTBED_STATE": str(tmp_path / "state")}
     again = (sys.executable, "-m", "testbed")
     listed = subprocess.run([*again, "runs", "--json"], capture_output=True, text=True, env=environment)

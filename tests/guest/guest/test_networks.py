@@ -59,14 +59,14 @@ async def test_guests_reach_only_guests_of_their_networks_by_name(
 
         assert " 0% packet loss" in (await c.run("ping", "-c", "3", "-i", "0.2", "a")).stdout
 
-        # More than the sockets hold, so that frames wait.
+        # More than fits into the sockets, so that frames wait.
         await b.script(START)
         await a.script("head -c 8M /dev/urandom >/tmp/sent && timeout 60 bash -c 'cat /tmp/sent >/dev/tcp/b/2000'")
         sent = (await a.script("sha256sum </tmp/sent | cut -d' ' -f1")).stdout
         served = await b.script("until [ $(wc -l </tmp/served) = 2 ]; do sleep 0.1; done; tail -n 1 /tmp/served")
         assert served.stdout == sent
 
-        # A QEMU that was taken over does not get at the other guests' sockets.
+        # A QEMU that a guest controls cannot reach the other guests' sockets.
         there = b.spec.wiring.own
         assert {path.name for path in there.iterdir()} == {"one.in", "one.out"}
         with pytest.raises(HostError, match=r"No such file|Permission denied"):

@@ -27,7 +27,7 @@ def model(disk: str, filesystem: str, cache: str) -> GuestModel:
 async def cut(
     factory: GuestFactory, kernel: KernelFiles, wanted: GuestModel, logs: Path, *, share: float
 ) -> tuple[int, int | None]:
-    """Cut the power once under load; return how many records were acknowledged, and how many lost, or None for all."""
+    """Cut the power once under load; return the counts of acknowledged and lost records (None: no filesystem)."""
     kept = factory.new_folder()
     async with factory.guest("g0", wanted, kernel, logs / "before") as guest:
         await apply.apply_steps(guest)

@@ -46,7 +46,7 @@ def lines(logs: Path, name: str) -> list[dict[str, Any]]:
 
 
 async def logged(logs: Path, count: int, log: str = LOG) -> list[dict[str, Any]]:
-    """What is logged, as soon as it is so much."""
+    """Wait until `count` records are logged; return them."""
     async with asyncio.timeout(120):
         while not (logs / log).exists() or len(lines(logs, log)) < count:
             await asyncio.sleep(0.05)
@@ -110,7 +110,7 @@ async def test_our_clock_and_the_guests_agree(guest: Guest) -> None:
     said = float((await guest.script("read -r up rest </proc/uptime; echo $up")).stdout)
     now = asyncio.get_running_loop().time()
     after = await clock.read_clock(guest)
-    # What it said then is not later than now.
+    # The times that it reported are not later than now.
     assert said <= before.uptime(now) + before.error_s
     assert abs(before.offset_s - after.offset_s) <= before.error_s + after.error_s
 
@@ -151,7 +151,7 @@ async def test_samples_have_errors_and_limits(guest: Guest) -> None:
             "dd", f"if={guest.disks['virtio'].path}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct", check=False
         )
     assert (await sampler.sample())["disks"]["virtio"]["rd"]["failed"] == 3
-    # A disk that comes back has the limits of its topology, whatever it had before.
+    # A disk that is plugged again has the limits of its topology, whatever it had before.
     await guest.hardware.throttle("nvme", Throttle(iops_total=100))
     assert (await sampler.sample())["disks"]["nvme"]["throttle"] == {"iops-total": 100}
     await guest.hardware.unplug("nvme")
@@ -196,7 +196,7 @@ async def test_a_timeline_takes_memory_and_cpus_and_gives_them_back(
         full = await total_memory(guest)
         async with run_timeline(guest):
             assert [line["now"]["memory"] for line in await logged(logs, 3)] == [["1000M"], ["950M"], ["900M"]]
-            # A balloon's pages are no part of the guest's MemTotal.
+            # The pages of the balloon are not part of the guest's MemTotal.
             assert full - await total_memory(guest) == 124 << 20
             guest.marks.reach("taken")
             assert (await logged(logs, 5))[-1]["now"]["cpus"] == ["1"]
@@ -219,6 +219,6 @@ async def test_a_clone_refuses_a_balloon_which_would_punch_holes_into_the_templa
 
 
 async def total_memory(guest: Guest) -> int:
-    """In bytes, as the guest's kernel says it."""
+    """Return the guest's memory in bytes, as its kernel reports it."""
     text = (await guest.run("cat", "/proc/meminfo")).stdout
     return int(text.split()[1]) << 10

@@ -65,8 +65,8 @@ def mounted(apart: tuple[str, ...], how: str) -> tuple[str, ...]:
     return (*apart, "sh", "-ec", f'{how}; exec "$@"', "sh")
 
 
-# $1: the cache, $2: a Python; then the command. What is mounted is gone with it: what is left there is looked for
-# before, after another command.
+# $1: the cache, $2: a Python; then the command. The mounts end with this script, so it lists itself what is left
+# there, after a `gc`.
 _SMALL = """\
 cache=$1 python=$2; shift 2
 "$@" || status=$?
@@ -77,7 +77,7 @@ exit "${status:-0}"
 
 
 def full(own: Places, apart: tuple[str, ...], how: str) -> tuple[str, ...]:
-    """As `mounted`, with the cache or a part of it on the small disk; `left` lists what the command leaves there."""
+    """Return a prefix like `mounted`, with the cache or a part of it on the small disk; `left` lists what remains."""
     return (*apart, "sh", "-ec", f"{how}\n{_SMALL}", "sh", str(own.cache), sys.executable)
 
 
@@ -121,8 +121,8 @@ async def test_the_disk_is_full_below_the_runs(own: Places, apart: tuple[str, ..
         await own.nothing_left()
 
 
-# The first try of this seed prints nothing; the next one prints more than there is room for, so that it or the one
-# after it cannot be.
+# The first try of this seed prints nothing; the next one prints more than the disk can hold, so that this try or the
+# one after it cannot be stored.
 FILLS = '[ "$SEED" = 1 ] || yes it fills the disk | head -c 9M\n'
 _KEPT = """\
 runs=$1 kept=$2; shift 2
@@ -185,7 +185,7 @@ async def test_the_cache_is_read_only(own: Places, apart: tuple[str, ...]) -> No
 
 
 async def test_no_folder_for_sockets_can_be_made(own: Places, apart: tuple[str, ...]) -> None:
-    # Nor in /tmp, where they would be otherwise: somebody else has its folder there.
+    # The fallback in /tmp fails as well: its folder there has another mode.
     nowhere = mounted(apart, "own=/tmp/testbed-$(id -u); mkdir -p $own; mount -t tmpfs -o ro tmpfs $own")
     with expect("unwritable runtime dir") as met:
         ended = met.by(await own.run("ps", "--json", within=nowhere, status=None, XDG_RUNTIME_DIR="/proc/1"))
@@ -222,12 +222,12 @@ async def test_a_kernel_is_truncated(own: Places, kernel: KernelFiles) -> None:
 
 @pytest.mark.slow
 async def test_another_qemu_is_named(own: Places) -> None:
-    """Another QEMU beside the installed one, as after extracting a package to a folder."""
+    """Create another QEMU beside the installed one, as after extracting a package to a folder."""
     for made_for_it in ("templates", "probes"):
         (own.cache / made_for_it).unlink()
     installed = process.find("qemu-system-x86_64").resolve()
     with tempfile.TemporaryDirectory(prefix="tb-qemu-") as prefix:
-        Path(prefix).chmod(0o755)  # QEMU's user must get there
+        Path(prefix).chmod(0o755)  # QEMU's user must be able to enter it
         other = Path(prefix) / "bin" / "qemu-system-x86_64"
         other.parent.mkdir()
         shutil.copy(installed, other)
@@ -248,7 +248,7 @@ async def test_another_qemu_is_named(own: Places) -> None:
 @pytest.mark.slow
 async def test_odd_paths_and_no_home() -> None:
     with places.made(name="a path, with späces=and ünicode") as own:
-        # What is relative is so to where the command is run, or its file lies: the supervisor works elsewhere.
+        # Relative paths start at the folder of the command or of its file; the supervisor works in another one.
         own.file("tiny.yaml", TINY.replace("256M}}}", "256M, image: an image.img}}}"))
         (own.root / "an image.img").write_bytes(b"of the image" + bytes(500))
         (own.root / "temporary files").mkdir()
@@ -273,7 +273,7 @@ async def test_odd_paths_and_no_home() -> None:
                 await own.run("snapshot", "tiny", "good", within=bare)
                 await own.run("restore", "tiny", "good", within=bare)
                 assert (await own.run("ssh", "tiny", "--", "echo a  b", within=bare)).out == "a b\n"
-                # As a guest could leave it that has taken its QEMU over.
+                # What a guest could leave that controls its QEMU.
                 with (own.state / "snapshots/tiny/good/disks/root.qcow2").open("r+b") as file:
                     file.seek(79)
                     file.write(b"\x04")
@@ -282,5 +282,5 @@ async def test_odd_paths_and_no_home() -> None:
             finally:
                 await own.run("down", "--all", within=bare)
             await own.nothing_left()
-        # Python's own search for libraries has gcc leave some there.
+        # Python's search for libraries runs gcc, which leaves some there.
         assert not list((own.root / "temporary files").glob("*testbed*"))

@@ -160,7 +160,7 @@ async def _opens_no_file_of_this_machine(guest: Guest, tmp_path: Path) -> None:
 
 
 async def _reaches_no_network(guest: Guest) -> None:
-    """Try to connect to sockets of this machine and to send to an address; a listener and a receiver exist."""
+    """Try to connect to this machine and to send to an address, where a listener and a receiver wait."""
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
         inet = [
