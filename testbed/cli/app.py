@@ -184,9 +184,9 @@ def run_async(work: Coroutine[Any, Any, int]) -> NoReturn:
 def run_to_end(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine and return its result.
 
-    SIGINT and SIGTERM cancel it; its guests are shut down, and the command exits. A third signal ends the process at
-    once: the guests end with it, and the next command removes their files. A blocked event loop is ended as well; see
-    `watchdog`.
+    SIGINT, SIGTERM and SIGHUP cancel it; its guests are shut down, and the command exits. A third signal ends the
+    process at once: the guests end with it, and the next command removes their files. A blocked event loop is ended as
+    well; see `watchdog`.
     """
 
     def on_second() -> None:

@@ -19,10 +19,10 @@ from pathlib import Path
 from testbed.errors import HostError, TemplateError, first_error
 from testbed.guest import boot_files, clock, log_files, template
 from testbed.guest.channels.ssh_keys import SshKey
+from testbed.guest.deadlines import deadlines
 from testbed.guest.guest import Guest
 from testbed.guest.launch import launch
 from testbed.guest.launch_spec import LaunchSpec, OnState, ignore_state
-from testbed.guest.lifecycle import deadlines
 from testbed.guest.session import Session, open_session
 from testbed.host import paths, quota
 from testbed.host.admission import Admission, Admitted, Claim, OnWait
@@ -30,8 +30,9 @@ from testbed.host.facts import Host
 from testbed.host.paths import Folders
 from testbed.host.quota import Quota
 from testbed.progress import Progress
-from testbed.qemu import command_line, jail, probe
-from testbed.qemu.command_line import BootFiles, MachineId
+from testbed.qemu import jail, probe
+from testbed.qemu.command_line import BootFiles
+from testbed.qemu.machine_id import MachineId, machine_id
 from testbed.qemu.netdev import NO_NETWORKS, NetworkSockets
 from testbed.store import cache, gc, image, template_files
 from testbed.store.image import Image
@@ -44,8 +45,7 @@ from testbed.topology import kernel_abilities, trust
 from testbed.topology.model import GuestModel, Topology
 
 IMAGE = "bookworm"
-# How long a booted guest's clock is compared with the host's, in seconds.
-_CLOCK_S = 0.3
+_CLOCK_S = 0.3  # how long a booted guest's clock is compared with the host's
 
 
 class GuestFactory:
@@ -127,7 +127,7 @@ class GuestFactory:
         kernel_abilities.check_kernels(model, kernel)
         root = await self._image(model.image)
         files = await self._files(kernel, root)
-        return command_line.machine_id(
+        return machine_id(
             self.host, model, kernel=kernel.sha256, image=root.sha256, initramfs=files.initramfs.parent.name
         ), files
 

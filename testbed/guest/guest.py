@@ -22,12 +22,13 @@ from testbed.guest.channels import dmesg
 from testbed.guest.channels.agent import Agent
 from testbed.guest.channels.ssh_endpoint import ForwardedPort
 from testbed.guest.channels.ssh_keys import SshKey
+from testbed.guest.deadlines import Deadlines
 from testbed.guest.devices import Device
 from testbed.guest.disk_control import DiskControl
 from testbed.guest.guest_monitor import GuestMonitor
 from testbed.guest.hotplug import Hotplug
 from testbed.guest.launch_spec import LaunchSpec
-from testbed.guest.lifecycle import SHUTDOWNS, Deadlines, Event, Loss, State
+from testbed.guest.lifecycle import SHUTDOWNS, Event, Loss, State
 from testbed.guest.liveness import LAST_WORDS_S, Liveness
 from testbed.guest.marks import Marks
 from testbed.host import logfile, process, quota

@@ -6,7 +6,7 @@ from typing import Any
 
 from testbed.guest.launch_spec import Wait
 from testbed.qemu.monitor import Monitor
-from testbed.qemu.qmp import QmpCommand
+from testbed.qemu.qmp_command import QmpCommand
 
 
 class GuestMonitor:

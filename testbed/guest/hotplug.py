@@ -13,7 +13,7 @@ from testbed.qemu.blockdev import DiskCommands, Storage
 from testbed.qemu.frame_switch import SwitchPort
 from testbed.qemu.jail import Jail
 from testbed.qemu.netdev import NetworkSockets
-from testbed.qemu.qmp import QmpCommand
+from testbed.qemu.qmp_command import QmpCommand
 from testbed.store import snapshot_files
 from testbed.store.snapshot_files import Snapshot
 from testbed.topology.disks import Disk

@@ -26,7 +26,7 @@ from testbed.host import logfile, process
 from testbed.qemu import command_line, jail, migration
 from testbed.qemu.command_line import Memory
 from testbed.qemu.jail import Jail
-from testbed.qemu.qmp import QmpCommand
+from testbed.qemu.qmp_command import QmpCommand
 from testbed.store.snapshot_files import Snapshot
 
 # Losses that rebuilding the template would not fix.

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed.guest.lifecycle import Deadlines, State
+from testbed.guest.deadlines import Deadlines
+from testbed.guest.lifecycle import State
 from testbed.host.facts import Host
 from testbed.host.quota import Quota
-from testbed.qemu.command_line import ANONYMOUS, BootFiles, MachineId, Memory
+from testbed.qemu.command_line import ANONYMOUS, BootFiles, Memory
+from testbed.qemu.machine_id import MachineId
 from testbed.qemu.netdev import NO_NETWORKS, NetworkSockets
 from testbed.store.snapshot_files import Snapshot
 from testbed.store.template_files import Template

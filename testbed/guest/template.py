@@ -26,7 +26,8 @@ from testbed.hardware.disk_kinds import DISK_KINDS
 from testbed.hashing import file_sha256
 from testbed.progress import Progress, Task
 from testbed.qemu import migration
-from testbed.qemu.command_line import MachineId, Memory
+from testbed.qemu.command_line import Memory
+from testbed.qemu.machine_id import MachineId
 from testbed.store import template_files
 from testbed.topology.disks import make_disk
 from testbed.topology.model import GuestModel

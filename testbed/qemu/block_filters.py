@@ -17,7 +17,7 @@ from typing import Any
 from testbed.hardware.faults import Fault
 from testbed.qemu import blockdev
 from testbed.qemu.blockdev import Storage
-from testbed.qemu.qmp import QmpCommand
+from testbed.qemu.qmp_command import QmpCommand
 from testbed.topology.disks import Disk
 
 

@@ -16,7 +16,7 @@ from testbed.hardware.disk_kinds import serial
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.profiles import PROFILES
 from testbed.hardware.throttle import Throttle
-from testbed.qemu.qmp import QmpCommand
+from testbed.qemu.qmp_command import QmpCommand
 from testbed.topology.disks import Disk, Limits, Namespace, Nvme, VirtioBlk, VirtioScsi, Zoned
 from testbed.topology.model import GuestModel
 from testbed.units import MIB

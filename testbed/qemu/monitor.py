@@ -15,7 +15,7 @@ from qemu.qmp.message import DeserializationError
 
 from testbed.errors import HostError, WireBroken
 from testbed.host.logfile import Log
-from testbed.qemu.qmp import QmpCommand
+from testbed.qemu.qmp_command import QmpCommand
 from testbed.text import parse_json_object
 
 _COMMAND_S = 60.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.qemu.qmp import QmpCommand
+from testbed.qemu.qmp_command import QmpCommand
 from testbed.topology.networks import Link
 
 

@@ -11,6 +11,7 @@ from testbed.bugs import Case, script_files
 from testbed.guest.setup import block_stack, cgroups, networks
 from testbed.host.facts import Host
 from testbed.qemu import blockdev, command_line, netdev
+from testbed.qemu.machine_id import machine_id
 from testbed.qemu.netdev import NetworkSockets
 from testbed.topology import schedule
 from testbed.topology.graph import NamespaceOf, build_graph
@@ -28,7 +29,7 @@ def describe_plan(host: Host, name: str, guest: GuestModel, ends: tuple[Link, ..
 
     :raise HostError: this host cannot run it.
     """
-    machine = command_line.machine_id(host, guest, kernel="KERNEL", image="IMAGE", initramfs="INITRAMFS")
+    machine = machine_id(host, guest, kernel="KERNEL", image="IMAGE", initramfs="INITRAMFS")
     disks = blockdev.plan_disks(
         guest,
         {disk_name: blockdev.plan_storage(disk_name, disk, Path("SCRATCH")) for disk_name, disk in guest.disks.items()},

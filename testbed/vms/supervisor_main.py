@@ -18,7 +18,7 @@ from testbed.host import paths
 from testbed.vms import launcher, supervisor
 from testbed.vms.supervisor import Report, VmSpec
 
-# Runs a coroutine to its end while SIGINT and SIGTERM cancel it, and exits with its result.
+# Runs a coroutine to its end while SIGINT, SIGTERM and SIGHUP cancel it, and exits with its result.
 RunAndExit = Callable[[Coroutine[Any, Any, int]], NoReturn]
 
 

@@ -21,7 +21,7 @@ from testbed.guest.channels.ssh_keys import SshKey
 from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
 from testbed.guest.lifecycle import State
-from testbed.qemu import command_line
+from testbed.qemu.machine_id import machine_id
 from testbed.store import cache, template_files
 from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel
@@ -216,7 +216,7 @@ async def test_a_template_that_does_not_load_is_made_again_once_and_says_why(
     # A machine of its own: other tests clone the default one meanwhile.
     small = GuestModel.model_validate({"memory": "300M", "cpus": 1})
     folder = template_files.template_folder(
-        factory.folders.cache, command_line.machine_id(factory.host, small, **_hashes(guest)).key
+        factory.folders.cache, machine_id(factory.host, small, **_hashes(guest)).key
     )
     template_files.remove_template(folder)
     folder.mkdir(mode=0o700)

@@ -3,7 +3,8 @@ import asyncio
 import pytest
 
 from testbed.guest import liveness
-from testbed.guest.lifecycle import NEXT, Event, State, advance, deadlines
+from testbed.guest.deadlines import deadlines
+from testbed.guest.lifecycle import NEXT, Event, State, advance
 
 
 def test_a_guest_gets_ready_in_order() -> None:

@@ -6,7 +6,7 @@ from testbed.hardware.faults import Fault
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.qemu import block_filters, blockdev
 from testbed.qemu.block_filters import PLAIN, BlockFilters
-from testbed.qemu.qmp import QmpCommand
+from testbed.qemu.qmp_command import QmpCommand
 from testbed.topology.disks import Disk, make_disk
 
 ERROR = Fault(operation="read", effect="EIO")

@@ -5,7 +5,8 @@ import pytest
 
 from testbed.errors import HostError
 from testbed.host.facts import Host, JailSupport, cpu_model
-from testbed.qemu import blockdev, command_line, jail, qmp
+from testbed.qemu import blockdev, command_line, jail, qmp_command
+from testbed.qemu.machine_id import machine_id
 from testbed.topology import Disk, GuestModel
 from testbed.topology.load import parse
 from testbed.topology.networks import Nic
@@ -27,7 +28,7 @@ def model() -> GuestModel:
 
 
 def words(of: Host, **changes: object) -> tuple[tuple[str, ...], ...]:
-    machine = command_line.machine_id(of, model(), kernel="k", image="i", initramfs="r")
+    machine = machine_id(of, model(), kernel="k", image="i", initramfs="r")
     given: dict[str, object] = {"name": "g0", "sockets": Path("/s"), "memory": command_line.ANONYMOUS}
     return command_line.argv(of, machine, FILES, **(given | changes))  # type: ignore[arg-type]  # a test's own keywords
 
@@ -89,20 +90,17 @@ def test_under_kvm_the_cpu_model_is_that_of_the_host() -> None:
 @pytest.mark.parametrize("change", [{"kernel": "x"}, {"image": "x"}, {"initramfs": "x"}])
 def test_the_key_of_a_template_depends_on_the_files_that_it_boots(change: dict[str, str]) -> None:
     known = {"kernel": "k", "image": "i", "initramfs": "r"}
-    assert (
-        command_line.machine_id(host(), model(), **known).key
-        != command_line.machine_id(host(), model(), **(known | change)).key
-    )
+    assert machine_id(host(), model(), **known).key != machine_id(host(), model(), **(known | change)).key
 
 
 def test_the_key_of_a_template_depends_on_qemu_and_the_machine() -> None:
     known = {"kernel": "k", "image": "i", "initramfs": "r"}
     keys = {
-        command_line.machine_id(host(), model(), **known).key,
-        command_line.machine_id(host(identity="other"), model(), **known).key,
-        command_line.machine_id(host(kvm=True), model(), **known).key,
-        command_line.machine_id(host(), model().model_copy(update={"cpus": 2}), **known).key,
-        command_line.machine_id(host(), model().model_copy(update={"memory": 512 << 20}), **known).key,
+        machine_id(host(), model(), **known).key,
+        machine_id(host(identity="other"), model(), **known).key,
+        machine_id(host(kvm=True), model(), **known).key,
+        machine_id(host(), model().model_copy(update={"cpus": 2}), **known).key,
+        machine_id(host(), model().model_copy(update={"memory": 512 << 20}), **known).key,
     }
     assert len(keys) == 5
 
@@ -110,12 +108,12 @@ def test_the_key_of_a_template_depends_on_qemu_and_the_machine() -> None:
 def test_disks_do_not_change_the_key_of_a_template() -> None:
     known = {"kernel": "k", "image": "i", "initramfs": "r"}
     assert (
-        command_line.machine_id(host(), model(), **known).key
-        == command_line.machine_id(host(), model().model_copy(update={"disks": {}}), **known).key
+        machine_id(host(), model(), **known).key
+        == machine_id(host(), model().model_copy(update={"disks": {}}), **known).key
     )
 
 
-def plugged(name: str, disk: Disk, port: int) -> tuple[qmp.QmpCommand, ...]:
+def plugged(name: str, disk: Disk, port: int) -> tuple[qmp_command.QmpCommand, ...]:
     return blockdev.plug_commands(name, disk, port, blockdev.plan_storage(name, disk, Path("/s")))
 
 
@@ -159,27 +157,25 @@ def test_a_throttled_disk_has_a_throttle_group_of_its_own() -> None:
 def test_every_disk_has_a_root_port() -> None:
     disks = {f"d{number}": {"type": "nvme", "size": 4096} for number in range(16)}
     full = GuestModel.model_validate({"disks": disks})
-    assert command_line.machine_id(host(), full, kernel="k", image="i", initramfs="r").ports == 16
+    assert machine_id(host(), full, kernel="k", image="i", initramfs="r").ports == 16
 
 
 def test_a_topology_that_needs_kvm_is_refused_if_kvm_does_not_work() -> None:
     with pytest.raises(HostError, match="the topology wants accelerator: kvm; here it is not used: said so"):
-        command_line.machine_id(
-            host(), model().model_copy(update={"accelerator": "kvm"}), kernel="k", image="i", initramfs="r"
-        )
+        machine_id(host(), model().model_copy(update={"accelerator": "kvm"}), kernel="k", image="i", initramfs="r")
 
 
 def test_a_qemu_without_dgram_netdevs_supports_everything_but_networks() -> None:
     old = host(networks=False)
     wired = model().model_copy(update={"networks": {"lan": Nic()}})
     with pytest.raises(HostError, match=r"networks: expected a QEMU with -netdev dgram .* got 7\.2\.22"):
-        command_line.machine_id(old, wired, kernel="k", image="i", initramfs="r")
-    assert command_line.machine_id(host(), wired, kernel="k", image="i", initramfs="r") and words(old)
+        machine_id(old, wired, kernel="k", image="i", initramfs="r")
+    assert machine_id(host(), wired, kernel="k", image="i", initramfs="r") and words(old)
 
 
 def test_a_guest_that_can_be_saved_has_an_overlay_of_its_root_with_a_named_image() -> None:
     files = replace(FILES, overlay=Path("/s/root.qcow2"), modules_disk=None)
-    machine = command_line.machine_id(host(), model(), kernel="k", image="i", initramfs="r")
+    machine = machine_id(host(), model(), kernel="k", image="i", initramfs="r")
     options = command_line.argv(host(), machine, files, name="g0", sockets=Path("/s"), memory=command_line.ANONYMOUS)
     drives_of = [option[1] for option in options if option[0] == "-drive"]
     image = "backing.driver=raw,backing.file.filename=/r/root.ext4"

@@ -11,7 +11,7 @@ from testbed.errors import HostError, WireBroken
 from testbed.host.logfile import Log
 from testbed.qemu import monitor
 from testbed.qemu.monitor import Monitor
-from testbed.qemu.qmp import QmpCommand
+from testbed.qemu.qmp_command import QmpCommand
 from tests.support.qmp_server import FakeQmp, fake_qmp
 
 

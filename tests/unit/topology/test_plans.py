@@ -8,7 +8,7 @@ import pytest
 
 from testbed.guest import devices
 from testbed.guest.setup import block_stack, cgroups, disk_facts, readback
-from testbed.qemu import blockdev, qmp
+from testbed.qemu import blockdev, qmp_command
 from testbed.report import plan_text, topology_svg
 from testbed.topology import load_points
 from testbed.topology.disks import make_disk
@@ -79,7 +79,9 @@ def test_an_overlay_never_writes_its_image_and_names_the_format() -> None:
 def test_namespaces_and_zones_make_a_disk_cold_and_are_options_of_the_command_line() -> None:
     disk = make_disk(type="nvme", size="64M", namespaces={"two": {"size": "32M", "zoned": {"zone-size": "16M"}}})
     assert disk.cold
-    options = qmp.as_options(blockdev.plug_commands("one", disk, 3, blockdev.plan_storage("one", disk, Path("/s"))))
+    options = qmp_command.as_options(
+        blockdev.plug_commands("one", disk, 3, blockdev.plan_storage("one", disk, Path("/s")))
+    )
     assert [option for option, _ in options] == ["-blockdev"] * 4 + ["-object", "-blockdev"] * 2 + ["-device"] * 3
     assert json.loads(options[-1][1])["zoned.zone_size"] == 16 << 20
     assert json.loads(options[-1][1])["nsid"] == 2 and json.loads(options[-2][1])["nsid"] == 1
