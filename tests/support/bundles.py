@@ -1,4 +1,4 @@
-"""A run that can be packed into a bundle, and archives of other entries."""
+"""Make a run folder that can be packed into a bundle, and bundles with changed entries."""
 
 from __future__ import annotations
 

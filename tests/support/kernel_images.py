@@ -38,7 +38,7 @@ def bzimage(release: str = "6.9.0-test", *, size: int = 0x4000) -> bytes:
 
 
 def through(program: str, *options: str) -> Callable[[bytes], bytes]:
-    """Compresses by a program, skips the test where there is none."""
+    """Return a function that compresses with a program; skip the test if the program is not installed."""
 
     def compressed(data: bytes) -> bytes:
         if shutil.which(program) is None:
@@ -51,14 +51,14 @@ def through(program: str, *options: str) -> Callable[[bytes], bytes]:
 def kernel(
     payload: bytes = b"", *, config: str | None = CONFIG, magic: str = "6.9.0-test SMP preempt mod_unload "
 ) -> bytes:
-    """What a bzImage unpacks."""
+    """Make an uncompressed kernel, as a bzImage contains it."""
     built_in = b"" if config is None else b"IKCFG_ST" + gzip.compress(config.encode()) + b"IKCFG_ED"
     banner = b"Linux version 6.9.0-test (a@b) (gcc 12) #1 SMP\0"
     return b"\x7fELF" + bytes(100) + banner + b"\0" + magic.encode() + b"\0" + built_in + payload
 
 
 def whole(compressed: bytes, *, with_size: bool, release: str = "6.9.0-test") -> bytes:
-    """A bzImage with a compressed kernel in it, behind the setup code."""
+    """Make a bzImage: the setup code, then the compressed kernel."""
     head = bytearray(bzimage(release, size=0x3000))
     code, at = (head[0x1F1] + 1) * 512, 0x3000
     struct.pack_into("<H", head, 0x206, 0x020F)
@@ -68,7 +68,7 @@ def whole(compressed: bytes, *, with_size: bool, release: str = "6.9.0-test") ->
 
 
 def config(**others: str) -> str:
-    """A configuration with all that guests and scenarios need, but for `others`."""
+    """Make a configuration with all options that guests and scenarios need; `others` override them."""
     names = {name: "y" for one in (*config_needs.GUEST, *config_needs.EVERY_SCENARIO) for name in one.options} | others
     return TITLE + "".join(
         f"CONFIG_{name}={value}\n" if value != "n" else f"# CONFIG_{name} is not set\n" for name, value in names.items()
@@ -109,7 +109,7 @@ def fetched(spec: str | Path, root: Path, notes: Silent | None = None) -> Kernel
 
 
 def deb(folder: Path, name: str, files: dict[str, bytes | str]) -> Path:
-    """A package; what is a string is a link there."""
+    """Build a .deb package; a file given as a string becomes a symbolic link."""
     top = folder / f"of-{name}"
     (top / "DEBIAN").mkdir(parents=True)
     (top / "DEBIAN/control").write_text(

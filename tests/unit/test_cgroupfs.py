@@ -1,4 +1,4 @@
-"""Files of the cgroup filesystem, whatever they contain: parsed, or an error of ours that names the place."""
+"""Files of the cgroup filesystem with any content: parsed, or refused with a ReadingError that names the place."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from testbed.guest.setup import readback, survey_parser
 from testbed.guest.setup.readback import Expected
 from testbed.units import parse_decimal, parse_octal, parse_whole
 
-# Printed by Debian 6.1 in a guest, with each line's blank.
+# Printed by Debian 6.1 in a guest, with the trailing blank.
 IO_STAT = """\
 254:32 rbytes=33816576 wbytes=0 rios=264 wios=0 dbytes=0 dios=0
 259:0\x20
@@ -115,7 +115,7 @@ def test_growth_needs_the_device_and_a_monotonic_counter() -> None:
     before, after = f"254:0 {MOVED}\n", f"254:0 {MOVED.replace('rbytes=5', 'rbytes=9')}\n"
     assert cgroupfs.bytes_moved(before, after, "254:0", "rbytes", "x") == 4
     assert cgroupfs.bytes_moved("", after, "254:0", "rbytes", "x") == 9
-    # It was read, and has no line for the device: it has moved nothing.
+    # The file was read and has no line for the device: the group moved no bytes.
     assert (
         cgroupfs.bytes_moved("", before, "254:16", "rbytes", "x") == 0
         and cgroupfs.bytes_moved("", "", "254:0", "rbytes", "x") == 0
@@ -273,7 +273,7 @@ def test_guest_output_is_numbers_or_a_reading_error(parser: str, text: str) -> N
         assert len(str(error)) < 1000 and "Traceback" not in str(error)
 
 
-# What is left out, or says itself that nothing is known.
+# Parsers that skip what they cannot parse, or return an unknown value.
 FORGIVING: dict[str, Callable[[str], object]] = {
     "disks": devices.parse,
     "symbols": lambda text: kallsyms.make_elf(kallsyms.parse(text)),

@@ -122,7 +122,7 @@ def _rows(table: dict[str, tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def test_no_module_imports_functions_of_re() -> None:
-    """What the table's test could not see."""
+    """The test of the table would not find such uses."""
     for path in sorted(TESTBED.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             assert not (isinstance(node, ast.ImportFrom) and node.module == "re"), path
@@ -168,7 +168,7 @@ _NOTHING_S = 0.004
 
 def grows_faster(ask: Callable[[Any], object], begin: Any, pump: Any) -> bool:
     """Return whether twice the text takes much more than twice the time, repeatedly. Stop early if it takes no time."""
-    # What doubles with each character is noticed while it is short.
+    # Short texts are enough to notice exponential time.
     if any(timed(ask, begin + pump * count) > 10 * _NOTHING_S for count in (8, 16, 20, 24)):
         return True
     if timed(ask, begin + pump * 2048) < _NOTHING_S:

@@ -1,4 +1,4 @@
-"""Results of tests in the format of blktests."""
+"""Results of tests in the format of blktests: parsed, matched with the output, and limited."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.support.blktests_records import SOURCE, left, one, record
 FOR_DEVICES = "device_requires() {\n    true\n}\n\ntest_device() {\n    true\n}\n"
 
 
-# As it is printed of a test for two devices and two conditions each, of which it runs on one.
+# As blktests prints it for a test with two devices and two conditions each, which runs on one of them.
 PRINTED = """\
 ./check: gawk is not available. Install GNU awk.
 block/009 => sda (bs=512) (reads (and writes) a device)

@@ -17,8 +17,8 @@ FILES = {
 }
 
 
-def taken(files: dict[str, str], *notes: str) -> str:
-    """What the script that reads a group's counters prints."""
+def script_output(files: dict[str, str], *notes: str) -> str:
+    """Make the output of the script that reads a cgroup's counters."""
     texts = "".join(
         f"M file /sys/fs/cgroup/a/b/{name}\n{text}\nM whole /sys/fs/cgroup/a/b/{name}\n" for name, text in files.items()
     )
@@ -26,10 +26,12 @@ def taken(files: dict[str, str], *notes: str) -> str:
 
 
 def test_counters_are_by_the_names_of_the_topology_and_can_be_subtracted() -> None:
-    found = cgroup.parse("a/b", taken(FILES, "data 254:32", "l0 7:0"), "M", "g0")
-    assert found.of("data", "rbytes") == 4096 and found.of("7:9", "rios") == 1 and found.of("l0", "rbytes") == 0
-    assert found.memory["file"] == 20 and found.events == {"oom_kill": 1} and found.usage == {"current": 77}
-    grown = found - Counters(io={"data": {"rbytes": 96}}, memory={"file": 5}, events={"oom_kill": 1})
+    counters = cgroup.parse("a/b", script_output(FILES, "data 254:32", "l0 7:0"), "M", "g0")
+    assert (
+        counters.of("data", "rbytes") == 4096 and counters.of("7:9", "rios") == 1 and counters.of("l0", "rbytes") == 0
+    )
+    assert counters.memory["file"] == 20 and counters.events == {"oom_kill": 1} and counters.usage == {"current": 77}
+    grown = counters - Counters(io={"data": {"rbytes": 96}}, memory={"file": 5}, events={"oom_kill": 1})
     assert (grown.of("data", "rbytes"), grown.memory["file"], grown.events["oom_kill"]) == (4000, 15, 0)
     assert (Counters(memory={"file": 1}) - Counters(memory={"file": 20})).memory == {"file": -19}, (
         "what there is now may become less"
@@ -37,13 +39,15 @@ def test_counters_are_by_the_names_of_the_topology_and_can_be_subtracted() -> No
 
 
 def test_a_counter_that_is_not_there_is_no_zero() -> None:
-    found = cgroup.parse("a/b", taken(FILES, "data 254:32", "l0 7:0"), "M", "g0")
+    counters = cgroup.parse("a/b", script_output(FILES, "data 254:32", "l0 7:0"), "M", "g0")
     with pytest.raises(UsageError, match="dta: expected MAJ:MIN, or one of the devices that are there: data, l0"):
-        found.of("dta", "rbytes")
+        counters.of("dta", "rbytes")
     with pytest.raises(UsageError, match=r"rbyte: expected one of io\.stat's counters, which are rbytes, wbytes, "):
-        (found - Counters()).of("data", "rbyte")
-    off = cgroup.parse("a/b", taken({name: text for name, text in FILES.items() if name != "io.stat"}), "M", "g0")
-    for counted in (off, off - off, found - off):
+        (counters - Counters()).of("data", "rbyte")
+    off = cgroup.parse(
+        "a/b", script_output({name: text for name, text in FILES.items() if name != "io.stat"}), "M", "g0"
+    )
+    for counted in (off, off - off, counters - off):
         with pytest.raises(ReadingError, match="where the io controller is on"):
             counted.of("data", "rbytes")
 
@@ -67,13 +71,13 @@ def test_a_counter_that_shrank_or_went_away_is_no_growth(after: Counters) -> Non
     ("text", "why"),
     [
         (
-            taken(FILES | {"memory.events": "oom_kill \u00b2\n"}),
+            script_output(FILES | {"memory.events": "oom_kill \u00b2\n"}),
             r"g0: .*/a/b/memory.events, line 1: expected a whole number",
         ),
-        (taken(FILES | {"io.stat": FILES["io.stat"][:-20]}), r"io.stat: expected a line's end"),
-        (taken(FILES).removesuffix("M finish\n"), "expected what its script prints at the end"),
+        (script_output(FILES | {"io.stat": FILES["io.stat"][:-20]}), r"io.stat: expected a line's end"),
+        (script_output(FILES).removesuffix("M finish\n"), "expected what its script prints at the end"),
         (
-            taken(FILES).replace("whole /sys/fs/cgroup/a/b/io.stat", "unread /sys/fs/cgroup/a/b/io.stat"),
+            script_output(FILES).replace("whole /sys/fs/cgroup/a/b/io.stat", "unread /sys/fs/cgroup/a/b/io.stat"),
             "io.stat: expected to read it",
         ),
         ("", "expected what its script prints at the end"),

@@ -50,14 +50,14 @@ def test_a_suite_that_a_stranger_made_is_bounded_and_leads_nowhere(
     assert suites._read_source(checkout, "loop/001") == "" and "test_device_array" in suites._read_source(
         checkout, "loop/002"
     )
-    # A test's name is a folder's, a word of a shell and a line of a table.
+    # A test's name becomes the name of a folder, an argument of a shell command and a line of a table.
     odd = checkout / "tests" / "a'\x1b[2J\n"
     odd.mkdir()
     (odd / "001").touch()
     with pytest.raises(UsageError, match="expected groups of tests with names of letters"):
         suites.find_tests(checkout, [])
     (odd / "001").unlink()
-    # A file that is one hole is not copied, nor are more files than any suite has.
+    # A huge sparse file is not copied, nor are more files than any suite has.
     with (checkout / "hole").open("wb") as file:
         file.truncate(8 << 30)
     with pytest.raises(UsageError, match="expected a suite of at most 200000 files and 4 GiB, got more"):
@@ -66,7 +66,7 @@ def test_a_suite_that_a_stranger_made_is_bounded_and_leads_nowhere(
     monkeypatch.setattr(suites, "_MOST_CHECKOUT_FILES", 3)
     with pytest.raises(UsageError, match="expected a suite of at most 3 files"):
         suites._copy(checkout, None, tmp_path / "home")
-    # Empty folders take room as well.
+    # Empty folders count as well.
     (tmp_path / "folders").mkdir()
     for number in range(4):
         (tmp_path / "folders" / str(number)).mkdir()
@@ -82,7 +82,7 @@ def test_groups_and_tests_are_found_and_others_refused(tmp_path: Path) -> None:
         (tmp_path / "tests" / name).touch()
     assert suites.find_tests(tmp_path, ["loop"]).tests == ("loop/001", "loop/002")
     assert suites.find_tests(tmp_path, ["nvme/001", "loop"]).tests == ("nvme/001", "loop/001", "loop/002")
-    # The tests of ./check itself fail on purpose: all of it is without them, as with ./check.
+    # The tests of ./check itself fail on purpose: without names they are not selected, as with ./check.
     assert suites.find_tests(tmp_path, []).tests == ("loop/001", "loop/002", "nvme/001")
     assert suites.find_tests(tmp_path, ["meta"]).tests == ("meta/001",)
     with pytest.raises(
@@ -94,7 +94,7 @@ def test_groups_and_tests_are_found_and_others_refused(tmp_path: Path) -> None:
 
 
 class Guest:
-    """A guest whose file system stands still after the first of its tests."""
+    """A guest whose file system hangs after its first test."""
 
     def __init__(self) -> None:
         self.disks: dict[str, SimpleNamespace] = {}
@@ -140,7 +140,7 @@ async def test_a_guest_that_stands_still_after_its_test_is_a_hang_and_the_next_t
     topology = Topology.model_validate({"version": 1, "guests": {"g0": {}}})
     how = suites.SuiteOptions(topology=topology, kernel="k", disks=(), timeout_s=9, quick_s=None)
     told: dict[str, tuple[TestResult, ...]] = {}
-    # What lies in a checkout and cannot be copied is no part of it.
+    # Files in a checkout that cannot be copied are no part of it.
     os.mkfifo(tmp_path / "tests/loop/003")
     (tmp_path / "tests/loop/004").mkdir()
     with socket.socket(socket.AF_UNIX) as listening:
@@ -158,7 +158,7 @@ async def test_a_guest_that_stands_still_after_its_test_is_a_hang_and_the_next_t
 
 
 class Broken(Testbed):
-    """Its guests break as `breaks` says of the tests that they are for, before or after these have ended."""
+    """A testbed whose guests raise the error that `breaks` has for their test, before or after it has ended."""
 
     def __init__(self, scratch: Path, breaks: dict[str, tuple[str, Exception]]) -> None:
         super().__init__(scratch)

@@ -1,4 +1,4 @@
-"""Between which kernels a bug came or went."""
+"""Searches for the two kernels between which a bug appeared or disappeared."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_kernels_that_cannot_be_tried_are_named_where_they_matter(count: int, da
         (("good", "good"), "good", "both ends are good", [5, 0, 2]),
         (("bad", "bad"), "bad", "both ends are bad", [5, 0, 2]),
         (("bad", "bad"), "skip", "both ends are bad", [5, 0, 2]),
-        # Bad in the middle only, or good there.
+        # Bad only in the middle, or good only there.
         (("good", "good"), "bad", "it comes and goes", [5, 0, 2]),
         (("bad", "bad"), "good", "it comes and goes", [5, 0, 2]),
         (("skip", "good"), "good", "it cannot be tried", [5]),
@@ -143,7 +143,7 @@ def test_of_what_make_install_leaves_only_kernels_are_walked(tmp_path: Path) -> 
     (tmp_path / "bzImage-6.9.0").hardlink_to(tmp_path / "vmlinuz-6.9.0")
     (tmp_path / "lib").mkdir()
     found = scan_folder(tmp_path)
-    # Neither is a bzImage: they are tried, and skipped then.
+    # Neither is a bzImage: both are tried, then skipped.
     assert [Path(one).name for one in found.kernels] == ["bzImage-6.9.0", "vmlinuz-6.10.0"]
     assert {one.split(" ")[0] for one in found.others} == {*beside, "vmlinuz-6.9.0"}
     assert (

@@ -50,7 +50,7 @@ BEFORE = look((100, 10), (100, 10))
         (look((100 + MIB, 10), (100 + MIB, 10)), ""),
         (look((100 + MIB, 10), (101 + MIB, 10)), "accounts for 1048577 bytes read, its device has moved 1048576"),
         (look((100, 10), (100, 11)), "accounts for 1 bytes written, its device has moved 0"),
-        # A request that failed is in the kernel's account, and not in the device's.
+        # The kernel counts a request that failed; the device does not.
         (look((100, 10), (4196, 10), failed=1), ""),
         (look((100 + 9 * MIB, 10), (100, 10)), ""),
         (
@@ -95,7 +95,7 @@ def watch(*signature: dict[str, Any]) -> SignatureMatcher:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What a guest's cgroups say: texts by path, or an error in place of all or one of them."""
+    """Return the cgroup files of a guest, by path; an error in place of a text is raised on reading."""
     said: dict[str, Any] = {}
 
     async def every(guest: Any) -> dict[str, str]:
@@ -131,7 +131,7 @@ async def test_a_counter_that_was_not_read_is_unknown(counted: dict[str, Any]) -
     assert "a/memory.events, oom_kill: expected a whole number below 2**64, got '\u00b2'" in tally.unknown
     counted["a/memory.events"] = "oom_kill 0\n"
     assert await tally.read(GUEST, everything=True) == ("a/memory.events oom_kill 0",) and tally.unknown == ""
-    # What it had counted between the last look and its end is unknown.
+    # The growth between the last reading and the end of the cgroup is unknown.
     del counted["a/memory.events"]
     await tally.read(GUEST, everything=True)
     assert tally.unknown.startswith("a/memory.events oom_kill: 0 at first, then not read: no such file")
@@ -155,7 +155,7 @@ async def test_an_error_at_the_end_is_unknown_where_counters_matter(counted: dic
 
 
 def attempt_spec(folder: Path, raises: BaseException) -> AttemptSpec:
-    """A try in a lab whose guest does not come up."""
+    """Make an attempt whose guest does not start."""
 
     @contextlib.asynccontextmanager
     async def admitted(*_: object, **__: object) -> AsyncIterator[object]:

@@ -1,4 +1,4 @@
-"""Bug files: what is right, what is wrong and where, and what becomes of them."""
+"""Bug files: valid ones, mistakes with their places, and the self-contained copy."""
 
 from __future__ import annotations
 
@@ -195,12 +195,12 @@ def test_files_are_relative_to_the_bugs_own(tmp_path: Path) -> None:
     case = load(file)
     assert case.bug.script == "echo here\n" and (case.guest.cpus, case.guest.memory) == (1, 512 << 20)
     assert is_bug(file) and not is_bug(tmp_path / "base.yaml") and not is_bug(tmp_path / "none")
-    # And without them it is the same.
+    # The self-contained copy is equal.
     assert parse_mapping(self_contained(file)) == case
 
 
 def test_a_script_that_lies_elsewhere_is_not_read(tmp_path: Path) -> None:
-    """It would be in guests, in runs' folders and in bundles, and could be any file of the caller."""
+    """The script could be any file of the caller, and would be copied into guests, run folders and bundles."""
     folder = tmp_path / "strangers"
     (folder / "below").mkdir(parents=True)
     (tmp_path / "secret").write_text("root:secret\n")
@@ -223,7 +223,7 @@ def test_a_script_that_lies_elsewhere_is_not_read(tmp_path: Path) -> None:
     ["script-file: pipe.yaml\n", "script: x\ntopology: pipe.yaml\n", "script: x\ntopology: {extends: pipe.yaml}\n"],
 )
 def test_what_a_file_names_is_not_waited_for(text: str, tmp_path: Path) -> None:
-    """Also not behind a link, as the pipe of a shell's <(...) is that the caller himself names."""
+    """Covers pipes behind links, too; only a pipe that the caller names, as a shell's <(...), is read."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "pipe.yaml").symlink_to("pipe")
     (tmp_path / "bug.yaml").write_text(LEAST.replace("script: 'true'\n", text))

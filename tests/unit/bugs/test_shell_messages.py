@@ -1,4 +1,4 @@
-"""What a script printed, and what its interpreter said. The lines are recorded ones, of bash 5.2.15 and dash 0.5.12."""
+"""Tells the output of a script from messages of its shell. The lines are recorded from bash 5.2.15 and dash 0.5.12."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from testbed.bugs.script_files import script
 from testbed.bugs.signature import Match, SignatureMatcher
 
 
-def heard(
+def match_script(
     text: str, errors: str, *conditions: dict[str, Any], output: str = "", status: int | None = 0, first: str = ""
 ) -> SignatureMatcher:
-    """A watch that has heard all of a script `crash.sh`; without conditions for what names BYPASSED."""
-    signature = [Condition.model_validate(one) for one in conditions or ({"output": "BYPASSED"},)]
-    watch = SignatureMatcher(signature, script("crash.sh", f"{first}{text}"))
-    watch.feed_errors(errors.encode())
-    watch.feed_output(output.encode())
+    """Return a matcher fed with all output of a script `crash.sh`. The default condition is a line with BYPASSED."""
+    signature = [Condition.model_validate(condition) for condition in conditions or ({"output": "BYPASSED"},)]
+    matcher = SignatureMatcher(signature, script("crash.sh", f"{first}{text}"))
+    matcher.feed_errors(errors.encode())
+    matcher.feed_output(output.encode())
     if status is not None:
-        watch.script_ended(status)
-    return watch
+        matcher.script_ended(status)
+    return matcher
 
 
 OF_JOBS = {
@@ -77,34 +77,38 @@ OF_JOBS = {
 
 @pytest.mark.parametrize(("text", "errors"), OF_JOBS.values(), ids=OF_JOBS)
 def test_what_a_shell_says_is_not_what_its_script_printed(text: str, errors: str) -> None:
-    watch = heard(text, errors)
-    assert watch.hit is None
-    assert "BYPASSED" in watch.uncounted[0].line and watch.uncounted[0].why
-    # The script's own word counts, before it and after it, on either output.
+    matcher = match_script(text, errors)
+    assert matcher.hit is None
+    assert "BYPASSED" in matcher.uncounted[0].line and matcher.uncounted[0].why
+    # The script's own output counts, before and after the message, on stdout and stderr.
     for own in ("BYPASSED", "it is BYPASSED", "the loop has BYPASSED the limit"):
-        assert heard(text, f"{errors}{own}\n").hit == Match(condition=1, seen=own)
-        assert heard(text, f"{own}\n{errors}").hit == Match(condition=1, seen=own)
-        assert heard(text, errors, output=f"{own}\n").hit == Match(condition=1, seen=own)
+        assert match_script(text, f"{errors}{own}\n").hit == Match(condition=1, seen=own)
+        assert match_script(text, f"{own}\n{errors}").hit == Match(condition=1, seen=own)
+        assert match_script(text, errors, output=f"{own}\n").hit == Match(condition=1, seen=own)
 
 
 def test_what_is_joined_with_the_output_is_told_apart_there() -> None:
     text = "exec 2>&1\nset -x\ngrep -q BYPASSED log\nbash -c 'kill -9 $$ && echo BYPASSED'\n"
-    said = "+ grep -q BYPASSED log\n/run/testbed/crash.sh: line 4:  9 Killed    bash -c 'kill -9 $$ && echo BYPASSED'\n"
-    assert heard(text, "", output=said).hit is None
-    assert heard(text, "", {"output": "BYPASSED\nend"}, output=f"{said}BYPASSED\n{said}end\n").hit is not None
+    printed = (
+        "+ grep -q BYPASSED log\n/run/testbed/crash.sh: line 4:  9 Killed    bash -c 'kill -9 $$ && echo BYPASSED'\n"
+    )
+    assert match_script(text, "", output=printed).hit is None
+    assert (
+        match_script(text, "", {"output": "BYPASSED\nend"}, output=f"{printed}BYPASSED\n{printed}end\n").hit is not None
+    )
 
 
 def test_a_trace_that_seems_to_be_open_ends_at_the_next_line_of_the_trace() -> None:
-    assert heard("set -x\ntrue\n", "+ echo 'a\n+ true\nBYPASSED\n").hit is not None
+    assert match_script("set -x\ntrue\n", "+ echo 'a\n+ true\nBYPASSED\n").hit is not None
 
 
 def test_what_a_script_prints_of_others_is_no_word_of_its_shell() -> None:
-    watch = heard("cat log", "", output="bash: line 1: perf: command not found\nBYPASSED\n")
-    assert watch.hit is not None and not watch.failed_commands
+    matcher = match_script("cat log", "", output="bash: line 1: perf: command not found\nBYPASSED\n")
+    assert matcher.hit is not None and not matcher.failed_commands
 
 
 def test_a_script_prints_what_stands_in_it() -> None:
-    for text, said in (
+    for text, printed in (
         ("echo BYPASSED", "BYPASSED"),
         ('echo "+ BYPASSED"', "+ BYPASSED"),
         ("cat <<END\nFAIL: BYPASSED\nEND", "FAIL: BYPASSED"),
@@ -113,16 +117,18 @@ def test_a_script_prints_what_stands_in_it() -> None:
         ('echo "$0:$LINENO: BYPASSED"', "/run/testbed/crash.sh:1: BYPASSED"),
         ("set -v\ncat <<END\nBYPASSED\nEND", "BYPASSED"),
     ):
-        assert heard(text, "", output=f"{said}\n").hit is not None, text
+        assert match_script(text, "", output=f"{printed}\n").hit is not None, text
     # set -v prints a here-document as it reads it, and cat prints it again.
-    assert heard("set -v\ncat >&2 <<END\nBYPASSED\nEND", "cat >&2 <<END\nBYPASSED\nEND\n").hit is None
-    assert heard("set -v\ncat >&2 <<END\nBYPASSED\nEND", "cat >&2 <<END\nBYPASSED\nEND\nBYPASSED\n").hit is not None
+    assert match_script("set -v\ncat >&2 <<END\nBYPASSED\nEND", "cat >&2 <<END\nBYPASSED\nEND\n").hit is None
+    assert (
+        match_script("set -v\ncat >&2 <<END\nBYPASSED\nEND", "cat >&2 <<END\nBYPASSED\nEND\nBYPASSED\n").hit is not None
+    )
 
 
 def test_dash_says_of_a_job_what_became_of_it_alone() -> None:
-    watch = heard("kill -9 $$", "Killed\n", {"output": "Killed"}, first="#!/bin/sh\n")
-    assert watch.hit is None and "says of a job" in watch.uncounted[0].why
-    assert heard("echo Killed", "", {"output": "Killed"}, output="Killed\n", first="#!/bin/sh\n").hit is not None
+    matcher = match_script("kill -9 $$", "Killed\n", {"output": "Killed"}, first="#!/bin/sh\n")
+    assert matcher.hit is None and "says of a job" in matcher.uncounted[0].why
+    assert match_script("echo Killed", "", {"output": "Killed"}, output="Killed\n", first="#!/bin/sh\n").hit is not None
 
 
 UNABLE = {
@@ -209,9 +215,9 @@ UNABLE = {
 @pytest.mark.parametrize(("first", "errors", "what"), UNABLE.values(), ids=UNABLE)
 def test_a_script_that_could_not_run_shows_nothing(first: str, errors: str, what: str) -> None:
     text = "if true; then ./tool; fi\n"
-    # Whether it goes on or ends there, and whatever it makes of it.
+    # Whether or not the script continues, and with any exit status.
     for status in (0, 1, 2, 127):
-        watch = heard(
+        matcher = match_script(
             text,
             f"{errors}\n",
             {"output": "BYPASSED"},
@@ -220,49 +226,55 @@ def test_a_script_that_could_not_run_shows_nothing(first: str, errors: str, what
             status=status,
             first=first,
         )
-        assert watch.hit is None
-        assert watch.why_unknown(status).startswith(what)
+        assert matcher.hit is None
+        assert matcher.why_unknown(status).startswith(what)
 
 
 def test_a_complaint_that_comes_after_the_output_that_it_stood_before_takes_the_hit_back() -> None:
-    watch = heard("perf", "", {"output": "BYPASSED"}, output="BYPASSED\n", status=None)
-    assert watch.hit is not None and watch.rests_on_script
-    watch.drop_doubtful_hit()
-    assert watch.hit is not None, "nothing speaks against it"
-    watch.feed_errors(b"/run/testbed/crash.sh: line 1: perf: command not found\n")
-    watch.drop_doubtful_hit()
-    assert watch.hit is None and watch.why_unknown(None).startswith("crash.sh:1: perf: not found")
-    # What others see stays.
-    watch = heard(
+    matcher = match_script("perf", "", {"output": "BYPASSED"}, output="BYPASSED\n", status=None)
+    assert matcher.hit is not None and matcher.rests_on_script
+    matcher.drop_doubtful_hit()
+    assert matcher.hit is not None, "nothing speaks against it"
+    matcher.feed_errors(b"/run/testbed/crash.sh: line 1: perf: command not found\n")
+    matcher.drop_doubtful_hit()
+    assert matcher.hit is None and matcher.why_unknown(None).startswith("crash.sh:1: perf: not found")
+    # Hits on the console stay.
+    matcher = match_script(
         "perf", "/run/testbed/crash.sh: line 1: perf: command not found\n", {"console": "BUG: KASAN"}, status=None
     )
-    watch.feed_console(b"BUG: KASAN: use-after-free\n")
-    watch.drop_doubtful_hit()
-    assert watch.hit is not None and not watch.rests_on_script
+    matcher.feed_console(b"BUG: KASAN: use-after-free\n")
+    matcher.drop_doubtful_hit()
+    assert matcher.hit is not None and not matcher.rests_on_script
 
 
 def test_what_others_see_of_a_script_that_could_not_run_counts() -> None:
     errors = "/run/testbed/crash.sh: line 1: perf: command not found\n"
-    watch = heard("perf", errors, {"console": "BUG: KASAN"}, status=None)
-    watch.feed_console(b"BUG: KASAN: use-after-free\n")
-    assert watch.hit is not None
-    watch = heard("perf", errors, {"cgroup": "a", "counter": "memory.events oom_kill", "above": 0}, status=None)
-    watch.feed_counter("a", "memory.events oom_kill", 1)
-    assert watch.hit is not None
-    assert heard("perf", errors, {"hang": "1s"}, status=None).why_unknown(None)
+    matcher = match_script("perf", errors, {"console": "BUG: KASAN"}, status=None)
+    matcher.feed_console(b"BUG: KASAN: use-after-free\n")
+    assert matcher.hit is not None
+    matcher = match_script(
+        "perf", errors, {"cgroup": "a", "counter": "memory.events oom_kill", "above": 0}, status=None
+    )
+    matcher.feed_counter("a", "memory.events oom_kill", 1)
+    assert matcher.hit is not None
+    assert match_script("perf", errors, {"hang": "1s"}, status=None).why_unknown(None)
 
 
 @pytest.mark.parametrize("status", [126, 127])
 def test_a_bug_that_is_meant_to_end_so_says_so(status: int) -> None:
     errors = "/run/testbed/crash.sh: line 1: perf: command not found\n"
-    assert heard("perf", errors, {"status": "failure"}, status=status).why_unknown(status)
-    assert heard("exit", "", {"status": "failure"}, status=status).why_unknown(status).startswith(f"status {status}: ")
-    watch = heard("perf", errors, {"status": status}, status=status)
-    assert watch.hit == Match(condition=1, seen=f"status {status}") and not watch.why_unknown(status)
+    assert match_script("perf", errors, {"status": "failure"}, status=status).why_unknown(status)
+    assert (
+        match_script("exit", "", {"status": "failure"}, status=status)
+        .why_unknown(status)
+        .startswith(f"status {status}: ")
+    )
+    matcher = match_script("perf", errors, {"status": status}, status=status)
+    assert matcher.hit == Match(condition=1, seen=f"status {status}") and not matcher.why_unknown(status)
 
 
 def test_what_only_looks_like_it_could_not_run() -> None:
-    for text, said in (
+    for text, printed in (
         ("type perf", "/run/testbed/crash.sh: line 1: type: perf: not found"),
         (
             "echo 1 >/sys/fs/cgroup/a/memory.peak",
@@ -272,18 +284,18 @@ def test_what_only_looks_like_it_could_not_run() -> None:
         ("ls /a", "ls: cannot access '/a': No such file or directory"),
         ("modprobe foo", "modprobe: FATAL: Module foo not found in directory /lib/modules/6.1.0"),
     ):
-        watch = heard(text, f"{said}\n", {"status": 1}, status=1)
-        assert watch.hit is not None and not watch.why_unknown(1), text
+        matcher = match_script(text, f"{printed}\n", {"status": 1}, status=1)
+        assert matcher.hit is not None and not matcher.why_unknown(1), text
 
 
 def test_a_miss_says_how_it_ended() -> None:
-    watch = heard("", "warned\n", output="first\nrefused\n")
-    assert watch.describe_exit(0) == "status 0, last line: refused"
-    assert heard("", "").describe_exit(3) == "status 3, and it printed nothing"
+    matcher = match_script("", "warned\n", output="first\nrefused\n")
+    assert matcher.describe_exit(0) == "status 0, last line: refused"
+    assert match_script("", "").describe_exit(3) == "status 3, and it printed nothing"
     text, errors = OF_JOBS["the issue's"]
-    watch = heard(text, errors, output="before\n")
-    assert watch.describe_exit(0).startswith("status 0, last line: before; '/run/testbed/crash.sh: line 3:")
-    assert "matches and does not count: it is what the shell says of a job of the script" in watch.describe_exit(0)
+    matcher = match_script(text, errors, output="before\n")
+    assert matcher.describe_exit(0).startswith("status 0, last line: before; '/run/testbed/crash.sh: line 3:")
+    assert "matches and does not count: it is what the shell says of a job of the script" in matcher.describe_exit(0)
 
 
 WORDS = st.sampled_from(
@@ -311,20 +323,22 @@ WORDS = st.sampled_from(
 
 @given(
     text=st.lists(WORDS | st.text(max_size=5)).map("".join),
-    said=st.lists(WORDS | st.text(max_size=5)).map("".join),
+    printed=st.lists(WORDS | st.text(max_size=5)).map("".join),
     status=st.integers(0, 255),
 )
 @settings(max_examples=200, deadline=None)
-def test_whatever_scripts_and_guests_say_is_an_answer(text: str, said: str, status: int) -> None:
+def test_whatever_scripts_and_guests_say_is_an_answer(text: str, printed: str, status: int) -> None:
     for first in ("", "#!/bin/sh\n", "#!/usr/bin/python3\n"):
-        watch = heard(
+        matcher = match_script(
             text,
-            said,
+            printed,
             {"output": "x"},
             {"output": "a\\nb"},
             {"status": "failure"},
-            output=said,
+            output=printed,
             status=status,
             first=first,
         )
-        assert watch.describe_exit(status).startswith(f"status {status}, ") and watch.why_unknown(status) is not None
+        assert (
+            matcher.describe_exit(status).startswith(f"status {status}, ") and matcher.why_unknown(status) is not None
+        )

@@ -1,4 +1,4 @@
-"""Rates of a few tries: the intervals are Wilson's, and rules stop where they should."""
+"""Rates of a few tries: the intervals are Wilson's, and the stopping rules stop where they should."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_the_share_is_within_its_interval(hits: int, misses: int) -> None:
     assert 0 <= rate.low <= rate.high <= 1
     if rate.tries:
         assert rate.low <= rate.share <= rate.high
-    # Seen from the other side it is the same interval.
+    # The interval of the misses is the mirrored one.
     other = Rate(hits=misses, tries=hits + misses)
     assert rate.low == pytest.approx(1 - other.high)
 
@@ -139,14 +139,14 @@ def reached(rate: float, wanted: float, most: int) -> float:
         for hits, share in going_on.items():
             for more, p in ((1, rate), (0, 1 - rate)):
                 after[hits + more] = after.get(hits + more, 0.0) + share * p
-        said = {hits: until_rate(wanted, Rate(hits=hits, tries=tries), most) for hits in after}
-        chance += sum(after[hits] for hits, one in said.items() if one is NextTry.REACHED)
-        going_on = {hits: after[hits] for hits, one in said.items() if one is NextTry.GO_ON}
+        decisions = {hits: until_rate(wanted, Rate(hits=hits, tries=tries), most) for hits in after}
+        chance += sum(after[hits] for hits, decision in decisions.items() if decision is NextTry.REACHED)
+        going_on = {hits: after[hits] for hits, decision in decisions.items() if decision is NextTry.GO_ON}
     return chance
 
 
 def test_asking_after_each_try_is_a_little_too_ready() -> None:
-    # As docs/reproduce.md has it; without that it would be 0.025.
+    # The number of docs/reproduce.md; asked only after the last try it would be 0.025.
     assert round(reached(0.9, 0.9, 100), 3) == 0.065
     assert reached(0.85, 0.9, 100) < 0.01
     assert reached(0.97, 0.9, 200) > 0.9
@@ -155,11 +155,11 @@ def test_asking_after_each_try_is_a_little_too_ready() -> None:
 @given(st.floats(0.05, 0.95), st.lists(st.booleans(), min_size=1, max_size=60))
 def test_a_rule_that_stops_early_is_never_wrong(wanted: float, results: list[bool]) -> None:
     hits = list(itertools.accumulate(results))
-    said = [until_rate(wanted, Rate(hits=hits[n - 1], tries=n), len(results)) for n in range(1, len(results) + 1)]
-    assert said[-1] is not NextTry.GO_ON
-    stop = next(n for n, one in enumerate(said) if one is not NextTry.GO_ON)
-    if said[stop] is NextTry.OUT_OF_REACH:
-        assert NextTry.REACHED not in said[stop:]
+    decisions = [until_rate(wanted, Rate(hits=hits[n - 1], tries=n), len(results)) for n in range(1, len(results) + 1)]
+    assert decisions[-1] is not NextTry.GO_ON
+    stop = next(n for n, decision in enumerate(decisions) if decision is not NextTry.GO_ON)
+    if decisions[stop] is NextTry.OUT_OF_REACH:
+        assert NextTry.REACHED not in decisions[stop:]
 
 
 def test_so_many_tries_exclude_a_rate() -> None:

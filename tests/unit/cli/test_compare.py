@@ -1,4 +1,4 @@
-"""What `compare` notes before it starts."""
+"""Notes that `compare` prints before it starts."""
 
 from __future__ import annotations
 

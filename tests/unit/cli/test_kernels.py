@@ -32,10 +32,10 @@ BUG = Path(__file__).parents[3] / "topologies/bugs/bypass.yaml"
 
 @pytest.fixture(autouse=True)
 def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    async def found(args: tuple[MakeArg, ...]) -> Compiler:
+    async def fake_compiler(args: tuple[MakeArg, ...]) -> Compiler:
         return Compiler(version="gcc 12", through_ccache=False, args=args)
 
-    monkeypatch.setattr(kernel_builds, "find_compiler", found)
+    monkeypatch.setattr(kernel_builds, "find_compiler", fake_compiler)
     monkeypatch.setenv("TESTBED_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TESTBED_STATE", str(tmp_path / "state"))
 
@@ -45,22 +45,22 @@ def tree(tmp_path: Path) -> Path:
     return tree_of_two_commits(tmp_path / "linux")
 
 
-def typed(*words: str | Path) -> int:
-    """The status of a command, as `testbed` ends with it."""
+def run_command(*words: str | Path) -> int:
+    """Run a command and return the exit status that `testbed` would have."""
     load()
-    typed = [str(word) for word in words]
+    arguments = [str(word) for word in words]
     try:
-        app(typed, standalone_mode=False)
+        app(arguments, standalone_mode=False)
     except SystemExit as ended:
-        return exit_code(ended.code, typed)
+        return exit_code(ended.code, arguments)
     except TestbedError as error:
         sys.stderr.write(str(error))
-        return exit_code(ERROR, typed)
+        return exit_code(ERROR, arguments)
     return 0
 
 
-def made(root: Path, name: str) -> str:
-    """What a build wrote into its output folder."""
+def read_build_file(root: Path, name: str) -> str:
+    """Read a file that a build wrote into its output folder."""
     (file,) = root.glob(f"sources/*/out-*/{name}")
     return file.read_text()
 
@@ -68,15 +68,15 @@ def made(root: Path, name: str) -> str:
 def test_a_kernel_is_built_listed_and_removed_by_its_name(
     tmp_path: Path, tree: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert typed("kernel", "build", "mine", "--source", f"{tree}@main~1", "--json", "-q") == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (said["name"], said["series"], said["compiled"]) == ("built-mine", "before", 1)
-    assert typed("kernel", "list", "--json") == 0
+    assert run_command("kernel", "build", "mine", "--source", f"{tree}@main~1", "--json", "-q") == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["series"], row["compiled"]) == ("built-mine", "before", 1)
+    assert run_command("kernel", "list", "--json") == 0
     assert "built-mine" in [row["name"] for row in json.loads(capsys.readouterr().out)]
-    assert typed("kernel", "rm", "built-mine") == 0 and not Path(said["folder"]).exists()
-    assert typed("kernel", "rm", "mine") == ERROR
-    # Its objects are still there.
-    assert typed("kernel", "build", "mine", "--source", f"{tree}@main~1", "--json", "-q") == 0
+    assert run_command("kernel", "rm", "built-mine") == 0 and not Path(row["folder"]).exists()
+    assert run_command("kernel", "rm", "mine") == ERROR
+    # The objects of the build are still there.
+    assert run_command("kernel", "build", "mine", "--source", f"{tree}@main~1", "--json", "-q") == 0
     assert json.loads(capsys.readouterr().out)["compiled"] == 0
 
 
@@ -84,7 +84,7 @@ def test_a_new_kernel_evicts_others_from_a_full_cache(
     tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def built(name: str, source: str) -> Path:
-        assert typed("kernel", "build", name, "--source", source, "--json", "-q") == 0
+        assert run_command("kernel", "build", name, "--source", source, "--json", "-q") == 0
         return Path(json.loads(capsys.readouterr().out)["folder"])
 
     old = built("old", f"{tree}@main~1")
@@ -94,7 +94,7 @@ def test_a_new_kernel_evicts_others_from_a_full_cache(
     monkeypatch.setenv(quota.CACHE_LIMIT, "much")
     for verb in ("build", "fetch"):
         assert (
-            typed("kernel", verb, "-q") == ERROR
+            run_command("kernel", verb, "-q") == ERROR
             and "TESTBED_CACHE_LIMIT=much: expected a size" in capsys.readouterr().err
         )
 
@@ -112,33 +112,37 @@ def test_make_does_not_get_the_callers_environment(tmp_path: Path, tree: Path, m
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("UNRELATED", "a password, perhaps")
     build(tmp_path / "cache", BuildSpec(source=str(tree)))
-    heard = dict(line.split("=", 1) for line in made(tmp_path / "cache", "environment").splitlines() if "=" in line)
-    assert not {"KCFLAGS", "LLVM", "KBUILD_EXTMOD", "KCONFIG_CONFIG", "UNRELATED"} & heard.keys()
-    assert (heard["KBUILD_BUILD_USER"], heard["ARCH"]) == ("testbed", "x86_64")
+    environment = dict(
+        line.split("=", 1) for line in read_build_file(tmp_path / "cache", "environment").splitlines() if "=" in line
+    )
+    assert not {"KCFLAGS", "LLVM", "KBUILD_EXTMOD", "KCONFIG_CONFIG", "UNRELATED"} & environment.keys()
+    assert (environment["KBUILD_BUILD_USER"], environment["ARCH"]) == ("testbed", "x86_64")
 
 
 def test_a_build_with_ccache_records_it_as_its_compiler(
     tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def found(args: tuple[MakeArg, ...]) -> Compiler:
+    async def fake_compiler(args: tuple[MakeArg, ...]) -> Compiler:
         return Compiler(version="gcc 12", through_ccache=True, args=args)
 
-    monkeypatch.setattr(kernel_builds, "find_compiler", found)
+    monkeypatch.setattr(kernel_builds, "find_compiler", fake_compiler)
     build(tmp_path / "cache", BuildSpec(source=str(tree)))
-    assert made(tmp_path / "cache", "cc") == "ccache gcc, ccache gcc\n"
+    assert read_build_file(tmp_path / "cache", "cc") == "ccache gcc, ccache gcc\n"
 
 
 def test_make_arguments_reach_make_and_give_another_kernel(
     tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert typed("kernel", "build", "usual", "--source", tree, "--json", "-q") == 0
+    assert run_command("kernel", "build", "usual", "--source", tree, "--json", "-q") == 0
     usual = json.loads(capsys.readouterr().out)
     monkeypatch.setenv("CC", "of the environment")
     words = ("--make-arg", "HOSTCC=gcc-11", "--make-arg", "CC=clang")
-    assert typed("kernel", "build", "mine", "--source", tree, *words, "--json") == 0
-    said = capsys.readouterr()
-    mine = json.loads(said.out)
-    assert "of the environment CC=of the environment does not count in builds; --make-arg NAME=VALUE does" in said.err
+    assert run_command("kernel", "build", "mine", "--source", tree, *words, "--json") == 0
+    captured = capsys.readouterr()
+    mine = json.loads(captured.out)
+    assert (
+        "of the environment CC=of the environment does not count in builds; --make-arg NAME=VALUE does" in captured.err
+    )
     assert mine["folder"] != usual["folder"] and (mine["make_args"], usual["make_args"]) == (
         ["CC=clang", "HOSTCC=gcc-11"],
         [],
@@ -148,7 +152,7 @@ def test_make_arguments_reach_make_and_give_another_kernel(
         "cc, \n",
         "clang, gcc-11\n",
     }
-    assert typed("kernel", "build", "--source", tree, "--make-arg", "O=/tmp/elsewhere") == ERROR
+    assert run_command("kernel", "build", "--source", tree, "--make-arg", "O=/tmp/elsewhere") == ERROR
     assert "O cannot be given: the testbed decides where a build is" in capsys.readouterr().err
 
 
@@ -161,7 +165,7 @@ def test_make_arguments_reach_make_and_give_another_kernel(
 def test_options_of_a_build_are_refused_without_a_tree(
     verb: tuple[str | Path, ...], option: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert typed(*verb, *option) != 0
+    assert run_command(*verb, *option) != 0
     assert "--make-arg: expected --tree beside them" in capsys.readouterr().err
 
 
@@ -174,11 +178,11 @@ def test_a_version_and_patches_of_a_mail_thread_are_built(
         + mail("[PATCH v2 2/2] x", "x")
     )
     spec = ("kernel", "build", "mine", "--source", f"{tree}@main~1", "--series", tmp_path / "t.mbx", "--json", "-q")
-    assert typed(*spec) == ERROR
+    assert run_command(*spec) == ERROR
     assert "choose one, such as --series-version v2" in capsys.readouterr().err
-    assert typed(*spec, "--series-version", "2") == ERROR
+    assert run_command(*spec, "--series-version", "2") == ERROR
     assert "patch 2 has no diff that can be read" in capsys.readouterr().err
-    assert typed(*spec, "--series-version", "2", "--series-patches", "1") == 0
+    assert run_command(*spec, "--series-version", "2", "--series-patches", "1") == 0
     assert json.loads(capsys.readouterr().out)["origin"].endswith("with 1 patch (1/2 loop: charge)")
 
 
@@ -225,24 +229,24 @@ def test_bisect_skips_commits_that_do_not_compile_and_stops_on_host_errors(
 ) -> None:
     (tree / "drivers/block/loop.c").write_text(LOOP_C.replace("two", line))
     git(tree, "commit", "-qam", "broken")
-    assert typed("bisect", BUG, "--tree", tree, "-q") == status
+    assert run_command("bisect", BUG, "--tree", tree, "-q") == status
     assert line in capsys.readouterr().err
 
 
 def test_mistakes_that_would_skip_every_commit_end_a_bisection(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert typed("bisect", BUG, "--tree", tree, "--flavour", "kasna", "-q") == 255
+    assert run_command("bisect", BUG, "--tree", tree, "--flavour", "kasna", "-q") == 255
     assert "--flavour kasna: expected one of" in capsys.readouterr().err
-    assert typed("bisect", BUG, "--tree", tree, "--fragment", tmp_path / "nowhere", "-q") == 255
-    assert typed("bisect", BUG, "--tree", tree, "--series", tmp_path / "nowhere", "-q") == 255
+    assert run_command("bisect", BUG, "--tree", tree, "--fragment", tmp_path / "nowhere", "-q") == 255
+    assert run_command("bisect", BUG, "--tree", tree, "--series", tmp_path / "nowhere", "-q") == 255
 
 
 def test_a_commit_is_bisected_in_the_given_configuration(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.config").write_text("CONFIG_LOSES_THIS=y\n")
-    assert typed("bisect", BUG, "--tree", tree, "--fragment", tmp_path / "mine.config", "-q") == 125
+    assert run_command("bisect", BUG, "--tree", tree, "--fragment", tmp_path / "mine.config", "-q") == 125
     assert "CONFIG_LOSES_THIS: expected y, got n" in capsys.readouterr().err
     load()
     for words in (("--run", "built-x"), ("--good", "debian-5.10", "--bad", "debian-6.1")):

@@ -60,20 +60,20 @@ def resting(count: int, memory_bytes: int) -> tuple[Claim, ...]:
 @pytest.mark.parametrize(
     ("wanted", "held", "free_bytes", "resident_bytes", "fits"),
     [
-        # Clones that rest have touched 72 MiB of what is theirs, and still may touch the rest.
+        # Idle clones have touched 72 MiB of their memory, and may still touch the rest.
         (claim(memory_bytes=2 * GIB), resting(1, 2 * GIB), 4 * GIB, 72 * MIB, False),
         (claim(memory_bytes=2 * GIB), resting(5, 2 * GIB), 4 * GIB, 5 * 72 * MIB, False),
         (claim(memory_bytes=2 * GIB), resting(1, 2 * GIB), 5 * GIB, 72 * MIB, True),
-        # What they have touched is no longer free.
+        # The memory that they have touched is no longer free.
         (claim(memory_bytes=2 * GIB), resting(3, 2 * GIB), 4 * GIB, 6 * GIB, True),
         (claim(memory_bytes=2 * GIB), resting(3, 2 * GIB), 4 * GIB, 9 * GIB, True),
         (claim(memory_bytes=2 * GIB), resting(3, 2 * GIB), 2 * GIB, 9 * GIB, False),
-        # A comparison's two, on a machine with little left.
+        # The two guests of a comparison, on a machine with little free memory.
         (claim(), (claim(),), 3 * GIB, 0, True),
         (claim(), (claim(),), 2 * GIB, 0, False),
-        # As many as a run of our own tests has at once, on the machine that they are run on.
+        # As many guests as a run of this test suite has at once, on the machine that it runs on.
         (claim(), resting(9, GIB), 20 * GIB, 0, True),
-        # Many small ones need more than they are given.
+        # Many small guests need more memory than their own.
         (
             claim(memory_bytes=64 * MIB),
             (Claim(cores=0, memory_bytes=8 * 64 * MIB, guests=8, who="net"),),
@@ -135,13 +135,13 @@ async def test_whoever_waits_is_told_what_for_and_comes_in_turn(tmp_path: Path) 
         # next, and after it the older one of equals.
         (["3-7-2", "4-7-3", "5-8-0"], ["1-7-0", "2-7-1"], ["5-8-0", "3-7-2", "4-7-3"]),
         (["3-7-2", "4-7-3", "6-8-1", "7-8-2"], ["1-7-0", "5-8-0"], ["3-7-2", "6-8-1", "4-7-3", "7-8-2"]),
-        # Whoever has ended all of his is as new.
+        # A command whose guests have all ended counts as new.
         (["3-7-2", "9-8-0"], [], ["3-7-2", "9-8-0"]),
     ],
 )
 def test_processes_take_turns(waiting: list[str], held: list[str], turns: list[str]) -> None:
     assert turn_order(waiting, held, now_ns=0) == turns
-    # Who has waited a minute comes by age, whatever his process has.
+    # After a minute of waiting, tickets are ordered by age, however many guests their process has.
     assert turn_order(waiting, held, now_ns=61_000_000_000) == sorted(waiting)
 
 
@@ -154,7 +154,7 @@ async def test_whoever_has_guests_is_not_kept_waiting(tmp_path: Path) -> None:
 async def test_who_does_not_wait_gets_no_memory_that_was_promised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This machine would swap."""
+    """Prevents that the host swaps."""
     monkeypatch.setattr(resources, "free_bytes", lambda: 10 * GIB)
     admission = Admission(tmp_path, cores=4, memory_bytes=64 * GIB)
     async with admission.admitted(claim(memory_bytes=6 * GIB), print):
@@ -211,6 +211,6 @@ async def test_a_host_without_memory_says_so_where_nobody_s_end_would_help(tmp_p
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["gate"]
     assert refusal(claim(memory_bytes=9), (claim(),), free_bytes=8) is None
-    # QEMU itself needs some, too.
+    # QEMU itself needs memory, too.
     assert refusal(claim(memory_bytes=GIB), (), free_bytes=GIB + 128 * MIB) is None
     assert refusal(claim(memory_bytes=GIB), (), free_bytes=GIB + 127 * MIB) is not None

@@ -67,7 +67,7 @@ def holding(address: str, count: int, *, uid: int) -> Iterator[tuple[int, int]]:
             yield port, other.pid
 
 
-# Makes its command line as long as it likes: prctl(PR_SET_MM, PR_SET_MM_MAP, a struct prctl_mm_map, its size), which
+# Makes its command line as long as requested: prctl(PR_SET_MM, PR_SET_MM_MAP, a struct prctl_mm_map, its size), which
 # needs no privilege.
 _LONG_COMMAND = """
 import ctypes, mmap, struct, sys
@@ -136,7 +136,7 @@ def test_holders_of_a_lock_are_parsed_from_the_kernels_table_without_waiters() -
 
 
 def test_a_process_that_inherited_a_lock_counts_as_its_holder(tmp_path: Path) -> None:
-    """As after `flock 9` in a shell: the program that took the lock has ended.
+    """Takes the lock as `flock 9` does in a shell: the program that took it has ended.
 
     A process with the file open, but without the lock, is not named.
     """

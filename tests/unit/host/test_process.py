@@ -12,18 +12,18 @@ from testbed.host import process
 
 
 async def test_a_program_runs_to_its_end() -> None:
-    heard: list[str] = []
+    warnings: list[str] = []
     done = await process.run(
-        ["sh", "-c", "cat; echo warned >&2"], stdin="said\n", on_line=process.LineHandlers(stderr=heard.append)
+        ["sh", "-c", "cat; echo warned >&2"], stdin="said\n", on_line=process.LineHandlers(stderr=warnings.append)
     )
-    assert (done.status, done.stdout, heard) == (0, "said\n", ["warned"])
+    assert (done.status, done.stdout, warnings) == (0, "said\n", ["warned"])
 
 
 async def test_long_lines_are_passed_on_and_too_much_output_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[str] = []
+    warnings: list[str] = []
     long = "head -c 3000000 /dev/zero | tr '\\0' x >&2; echo >&2; printf 'a\\nb' >&2"
-    done = await process.run(["sh", "-c", long], on_line=process.LineHandlers(stderr=heard.append))
-    assert [len(line) for line in heard] == [3_000_000, 1, 1] and len(done.stderr) == 3_000_004
+    done = await process.run(["sh", "-c", long], on_line=process.LineHandlers(stderr=warnings.append))
+    assert [len(line) for line in warnings] == [3_000_000, 1, 1] and len(done.stderr) == 3_000_004
     monkeypatch.setattr(process, "_MOST_OUTPUT_BYTES", 1 << 20)
     with pytest.raises(HostError, match="sh: expected at most 1 MiB of output, got more"):
         await process.run(["sh", "-c", f"{long}; sleep 600"])
@@ -46,10 +46,10 @@ async def test_the_error_for_a_missing_program_names_its_package(monkeypatch: py
 async def test_a_program_that_does_not_end_is_ended_with_its_children(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"expected an end within 0 s"):
         await process.run(["sh", "-c", f"sleep 600 & echo $! >{tmp_path}/pid; wait"], timeout_s=0.3)
-    await gone(int((tmp_path / "pid").read_text()))
+    await wait_until_ended(int((tmp_path / "pid").read_text()))
 
 
-async def gone(pid: int) -> None:
+async def wait_until_ended(pid: int) -> None:
     """Wait until a process has ended."""
     async with asyncio.timeout(30):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -57,7 +57,7 @@ async def gone(pid: int) -> None:
                 await asyncio.sleep(0.01)
 
 
-# A compiler that hears of nothing.
+# A compiler that ignores signals.
 DEAF = "all:\n\techo $$PPID >made; sh -c 'trap : TERM; while :; do sleep 1; done' & echo $$! >started; wait\n"
 
 
@@ -74,7 +74,7 @@ async def test_the_programs_that_make_has_started_end_with_us(tmp_path: Path) ->
     us.kill()
     await us.wait()
     for name in ("made", "started"):
-        await gone(int((tmp_path / name).read_text()))
+        await wait_until_ended(int((tmp_path / name).read_text()))
 
 
 async def test_the_group_leader_passes_on_the_exit_status(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ async def test_the_group_leader_passes_on_the_exit_status(tmp_path: Path) -> Non
         await process.run(
             [*process.GROUP_LEADER, "sh", "-c", f"sleep 600 & echo $! >{tmp_path}/pid; wait"], timeout_s=0.3
         )
-    await gone(int((tmp_path / "pid").read_text()))
+    await wait_until_ended(int((tmp_path / "pid").read_text()))
 
 
 @pytest.mark.parametrize("heard_of", [True, False])
@@ -95,7 +95,7 @@ async def test_a_program_may_clean_up_when_its_run_is_cancelled(tmp_path: Path, 
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         while not (tmp_path / "started").exists():
-            # Blocking: the program runs, and its run has not heard of it yet.
+            # Block the event loop: the program runs, but `process.run` has not noticed yet.
             await asyncio.sleep(0.01) if heard_of else time.sleep(0.01)  # noqa: ASYNC251 - to stop the event loop is the point
     running.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -13,7 +13,7 @@ import pytest
 from testbed.errors import UsageError
 from testbed.host import watchdog
 
-# A run of a command whose loop gets stuck in `stand`; its time limits are short.
+# Runs a command whose event loop gets stuck in `stand`; the watchdog's time limits are short.
 RUN = """\
 import asyncio, os, re, sys, time
 from pathlib import Path
@@ -75,7 +75,7 @@ async def other():
 run_async(work())
 """
 PYTHON = "while True: pass"
-# What stopped `suite`: a quadratic pattern.
+# A quadratic pattern, which once blocked `testbed suite`.
 PATTERN = "re.match(r'(?:\\S+/\\S+)x', '/' * 10_000_000)"
 # Waits for a reader that never opens the pipe.
 BLOCKED = "os.mkfifo(folder / 'pipe'); open(folder / 'pipe')"
@@ -167,7 +167,7 @@ def test_the_kernel_ends_a_loop_that_handles_no_signal(tmp_path: Path) -> None:
 
 
 def test_a_loop_that_uses_no_cpu_is_not_ended(tmp_path: Path) -> None:
-    # As on a machine that is suspended, or busy with other programs.
+    # The same happens on a machine that is suspended, or busy with other programs.
     with run_stuck(tmp_path, "time.sleep(2)", limit_s=0.2) as child:
         child.communicate()
     assert child.returncode == 7

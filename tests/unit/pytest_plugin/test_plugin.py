@@ -105,7 +105,7 @@ def test_sources_of_a_topology_by_precedence(suite: pytest.Pytester) -> None:
     for file, name in (("test_named", "beside"), ("topology", "folder"), ("marked", "marked"), ("option", "option")):
         (suite.path / f"{file}.yaml").write_text(guests(name))
     suite.runpytest("-q").assert_outcomes(passed=6)
-    # A marker is the test's own; the option stands in for files.
+    # A marker belongs to the test; the option replaces files.
     suite.runpytest("-q", "--testbed-topology", "option.yaml").assert_outcomes(passed=4, failed=2)
 
 

@@ -30,7 +30,7 @@ def queued(function: str, work: str) -> str:
     return line.replace("00000000cc", work).replace("loop_workfn", function)
 
 
-# Traces in which the first issuer's requests are queued as a second work, too.
+# Traces in which the first issuer's requests are also queued as a second work item.
 ROOTS = TRACE.replace(ISSUED, ISSUED + queued("loop_rootcg_workfn", "00000000bb"))
 
 
@@ -41,16 +41,16 @@ TWO = TRACE.replace(ISSUED, ISSUED + queued("loop_workfn", "00000000dd"))
 
 
 def test_the_trace_shows_the_work_of_each_issuers_requests() -> None:
-    found = workers.parse_trace(TRACE)
-    assert {issuer: sorted(seen.works) for issuer, seen in found.items()} == {
+    issuers = workers.parse_trace(TRACE)
+    assert {issuer: sorted(seen.works) for issuer, seen in issuers.items()} == {
         "request-a": [("loop_workfn", "00000000aa")],
         "request-b": [("loop_workfn", "00000000cc")],
         "root": [("loop_rootcg_workfn", "00000000bb")],
     }
-    assert found["request-a"].requests == {"RS": 1}
+    assert issuers["request-a"].requests == {"RS": 1}
     again = TRACE.replace(ISSUED, ISSUED + ISSUED + ISSUED.replace(" RS ", " WS "))
     assert workers.parse_trace(again)["request-a"].requests == {"RS": 2, "WS": 1}
-    assert workers.judge(found, threads=0) is workers.judge(found, threads=0, root_only=False) is G.CLOSED
+    assert workers.judge(issuers, threads=0) is workers.judge(issuers, threads=0, root_only=False) is G.CLOSED
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_each_cgroup_needs_a_worker_and_the_root_its_own(trace: str, threads: in
 
 @pytest.mark.parametrize("issuer", ["request-a", "request-b", "root"])
 def test_a_trace_without_one_of_the_issuers_is_inconclusive(issuer: str) -> None:
-    found = workers.parse_trace(TRACE)
-    del found[issuer]
-    assert workers.judge(found, threads=0) is G.UNCLEAR
-    assert workers.judge(found, threads=0, root_only=True) is G.UNCLEAR
+    issuers = workers.parse_trace(TRACE)
+    del issuers[issuer]
+    assert workers.judge(issuers, threads=0) is G.UNCLEAR
+    assert workers.judge(issuers, threads=0, root_only=True) is G.UNCLEAR

@@ -1,4 +1,4 @@
-"""Archives of a guest that wants to write elsewhere, or to fill our memory."""
+"""Archives of a hostile guest that tries to write elsewhere or to fill the host's memory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from testbed.store import archives
 def entry(
     name: str, kind: bytes = tarfile.REGTYPE, link: str = "", data: bytes = b"", mode: int = 0o644
 ) -> tuple[tarfile.TarInfo, bytes]:
-    found = tarfile.TarInfo(name)
-    found.type, found.linkname, found.size, found.mode = kind, link, len(data), mode
-    return found, data
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size, info.mode = kind, link, len(data), mode
+    return info, data
 
 
 def archive(path: Path, *entries: tuple[tarfile.TarInfo, bytes], mode: str = "w") -> Path:
@@ -33,7 +33,7 @@ def archive(path: Path, *entries: tuple[tarfile.TarInfo, bytes], mode: str = "w"
 
 
 def sparse(name: str, size: int, *places: tuple[int, int]) -> tarfile.TarInfo:
-    """The header of a sparse file of GNU tar, as old as they get (`tar --format=gnu`)."""
+    """Make the header of a sparse file in GNU tar's oldest format (`tar --format=gnu`)."""
 
     class Sparse(tarfile.TarInfo):
         def tobuf(self, *_: object, **__: object) -> bytes:
@@ -45,31 +45,31 @@ def sparse(name: str, size: int, *places: tuple[int, int]) -> tarfile.TarInfo:
             header[148:156] = b"%06o\0 " % sum(header)
             return bytes(header)
 
-    found = Sparse(name)
-    found.type, found.size = tarfile.GNUTYPE_SPARSE, sum(size for _, size in places) & 0xFFFF
-    return found
+    info = Sparse(name)
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, sum(size for _, size in places) & 0xFFFF
+    return info
 
 
 def chain() -> list[tuple[tarfile.TarInfo, bytes]]:
     """Make links whose path exceeds PATH_MAX, so that a check of their target stops early (CVE-2025-4517)."""
-    found, deep, steps = [], "", "abcdefghijklmnop"
+    links, deep, steps = [], "", "abcdefghijklmnop"
     for step in steps:
         folder = "d" * 247
-        found += [
+        links += [
             entry(f"{deep}{folder}", tarfile.DIRTYPE, mode=0o755),
             entry(f"{deep}{step}", tarfile.SYMTYPE, folder),
         ]
         deep += f"{folder}/"
     short = "/".join(steps)
     return [
-        *found,
+        *links,
         entry(f"{short}/{'l' * 254}", tarfile.SYMTYPE, "../" * len(steps)),
         entry("escape", tarfile.SYMTYPE, f"{short}/{'l' * 254}/../.."),
         entry("escape/owned", data=b"owned"),
     ]
 
 
-# What is refused, and what is left out and named.
+# Archives that are refused, and entries that are left out and named.
 HOSTILE = {
     "below a link": [entry("out", tarfile.SYMTYPE, "../.."), entry("out/owned", data=b"owned")],
     "a way up": [entry("../owned", data=b"owned")],
@@ -108,7 +108,7 @@ def test_nothing_of_an_archive_gets_out_of_its_folder(tmp_path: Path) -> None:
             archives.unpack(archive(tmp_path / "tar", *entries), tmp_path / "in" / str(number))
     for number, (entries, named) in enumerate(LEFT_OUT.values(), start=len(HOSTILE)):
         left_out = archives.unpack(archive(tmp_path / "tar", *entries), tmp_path / "in" / str(number))
-        assert any(one.startswith(named) for one in left_out), (named, left_out)
+        assert any(message.startswith(named) for message in left_out), (named, left_out)
     inside = tmp_path / "in"
     assert not [path for path in tmp_path.rglob("*") if "owned" in path.name]
     assert all(path.resolve().is_relative_to(inside) for path in inside.rglob("*") if path.is_symlink())
@@ -146,10 +146,10 @@ def test_a_map_of_a_sparse_file_without_end_costs_no_memory(tmp_path: Path, monk
 
 
 def header(kind: bytes, data: bytes = b"", name: str = "h", size: int | None = None) -> bytes:
-    """A header and its data, as tar has them in the archive."""
-    found = tarfile.TarInfo(name)
-    found.type, found.size = kind, len(data) if size is None else size
-    return found.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
+    """Make a header and its data, as they are in an archive."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(data) if size is None else size
+    return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
 
 
 def pax(*records: tuple[str, str], kind: bytes = tarfile.XHDTYPE) -> bytes:
@@ -174,12 +174,12 @@ def test_headers_without_end_are_refused(row: bytes, tmp_path: Path) -> None:
     (tmp_path / "tar").write_bytes(row * 3000 + header(tarfile.REGTYPE, b"x") + bytes(1024))
     with pytest.raises(HostError, match="expected at most 8 headers of one file, got more"):
         archives.unpack(tmp_path / "tar", tmp_path / "in")
-    # In one call of tarfile's, outside of what takes its errors.
+    # tarfile raises this in one call, outside of the code that converts its errors.
     with pytest.raises(tarfile.TarError), archives.open_archive(tmp_path / "tar"):
         pass
 
 
-# Those of Python before 3.11.10 and 3.12.6 take hours (CVE-2024-6232).
+# The parsers of Python before 3.11.10 and 3.12.6 take hours (CVE-2024-6232).
 @pytest.mark.timeout(120)
 def test_a_pax_header_takes_linear_time(tmp_path: Path) -> None:
     digits = "1" * 1_000_000
@@ -211,14 +211,14 @@ def test_a_pax_header_that_is_damaged_is_refused(nonsense: bytes, tmp_path: Path
 
 
 def test_what_headers_say_is_not_kept(tmp_path: Path) -> None:
-    """Neither that of one entry, nor that of all entries, of which each would have a copy."""
+    """Covers headers of one entry, and global headers, of which tarfile would copy all into each entry."""
     more = pax(*((f"comment.{number}", "x") for number in range(2000)), kind=tarfile.XGLTYPE)
     entries = (pax(("comment", "x" * 500_000)) + header(tarfile.REGTYPE, name=f"f{number}") for number in range(60))
     (tmp_path / "tar").write_bytes(more + b"".join(entries) + bytes(1024))
     tracemalloc.start()
     try:
         with archives.open_archive(tmp_path / "tar") as tar:
-            assert [one.name for one in tar] == [f"f{number}" for number in range(60)]
+            assert [member.name for member in tar] == [f"f{number}" for number in range(60)]
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
@@ -286,13 +286,13 @@ def test_what_a_guest_packs_comes_whole(tmp_path: Path) -> None:
         subprocess.run(["sh", "-c", files._PACK, "sh", source, tmp_path / "tar"], check=True)
         left_out = archives.unpack(tmp_path / "tar", target)
         assert sorted(left_out) == ["./pipe (a pipe)", "link (a link to '/etc/passwd', out of what is copied)"]
-    found = {str(path.relative_to(target)): path for path in target.rglob("*")}
-    assert found.keys() == {"sub", "sub/empty", f"sub/{'n' * 200}", "sub/up", "program", "same", "loop", "holes"}
-    assert found["same"].read_text() == found["program"].read_text() == "#!/bin/sh\n"
-    assert found["same"].samefile(found["program"]) and found["sub/up"].readlink() == Path("../program")
-    assert found["holes"].read_bytes() == (source / "holes").read_bytes()
-    assert found["holes"].stat().st_blocks * 512 < 1 << 20
-    assert stat.S_IMODE(found["program"].stat().st_mode) & 0o7111 == 0o111 & ~_umask()
+    unpacked = {str(path.relative_to(target)): path for path in target.rglob("*")}
+    assert unpacked.keys() == {"sub", "sub/empty", f"sub/{'n' * 200}", "sub/up", "program", "same", "loop", "holes"}
+    assert unpacked["same"].read_text() == unpacked["program"].read_text() == "#!/bin/sh\n"
+    assert unpacked["same"].samefile(unpacked["program"]) and unpacked["sub/up"].readlink() == Path("../program")
+    assert unpacked["holes"].read_bytes() == (source / "holes").read_bytes()
+    assert unpacked["holes"].stat().st_blocks * 512 < 1 << 20
+    assert stat.S_IMODE(unpacked["program"].stat().st_mode) & 0o7111 == 0o111 & ~_umask()
 
 
 def _umask() -> int:

@@ -50,15 +50,17 @@ async def test_two_at_once_make_it_once(tmp_path: Path) -> None:
         await asyncio.sleep(0)
         return {}
 
-    said = Recorder()
-    await asyncio.gather(*(cache.make_once(tmp_path / "key", make, said, "thing") for _ in range(5)))
+    recorder = Recorder()
+    await asyncio.gather(*(cache.make_once(tmp_path / "key", make, recorder, "thing") for _ in range(5)))
     assert made == 1
-    assert said.notes == [f"thing: waiting for another part of this command, which holds {tmp_path / 'key.lock'}"] * 4
+    assert (
+        recorder.notes == [f"thing: waiting for another part of this command, which holds {tmp_path / 'key.lock'}"] * 4
+    )
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds a lock file, until its standard input is closed."""
+def locked_elsewhere(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run another process that holds a lock file until its standard input is closed."""
     code = (
         "import fcntl, sys; file = open(sys.argv[1], 'w'); "
         "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
@@ -71,26 +73,26 @@ def held(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 async def test_who_holds_a_lock_is_named_while_it_is_waited_for(tmp_path: Path) -> None:
-    said = Recorder()
+    recorder = Recorder()
 
     async def make(folder: Path) -> dict[str, Any]:
         return {}
 
-    with held(tmp_path / "key.lock") as other:
+    with locked_elsewhere(tmp_path / "key.lock") as other:
         assert other.stdin is not None
-        waiting = asyncio.create_task(cache.make_once(tmp_path / "key", make, said, "thing"))
-        while not said.notes:
+        waiting = asyncio.create_task(cache.make_once(tmp_path / "key", make, recorder, "thing"))
+        while not recorder.notes:
             await asyncio.sleep(0)
         assert not waiting.done()
         other.stdin.close()
         await waiting
-    (note,) = said.notes
+    (note,) = recorder.notes
     assert (
         note.startswith(f"thing: waiting for pid {other.pid} of {other_users.user_name(os.geteuid())}, since 20")
         and sys.executable in note
     )
     assert note.endswith(f", which holds {tmp_path / 'key.lock'}")
-    await cache.make_once(tmp_path / "another", make, said, "thing")
+    await cache.make_once(tmp_path / "another", make, recorder, "thing")
     assert stat.S_IMODE((tmp_path / "another.lock").stat().st_mode) == 0o600, "nobody else can open it, and hold it"
 
 
@@ -151,7 +153,7 @@ async def test_where_there_can_be_no_namespaces_no_image_is_built_and_the_doctor
 
 
 def test_what_others_of_its_users_own_goes_with_an_unfinished_folder(tmp_path: Path) -> None:
-    """Without root only a program in such a namespace can remove it."""
+    """An unprivileged user needs a program in the same kind of user namespace to remove the folder."""
     (folder := tmp_path / "unfinished").mkdir()
     making = ("sh", "-c", 'mkdir -m 700 "$0/theirs" && touch "$0/theirs/file" && chown -R 5:5 "$0/theirs"', str(folder))
     subprocess.run([*unshare._as_root(), *making], check=True)

@@ -1,4 +1,4 @@
-"""What is made from a topology: QEMU's commands, steps in the guest, a picture, and values to read back."""
+"""Plans made from a topology: QEMU commands, steps in the guest, a diagram, and values to read back."""
 
 import json
 from pathlib import Path

@@ -57,7 +57,7 @@ def test_a_continued_line_has_the_time_of_its_first_line() -> None:
 
 
 def test_what_the_console_did_not_show_is_a_finding() -> None:
-    # From before the template was cloned, or with the console's level lowered.
+    # Printed before the template was cloned, or below the console's log level.
     assert merged(f"kern  :warn  : [    1.000000] {WARNED}\n") == [(Kind.WARNING, WARNED)]
     twice = f"kern  :warn  : [    9.000000] {WARNED}\n" * 2
     assert merged(twice, shown(Kind.WARNING, WARNED)) == [(Kind.WARNING, WARNED)] * 2
@@ -73,7 +73,7 @@ def test_information_is_not_of_the_broad_class() -> None:
 def test_lines_that_a_program_wrote_are_marked_as_such() -> None:
     assert merged(f"user  :warn  : [    9.000000] {WARNED}\n", shown(Kind.WARNING, WARNED)) == [(Kind.PROGRAM, WARNED)]
     assert merged(f"user  :warn  : [    9.000000] {WARNED}\n") == []
-    # The same from both, at once: the kernel's is one of them.
+    # The same line from a program and from the kernel: one of them is the kernel's.
     both = f"user  :warn  : [    9.000000] {WARNED}\nkern  :warn  : [    9.000000] {WARNED}\n"
     assert (Kind.WARNING, WARNED) in merged(both, shown(Kind.WARNING, WARNED), shown(Kind.WARNING, WARNED))
 
@@ -122,10 +122,10 @@ def test_a_log_that_was_not_read_is_a_finding_and_no_splat() -> None:
 
 
 def test_a_log_that_is_cut_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = f"0\n{BOOT}"
-    assert dmesg.parse(said).unread == "" and "8 MiB" in dmesg.parse(said, cut=True).unread
+    output = f"0\n{BOOT}"
+    assert dmesg.parse(output).unread == "" and "8 MiB" in dmesg.parse(output, cut=True).unread
     monkeypatch.setattr(dmesg, "_MOST_LINES", 2)
-    log = dmesg.parse(said)
+    log = dmesg.parse(output)
     assert len(log.lines) == 2 and "it is larger than what is read of one" in log.unread
 
 
@@ -133,22 +133,22 @@ def test_a_flood_in_the_log_is_bounded_by_kind() -> None:
     flood = "".join(
         f"kern  :err   : [    9.{number:06}] Buffer I/O error on dev vdc, logical block 8\n" for number in range(2000)
     )
-    found = merged(f"{flood}kern  :warn  : [   10.000000] {WARNED}\n")
-    assert [kind for kind, _ in found] == [Kind.IO_ERROR] * 500 + [Kind.WARNING]
+    findings = merged(f"{flood}kern  :warn  : [   10.000000] {WARNED}\n")
+    assert [kind for kind, _ in findings] == [Kind.IO_ERROR] * 500 + [Kind.WARNING]
 
 
-@pytest.mark.parametrize("said", ["0", "0\nkern  :warn  : [", "0\nkern  :loud  : [    1.000000] x"])
-def test_text_that_is_no_log_has_no_findings(said: str) -> None:
-    assert dmesg.merge((), dmesg.parse(said), 500) == []
+@pytest.mark.parametrize("output", ["0", "0\nkern  :warn  : [", "0\nkern  :loud  : [    1.000000] x"])
+def test_text_that_is_no_log_has_no_findings(output: str) -> None:
+    assert dmesg.merge((), dmesg.parse(output), 500) == []
 
 
-@pytest.mark.parametrize("said", ["", "\n", "\0", "\nkern  :warn  : ["])
-def test_an_invalid_answer_of_dmesg_counts_as_not_read(said: str) -> None:
-    assert [finding.kind for finding in dmesg.merge((), dmesg.parse(said), 500)] == [Kind.UNREAD]
+@pytest.mark.parametrize("output", ["", "\n", "\0", "\nkern  :warn  : ["])
+def test_an_invalid_answer_of_dmesg_counts_as_not_read(output: str) -> None:
+    assert [finding.kind for finding in dmesg.merge((), dmesg.parse(output), 500)] == [Kind.UNREAD]
 
 
-async def saved(folder: Path, answer: str | Exception, *, lost: bool = False) -> KernelLog | None:
-    """What a guest's log is that answers so."""
+async def saved_log(folder: Path, answer: str | Exception, *, lost: bool = False) -> KernelLog | None:
+    """Return the kernel log that is saved for a guest whose dmesg has this output or error."""
 
     async def run(*_: object, **__: object) -> SimpleNamespace:
         if isinstance(answer, Exception):
@@ -168,15 +168,15 @@ async def saved(folder: Path, answer: str | Exception, *, lost: bool = False) ->
     "error", [GuestError("guest g0: `sh`: exit status 127\nsh: dmesg: not found"), ConnectionResetError("closed")]
 )
 async def test_a_running_guest_without_a_readable_log_has_a_finding(tmp_path: Path, error: Exception) -> None:
-    log = await saved(tmp_path, error)
+    log = await saved_log(tmp_path, error)
     assert log is not None and log.unread == str(error).splitlines()[0]
     assert not (tmp_path / "dmesg.txt").exists()
 
 
 async def test_a_log_is_saved_and_the_log_of_a_lost_guest_is_not_requested(tmp_path: Path) -> None:
-    assert await saved(tmp_path, GuestError("x"), lost=True) is None
-    log = await saved(tmp_path, f"0\n{BOOT}")
+    assert await saved_log(tmp_path, GuestError("x"), lost=True) is None
+    log = await saved_log(tmp_path, f"0\n{BOOT}")
     assert log is not None and not log.unread and (tmp_path / "dmesg.txt").read_text() == log.text
-    # A host that cannot keep it has read it.
-    log = await saved(tmp_path / "nowhere", f"0\n{BOOT}")
+    # The log was read, although the host cannot write it.
+    log = await saved_log(tmp_path / "nowhere", f"0\n{BOOT}")
     assert log is not None and not log.unread

@@ -37,7 +37,7 @@ RECORDED = {
     "console-splats-7.2.txt": {Kind.WARNING: 3, Kind.REFCOUNT: 1, Kind.ATOMIC_SLEEP: 1, Kind.OOPS: 2},
 }
 
-# The whole logs of kernels that have booted, and that have seen a disk of each kind come and go.
+# The whole logs of kernels that booted and had a disk of each kind attached and detached.
 BOOTED = ("dmesg-boot-5.10.txt", "dmesg-boot-6.1.txt", "dmesg-boot-6.12.txt", "dmesg-boot-7.2.txt")
 
 
@@ -57,7 +57,7 @@ def test_warnings_whose_banner_is_another_one_day_are_findings_by_their_frame(na
     reader = kernel_log.ConsoleReader()
     lines = (DATA / name).read_text().replace("WARNING: ", "Attention ").splitlines()
     found = [finding for line in lines if (finding := reader.take(line))]
-    # The one below `refcount_t` has a line that is known.
+    # The warning below `refcount_t` has a known line of its own.
     count = RECORDED[name][Kind.WARNING] - RECORDED[name].get(Kind.REFCOUNT, 0)
     assert [one.kind for one in found].count(Kind.OTHER) == count and found[0].text.startswith("Attention ")
 
@@ -73,7 +73,7 @@ def test_a_healthy_boot_has_no_findings_at_any_log_level(name: str) -> None:
 def test_each_kind_of_line(kind: Kind, text: str) -> None:
     found = kernel_log.classify(stamped(text))
     assert found is not None and (found.kind, found.seconds, found.text) == (kind, 60.0, text.strip())
-    # Programs of the guest have no stamp, and use the words of the last class.
+    # Lines of programs in the guest have no timestamp, and may contain the words of the kind OTHER.
     assert (kernel_log.classify(text) is None) == (kind is Kind.OTHER)
 
 
@@ -81,7 +81,7 @@ def test_every_kind_has_a_line() -> None:
     assert set(LINES) == set(Kind) - {Kind.PROGRAM, Kind.UNREAD}
 
 
-# Such a line comes between `cut here` and `end trace`, which a search without a class knows.
+# Kinds whose lines are between `cut here` and `end trace`, which ANY_SPLAT matches instead.
 FRAMED = (Kind.LIST_CORRUPTION, Kind.REFCOUNT)
 
 
@@ -185,7 +185,7 @@ def test_an_invalid_time_is_no_time_stamp(stamp: str) -> None:
     assert found is not None and found.seconds is None
 
 
-def heard(text: str) -> list[tuple[Kind, str]]:
+def read_findings(text: str) -> list[tuple[Kind, str]]:
     reader = kernel_log.ConsoleReader()
     return [(found.kind, found.text) for line in text.splitlines() if (found := reader.take(stamped(line)))]
 
@@ -208,21 +208,21 @@ HEADING = "Attention, block/blk-core.c has warned"
     ],
 )
 def test_a_report_that_is_recognized_by_its_frame_alone_is_one_finding(report: str) -> None:
-    assert heard(report) == [(Kind.OTHER, HEADING)]
-    assert heard(f"{report}\n{report}") == [(Kind.OTHER, HEADING)] * 2
+    assert read_findings(report) == [(Kind.OTHER, HEADING)]
+    assert read_findings(f"{report}\n{report}") == [(Kind.OTHER, HEADING)] * 2
     oom = "dd invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0"
     killed = f"{oom}\nCPU: 0 PID: 7 Comm: dd Not tainted 6.1\nCall Trace:\n dump_stack+0x1/0x2"
-    assert heard(f"{killed}\n{report}") == [(Kind.OOM, oom), (Kind.OTHER, HEADING)]
+    assert read_findings(f"{killed}\n{report}") == [(Kind.OOM, oom), (Kind.OTHER, HEADING)]
 
 
 def test_a_report_with_a_line_of_a_class_is_not_of_the_class_other() -> None:
     banner = "WARNING: drivers/block/loop.c:10 at loop_workfn+0x1/0x2 [loop], CPU#0: kworker/0:1/77"
     for report in (f"{CUT}\nsome words first\n{banner}\n{BODY}\n{END}", f"some words first\n{banner}\n{BODY}\n{END}"):
-        assert [kind for kind, _ in heard(f"{report}\n{report}")] == [Kind.WARNING] * 2
-    assert heard(f"{CUT}\n{END}\n{END}") == [] and heard(f"{BODY}\n{END}") == []
-    # One that was known does not stand for the next.
+        assert [kind for kind, _ in read_findings(f"{report}\n{report}")] == [Kind.WARNING] * 2
+    assert read_findings(f"{CUT}\n{END}\n{END}") == [] and read_findings(f"{BODY}\n{END}") == []
+    # A report of a known kind does not hide the next one.
     hung = "INFO: task dd:77 blocked for more than 120 seconds.\n" + "      Not tainted\n" * 20
-    assert [kind for kind, _ in heard(f"{hung}{HEADING}\n{BODY}\n{END}")] == [Kind.HUNG_TASK, Kind.OTHER]
+    assert [kind for kind, _ in read_findings(f"{hung}{HEADING}\n{BODY}\n{END}")] == [Kind.HUNG_TASK, Kind.OTHER]
 
 
 def test_only_panic_and_oops_end_a_guest() -> None:

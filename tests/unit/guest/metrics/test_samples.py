@@ -1,4 +1,4 @@
-"""Control groups' counters as the agent says them, samples that are written, and what becomes of them in plots."""
+"""Counters of cgroups as the agent sends them, the samples that are written, and their plots."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def test_any_output_of_a_guest_is_a_survey_or_an_error_and_can_be_drawn(lines: l
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 def test_the_script_is_one_that_shells_run_to_its_end_and_its_first_survey_stays(tmp_path: Path, shell: str) -> None:
-    """On this machine, whose own devices are none of the topology's."""
+    """Runs on the host, whose devices are not in the topology."""
     script = "\n".join((survey.survey_commands([]), f"set -e; {survey.TAKE}; {survey.TAKE}", survey.SHOW)).replace(
         "/run/", f"{tmp_path}/"
     )
@@ -174,7 +174,7 @@ def test_steps_run_without_the_survey_script(tmp_path: Path) -> None:
     "path", [path for path in SCENARIOS.glob("*.py") if "= Scenario(" in path.read_text()], ids=lambda path: path.stem
 )
 def test_each_scenario_takes_a_survey_where_it_measures(path: Path) -> None:
-    """`Rig.meter` does it for those that use it."""
+    """Accepts a call of `meter`, which takes the survey itself."""
     text = path.read_text()
     assert "survey.TAKE" in text or ".meter(" in text
 
@@ -228,7 +228,7 @@ def test_what_stands_on_what_is_said_and_drawn() -> None:
         "/tmp",
         "reader",
     } <= titles
-    # A limit points at its disk: two of them.
+    # Each of the two limits has a line to its disk.
     assert len([path for path in drawn.iter("{http://www.w3.org/2000/svg}path") if path.get("class") == "limit"]) == 2
 
 
@@ -243,7 +243,7 @@ def stood(result: Result, **by_side: Survey | SurveyError) -> Result:
     return replace(result, sides={side: replace(done, stack=by_side[side]) for side, done in result.sides.items()})
 
 
-# What a file may say, and no scenario used.
+# A topology that no scenario used.
 ASKED = GuestModel(
     disks={"data": make_disk(type="virtio-blk", size=GIB)},
     loops={"odd-loop": Loop(backing="data/f", filesystem="xfs", size=MIB)},

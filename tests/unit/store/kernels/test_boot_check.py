@@ -90,7 +90,7 @@ def test_a_kernel_without_a_configuration_is_taken_with_a_note(given: Path, tmp_
     assert fetched(given / "bzImage", tmp_path, notes).config is None
     assert any("of Linux 5.4.1, and so not the configuration of 6.9.0-test" in said for said in notes.said)
     assert any("its configuration is not known" in said for said in notes.said)
-    # The next command, which has it from the cache, says it again.
+    # The next command takes the kernel from the cache and prints the notes again.
     again = Notes()
     fetched(given / "bzImage", tmp_path, again)
     assert again.said == notes.said
@@ -140,11 +140,11 @@ def test_modules_of_another_release_are_refused(given: Path, tmp_path: Path) -> 
         ),
     ):
         fetched(f"{given}/bzImage:{folder}", tmp_path)
-    # Of the same release, and another build.
+    # Modules of the same release, but of another build.
     folder = modules(given / "n", "loop", magic=f"{RELEASE} SMP mod_unload ")
     with pytest.raises(UsageError, match=r"got of loop\.ko: 6\.9\.0-test SMP mod_unload"):
         fetched(f"{given}/bzImage:{folder}", tmp_path)
-    # What the kernel compares cannot be found in it: its release is still another one.
+    # The kernel's vermagic is not found, but its release still differs from the modules'.
     (given / "bzImage").write_bytes(whole(gzip.compress(kernel(magic="")), with_size=False))
     with pytest.raises(
         UsageError, match=r"cannot load the modules in .*\n    expected: 6\.9\.0-test\n    got of loop\.ko: 6\.8"
@@ -168,7 +168,7 @@ def test_a_folder_without_modules_or_above_them_is_refused(given: Path, tmp_path
         match=rf"expected the folder of the modules of Linux {RELEASE} itself, which is .*/lib/modules/{RELEASE}",
     ):
         fetched(f"{given}/bzImage:{given}/root", tmp_path)
-    # Of a kernel with everything built in, as `make modules_install` leaves it.
+    # The folder that `make modules_install` makes for a kernel with everything built in.
     (given / "empty/modules.builtin").write_text("kernel/drivers/block/loop.ko\n")
     assert fetched(f"{given}/bzImage:{given}/empty", tmp_path).early_modules == ()
 
@@ -187,7 +187,7 @@ def test_what_is_a_module_must_be_among_those_that_are_given(given: Path, tmp_pa
         UsageError, match=r"CONFIG_VIRTIO_BLK=m without virtio_blk\.ko: its root is ext4 on virtio-blk$"
     ):
         fetched(f"{given}/bzImage:{modules(given / 'm', 'loop')}", tmp_path)
-    # A template needs more than a guest.
+    # A template needs more options than a guest.
     (given / "bzImage").write_bytes(image(config(BLK_DEV_NVME="m")))
     notes = Notes()
     fetched(f"{given}/bzImage:{given}/m", tmp_path, notes)

@@ -1,4 +1,4 @@
-"""Configurations, Kconfig files, ablations' table, and what make says."""
+"""Configurations, Kconfig files, the table of ablations, and the output of make."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -105,7 +105,7 @@ def test_what_was_chosen_is_told_from_what_was_computed_and_from_what_a_source_d
     assert chosen("FRONTEND", "y", "n", DEBUG="y") and not chosen("FRONTEND", "y", "n", DEBUG="y", AUTOMATIC="y")
     assert chosen("DEEP", "y", "n", EXPERT="y") and not chosen("DEEP", "y", "n")  # without EXPERT it is its default
     assert not chosen("HELPER", "y", "n") and not chosen("NOWHERE", "y", "n")
-    # Needed by others.
+    # Other options need these.
     assert not chosen("BRIDGE", "m", "y") and not chosen("HELPER", "n", "y")
     lost = [LostOption(name=name, wanted=Option(value="y", where=""), got="n") for name in ("HELPER", "NOWHERE")]
     assert kconfig.unknown_options(lost, KNOWN) == ("NOWHERE",)
@@ -118,7 +118,10 @@ def test_a_fragments_last_line_counts_and_what_is_lost_is_told() -> None:
     )
     assert config_fragments.format_config(wanted) == "CONFIG_A=m\n# CONFIG_B is not set\nCONFIG_N=4\n"
     lost = config_fragments.lost_options(wanted, config_fragments.parse("CONFIG_A=m\nCONFIG_B=y\n", ".config"))
-    assert [(one.name, one.wanted.where, one.got) for one in lost] == [("B", "one:3", "y"), ("N", "one:4", "n")]
+    assert [(option.name, option.wanted.where, option.got) for option in lost] == [
+        ("B", "one:3", "y"),
+        ("N", "one:4", "n"),
+    ]
 
 
 def test_a_line_that_is_no_option_is_an_error_with_its_place() -> None:
@@ -128,7 +131,7 @@ def test_a_line_that_is_no_option_is_an_error_with_its_place() -> None:
 
 def test_the_base_fragment_has_what_guests_and_scenarios_need() -> None:
     base = config_fragments.parse((KCONFIG / "base.config").read_text(), "base")
-    # Selected by others, and so not asked for.
+    # Other options select this one, so that the fragment does not name it.
     selected = config(EVENT_TRACING="y")
     assert config_needs.unmet_requirements((*config_needs.GUEST, *config_needs.EVERY_SCENARIO), base) == ()
     flavours = [config_fragments.parse(path.read_text(), path.name) for path in KCONFIG.glob("*.config")]
@@ -141,8 +144,10 @@ def test_what_is_needed_and_lacking_is_named_with_who_needs_it() -> None:
     assert config_needs.unmet_requirements(
         config_needs.EVERY_SCENARIO, config(MEMCG="y", BLK_CGROUP="m", CGROUP_WRITEBACK="y", BLK_DEV_LOOP="m")
     ) == ("CONFIG_BLK_CGROUP=y: every scenario needs it",)
-    said = {word.rstrip(",") for one in config_needs.SOME_SCENARIOS for word in one.why.split() if word in SCENARIOS}
-    assert said >= {
+    mentioned = {
+        word.rstrip(",") for need in config_needs.SOME_SCENARIOS for word in need.why.split() if word in SCENARIOS
+    }
+    assert mentioned >= {
         "io-max",
         "io-weight",
         "lock-order",
@@ -157,8 +162,8 @@ def test_what_is_needed_and_lacking_is_named_with_who_needs_it() -> None:
 def test_a_key_holds_all_that_makes_a_kernel() -> None:
     gcc, clang = Compiler(version="gcc 12", through_ccache=False), make_args.parse(["LLVM=1"])
     keys = [
-        compiler.build_key(*one)
-        for one in (
+        compiler.build_key(*arguments)
+        for arguments in (
             ("source", {"a.c": "1"}, "CONFIG_A=y", gcc),
             ("other", {"a.c": "1"}, "CONFIG_A=y", gcc),
             ("source", {"a.c": "2"}, "CONFIG_A=y", gcc),
@@ -168,7 +173,7 @@ def test_a_key_holds_all_that_makes_a_kernel() -> None:
         )
     ]
     assert len(set(keys)) == len(keys)
-    # ccache changes no byte, and what is not said changes no key of before.
+    # ccache does not change the build, and options that are not set do not change earlier keys.
     assert (
         compiler.build_key("source", {"a.c": "1"}, "CONFIG_A=y", replace(gcc, through_ccache=True))
         == keys[0]
@@ -186,12 +191,12 @@ def test_progress_counts_objects_and_tells_the_time_that_is_left() -> None:
 
 
 def test_the_first_error_of_a_compiler_is_shown() -> None:
-    said = (
+    output = (
         "warning: x\ndrivers/block/loop.c:12:3: error: unknown type\n   12 | foo\n"
         "make[3]: *** [loop.o] Error 1\nlate: error: y\n"
     )
-    assert make_output.first_error(said).splitlines()[0] == "drivers/block/loop.c:12:3: error: unknown type"
-    assert "unknown type" in make_output.first_error(said) and make_output.first_error("") == "make gave no reason"
+    assert make_output.first_error(output).splitlines()[0] == "drivers/block/loop.c:12:3: error: unknown type"
+    assert "unknown type" in make_output.first_error(output) and make_output.first_error("") == "make gave no reason"
 
 
 def test_a_failure_of_the_machine_is_told_from_one_of_the_source_that_is_quoted() -> None:

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("no_disk")
 
 @pytest.fixture
 def unprivileged() -> Iterator[None]:
-    """The test runs as another user than root."""
+    """Run the test as a user other than root."""
     if os.geteuid() != 0:
         yield
         return

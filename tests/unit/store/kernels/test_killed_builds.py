@@ -99,22 +99,22 @@ def started(root: Path, tree: Path, **environment: str) -> subprocess.Popen[byte
     )
 
 
-def below(pid: int) -> set[int]:
-    """A process and all that it has started."""
+def process_tree(pid: int) -> set[int]:
+    """Return the ids of a process and of all its descendants."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
+    pids = {pid}
+    while more := {child for child, parent in parents.items() if parent in pids} - pids:
+        pids |= more
+    return pids
 
 
 def kill_all(child: subprocess.Popen[bytes]) -> None:
-    """As when a container ends: none of them does anything any more when the first is gone."""
+    """Kill a process and its descendants as if at once: all are stopped before the first one is killed."""
     stopped: set[int] = set()
-    while more := below(child.pid) - stopped:
+    while more := process_tree(child.pid) - stopped:
         for pid in more:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
@@ -172,7 +172,7 @@ def test_builds_that_are_killed_at_random_moments_end_as_an_undisturbed_one(
     assert built.bzimage.read_bytes() == undisturbed(tmp_path, tree)
 
 
-# What a make of Linux 6.1 said, in this order, and files of it. `+`: what it was writing when it was killed.
+# Output of make for Linux 6.1, in this order, and files of the build. `+`: a file that make was writing when killed.
 _SAID = """\
   HOSTCC  arch/x86/tools/relocs_64.o
   UPD     include/generated/bounds.h
@@ -214,18 +214,20 @@ def test_only_what_a_recipe_has_ended_for_is_whole(tmp_path: Path, prepared: boo
         interrupted_build.set_mark(output)
         if (records / interrupted_build.MARK).stat().st_mtime_ns > (output / "old.o").stat().st_ctime_ns:
             break
-    said = _SAID.replace("OUTPUT", str(output))
-    said = said if prepared else "".join(line for line in said.splitlines(keepends=True) if "loop.o\n" not in line)
+    printed = _SAID.replace("OUTPUT", str(output))
+    printed = (
+        printed if prepared else "".join(line for line in printed.splitlines(keepends=True) if "loop.o\n" not in line)
+    )
     (records / interrupted_build.LOG).write_text(
-        said + "  CALL    scripts/checksyscalls.sh\n" * 20 + "  CC      kernel/half"
+        printed + "  CALL    scripts/checksyscalls.sh\n" * 20 + "  CC      kernel/half"
     )
     for name in _WHOLE | _TOOLS | _NOT | _OURS:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         (output / name).write_text("x")
-    found = {str(path.relative_to(output)) for path in interrupted_build.suspect_objects(output)}
+    suspects = {str(path.relative_to(output)) for path in interrupted_build.suspect_objects(output)}
     loop = {"drivers/block/loop.o", "drivers/block/.loop.o.cmd"}
-    assert found == _NOT | (set() if prepared else _TOOLS | loop)
-    # Where make could not hold a line back until its recipe had ended, none counts.
+    assert suspects == _NOT | (set() if prepared else _TOOLS | loop)
+    # If make could not delay a line until its recipe had ended, no line counts.
     with (records / interrupted_build.LOG).open("a") as log:
         log.write("\nmake[1]: warning: cannot open output-sync lock file, suppressing output-sync.\n")
     assert {

@@ -14,7 +14,7 @@ from testbed.store.kernels.compiler import Compiler
 
 
 def program(folder: Path, name: str, version: str) -> str:
-    """A program that only says its version."""
+    """Write a program that only prints its version."""
     path = folder / name
     path.write_text(f"#!/bin/sh\necho '{version}'\n")
     path.chmod(0o755)
@@ -154,7 +154,7 @@ def test_what_the_environment_says_is_kept_from_make_and_named() -> None:
         "LLVM=1",
     )
     assert make_args.environment_ignored({"ARCH": "x86", "MAKEFLAGS": "-j4"}) == ("MAKEFLAGS=-j4",)
-    # Below a make no user has set them.
+    # Below another make, these variables are not the user's.
     assert (
         make_args.environment_ignored({"MAKELEVEL": "1", "MAKEFLAGS": " -j --jobserver-auth=3,4", "MFLAGS": "-j"}) == ()
     )

@@ -1,4 +1,4 @@
-"""Series as text, and in a tree: what is read, in which order, and what is said of a patch that does not fit."""
+"""Patch series: their files and order, their application to a tree, and the error if a patch does not apply."""
 
 import asyncio
 import os
@@ -118,7 +118,7 @@ def test_a_series_is_planned_put_and_taken_back_and_other_files_keep_their_times
         and (tmp_path / "tree/new.h").read_text() == "new\n"
     )
     put_at = loop.stat().st_mtime_ns
-    # The same again changes nothing, and is planned from the source as it was.
+    # Applying the series again changes nothing, and the plan is made from the original source.
     assert planned(tree, series) == plan and content_hashes(plan).keys() == {"drivers/loop.c", "new.h"}
     tree.apply_changes(plan)
     assert loop.stat().st_mtime_ns == put_at

@@ -25,7 +25,7 @@ def new(path: str, text: str = "new", mode: str = "100644") -> str:
     return f"diff --git a/{path} b/{path}\nnew file mode {mode}\n--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+{text}\n"
 
 
-def gone(path: str, text: str) -> str:
+def deletion(path: str, text: str) -> str:
     return (
         f"diff --git a/{path} b/{path}\ndeleted file mode 100644\n--- a/{path}\n+++ /dev/null\n@@ -1 +0,0 @@\n-{text}\n"
     )
@@ -35,13 +35,13 @@ def of(*texts: str) -> tuple[Patch, ...]:
     return tuple(Patch(name=f"{number}.patch", subject="p", text=text) for number, text in enumerate(texts, 1))
 
 
-def everything(folder: Path) -> dict[str, str | None]:
-    """What is in a tree: of files the text, of folders None."""
+def read_tree(folder: Path) -> dict[str, str | None]:
+    """Return the content of a tree by path: the text of a file, None for a folder."""
     return {str(path.relative_to(folder)): path.read_text() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def tree_with(folder: Path) -> Tree:
-    """`tree_of` with a folder `lone` of one file, and a file `file`."""
+    """Make `tree_of` with a folder `lone` that has one file, and a file `file`."""
     tree = tree_of(folder, file="1\n")
     (folder / "tree/lone/below").mkdir(parents=True)
     (folder / "tree/lone/below/one").write_text("1\n")
@@ -73,7 +73,7 @@ def test_a_patch_of_many_files_takes_time_that_grows_with_it(tmp_path: Path, mon
         ((new("file/a/b/c"),), r"file/a/b/c: expected a folder file"),
         ((new("new.c"), new("new.c/below")), r"2\.patch: .*new\.c"),
         ((new("new/below"), new("new")), r"2\.patch: .*new"),
-        ((new("lone"), gone("lone/below/one", "1")), r"1\.patch: cannot be applied: lone: expected no folder"),
+        ((new("lone"), deletion("lone/below/one", "1")), r"1\.patch: cannot be applied: lone: expected no folder"),
         ((new("../outside"),), "outside"),
         ((new("/etc/outside"),), "outside"),
         ((new("a/../../outside"),), "outside"),
@@ -89,8 +89,8 @@ def test_a_patch_of_many_files_takes_time_that_grows_with_it(tmp_path: Path, mon
         ((new("device", mode="060000"),), "device"),
         ((new("program", mode="104755"),), r"expected a regular file, got mode 104755|program"),
         ((new("sub", mode="160000"),), "mode 160000"),
-        ((gone("nowhere", "1"),), "nowhere"),
-        ((gone("file", "2"),), "file"),
+        ((deletion("nowhere", "1"),), "nowhere"),
+        ((deletion("file", "2"),), "file"),
         (("diff --git a/nowhere b/new\nsimilarity index 100%\nrename from nowhere\nrename to new\n",), "nowhere"),
         (
             ("diff --git a/file b/drivers\nsimilarity index 100%\nrename from file\nrename to drivers\n",),
@@ -111,33 +111,34 @@ def test_what_cannot_be_is_refused_and_the_source_stays_as_it_is_and_can_be_buil
     tree = tree_with(tmp_path)
     (tmp_path / "tree/link").symlink_to("nowhere")
     (tmp_path / "tree/folder-link").symlink_to("drivers")
-    before = everything(tmp_path)
+    before = read_tree(tmp_path)
     with pytest.raises(BuildError, match=message):
         planned(tree, of(*texts))
-    assert everything(tmp_path) == before
+    assert read_tree(tmp_path) == before
     good = planned(tree, of(diff("line 11", "eleven")))
     tree.apply_changes(good)
     tree.apply_changes({})
-    assert everything(tmp_path / "tree") == everything(tmp_path / "tree") | {"drivers/loop.c": LOOP, "file": "1\n"}
+    assert read_tree(tmp_path / "tree") == read_tree(tmp_path / "tree") | {"drivers/loop.c": LOOP, "file": "1\n"}
 
 
 @pytest.mark.parametrize("path", ["drivers", "file/below", "file/a/b"])
 def test_a_plan_that_does_not_fit_its_tree_writes_nothing(tmp_path: Path, path: str) -> None:
     tree = tree_with(tmp_path)
-    before = everything(tmp_path)
+    before = read_tree(tmp_path)
     with pytest.raises(BuildError):
         tree.apply_changes({"new": Content(data=b"new"), path: Content(data=b"x")})
-    assert everything(tmp_path) == before
+    assert read_tree(tmp_path) == before
 
 
 def test_a_file_takes_the_place_of_a_folder_whose_files_go_and_the_other_way_round(tmp_path: Path) -> None:
     tree = tree_with(tmp_path)
-    before = everything(tmp_path / "tree")
+    before = read_tree(tmp_path / "tree")
     there = planned(
-        tree, of(gone("lone/below/one", "1"), new("lone", "a file"), gone("file", "1"), new("file/a/b", "a folder"))
+        tree,
+        of(deletion("lone/below/one", "1"), new("lone", "a file"), deletion("file", "1"), new("file/a/b", "a folder")),
     )
     tree.apply_changes(there)
-    assert everything(tmp_path / "tree") == {
+    assert read_tree(tmp_path / "tree") == {
         "drivers": None,
         "drivers/loop.c": LOOP,
         "file": None,
@@ -147,29 +148,35 @@ def test_a_file_takes_the_place_of_a_folder_whose_files_go_and_the_other_way_rou
     }
     assert (
         planned(
-            tree, of(gone("lone/below/one", "1"), new("lone", "a file"), gone("file", "1"), new("file/a/b", "a folder"))
+            tree,
+            of(
+                deletion("lone/below/one", "1"),
+                new("lone", "a file"),
+                deletion("file", "1"),
+                new("file/a/b", "a folder"),
+            ),
         )
         == there
     )
     tree.apply_changes(there)
     tree.apply_changes({})
-    assert everything(tmp_path / "tree") == before
+    assert read_tree(tmp_path / "tree") == before
 
 
 @pytest.mark.parametrize("path", ["drivers", "drivers/loop.c/below"])
 def test_a_source_that_an_older_testbed_could_not_build_any_more_is_whole_again(tmp_path: Path, path: str) -> None:
     tree = tree_with(tmp_path)
-    before = everything(tmp_path / "tree")
+    before = read_tree(tmp_path / "tree")
     (tmp_path / "changed.json").write_text(json.dumps({path: False}))
     plan = planned(tree, of(diff("line 11", "eleven")))
     tree.apply_changes(plan)
     assert "eleven\n" in (tmp_path / "tree/drivers/loop.c").read_text()
     tree.apply_changes({})
-    assert everything(tmp_path / "tree") == before
+    assert read_tree(tmp_path / "tree") == before
 
 
 class Killed(BaseException):
-    """As SIGKILL: nothing that comes after it is done."""
+    """Stands in for SIGKILL: nothing after it is done."""
 
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, step: int, run: Callable[[], None]) -> bool:
@@ -177,21 +184,21 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, step: int, run: Callable[[], None
     left = step
 
     def changing(real: Callable[..., Any]) -> Callable[..., Any]:
-        def change(*words: Any, **more: Any) -> Any:
+        def change(*arguments: Any, **keywords: Any) -> Any:
             nonlocal left
             if left <= 0:
                 raise Killed
             left -= 1
-            return real(*words, **more)
+            return real(*arguments, **keywords)
 
         return change
 
     real_open = Path.open
 
-    def opened(path: Path, mode: str = "r", *words: Any, **more: Any) -> Any:
+    def open_file(path: Path, mode: str = "r", *arguments: Any, **keywords: Any) -> Any:
         if "w" not in mode:
-            return real_open(path, mode, *words, **more)
-        file = changing(real_open)(path, mode, *words, **more)
+            return real_open(path, mode, *arguments, **keywords)
+        file = changing(real_open)(path, mode, *arguments, **keywords)
         if left <= 0:  # killed in the middle of writing
             file.write(b"ha" if "b" in mode else "ha")
             file.close()
@@ -199,7 +206,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, step: int, run: Callable[[], None
         return file
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "open", opened)
+        patched.setattr(Path, "open", open_file)
         for name in ("unlink", "rmdir", "mkdir", "replace", "chmod"):
             patched.setattr(Path, name, changing(getattr(Path, name)))
         patched.setattr(os, "fsync", changing(os.fsync))
@@ -212,11 +219,11 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, step: int, run: Callable[[], None
 
 SERIES = {
     "nothing": (),
-    "changes": (diff("line 11", "eleven"), new("drivers/new/deep/er.c"), gone("file", "1")),
+    "changes": (diff("line 11", "eleven"), new("drivers/new/deep/er.c"), deletion("file", "1")),
     "swaps": (
-        gone("lone/below/one", "1"),
+        deletion("lone/below/one", "1"),
         new("lone", "a file"),
-        gone("file", "1"),
+        deletion("file", "1"),
         new("file/a/b", "a folder"),
         diff("line 21", "21", line=20),
     ),
@@ -230,12 +237,12 @@ def test_a_series_that_was_killed_at_any_step_leaves_a_source_of_which_any_other
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str
 ) -> None:
     fresh = tree_with(tmp_path / "fresh")
-    before = everything(tmp_path / "fresh/tree")
+    before = read_tree(tmp_path / "fresh/tree")
     plans = {name: planned(fresh, of(*texts)) for name, texts in SERIES.items()}
     wanted: dict[str, dict[str, str]] = {}
     for name, plan in plans.items():
         fresh.apply_changes(plan)
-        wanted[name] = files(everything(tmp_path / "fresh/tree"))
+        wanted[name] = files(read_tree(tmp_path / "fresh/tree"))
     killed, step = True, 0
     while killed:
         folder, last = tmp_path / str(step), tuple(SERIES)[step % len(SERIES)]
@@ -249,18 +256,18 @@ def test_a_series_that_was_killed_at_any_step_leaves_a_source_of_which_any_other
             assert planned(tree, of(*SERIES[last])) == plans[last]
         for name in (last, "nothing"):
             tree.apply_changes(plans[name])
-            assert files(everything(folder / "tree")) == wanted[name], step
+            assert files(read_tree(folder / "tree")) == wanted[name], step
         step += 1
-    assert everything(folder / "tree") == before and (step > 10 or first == second)
+    assert read_tree(folder / "tree") == before and (step > 10 or first == second)
 
 
-def files(found: dict[str, str | None]) -> dict[str, str]:
-    """Without the folders, of which a run that was killed may leave empty ones."""
-    return {path: text for path, text in found.items() if text is not None}
+def files(content: dict[str, str | None]) -> dict[str, str]:
+    """Leave out the folders: a run that was killed may leave empty ones."""
+    return {path: text for path, text in content.items() if text is not None}
 
 
 def test_a_series_that_brings_a_repository_along_has_git_run_nothing(tmp_path: Path) -> None:
-    """Where patches are tried a second patch would be applied in the repository that the first has made."""
+    """Without this, git would apply a second patch in the repository that the first patch created."""
     evil = f"sh -c 'echo ran >>{tmp_path}/ran; cat'"
     repository = ("no-repository", "tree/no-repository", "repository", "git")
     first = new(".gitattributes", "* filter=evil")
