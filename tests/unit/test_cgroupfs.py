@@ -33,10 +33,10 @@ MOVED = "rbytes=5 wbytes=0 rios=1 wios=0 dbytes=0 dios=0"
 
 
 def test_io_stat_is_parsed_by_device() -> None:
-    found = cgroupfs.parse_io_stat(IO_STAT, "x")
-    assert found["254:32"]["rbytes"] == 33816576
-    assert found["259:0"] == {}
-    assert found["7:0"]["cost.usage"] == 12 and "cost.vrate" not in found["7:0"]
+    parsed = cgroupfs.parse_io_stat(IO_STAT, "x")
+    assert parsed["254:32"]["rbytes"] == 33816576
+    assert parsed["259:0"] == {}
+    assert parsed["7:0"]["cost.usage"] == 12 and "cost.vrate" not in parsed["7:0"]
 
 
 def test_an_empty_io_stat_has_no_devices() -> None:
@@ -44,8 +44,8 @@ def test_an_empty_io_stat_has_no_devices() -> None:
 
 
 def test_devices_without_io_may_precede_others_or_be_last() -> None:
-    found = cgroupfs.parse_io_stat(f"7:1 7:0 254:0 {MOVED}\n7:3 7:2 ", "x")
-    assert found["254:0"]["rbytes"] == 5 and [found[f"7:{n}"] for n in range(4)] == [{}] * 4
+    parsed = cgroupfs.parse_io_stat(f"7:1 7:0 254:0 {MOVED}\n7:3 7:2 ", "x")
+    assert parsed["254:0"]["rbytes"] == 5 and [parsed[f"7:{n}"] for n in range(4)] == [{}] * 4
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def taken(*parts: str, end: bool = True) -> str:
 
 
 def test_sections_have_whole_files() -> None:
-    said = "noise\n" + taken(
+    output = "noise\n" + taken(
         "section before",
         "file /a\n1\n2\n",
         "whole /a",
@@ -143,21 +143,21 @@ def test_sections_have_whole_files() -> None:
         "file /a\n\n",
         "whole /a",
     )
-    found = shell_functions.sections(said, "@1", "g0")
+    parsed = shell_functions.sections(output, "@1", "g0")
     assert (
-        found["before"].text("/a") == "1\n2\n"
-        and found["before"].note("status") == "0"
-        and found["after"].text("/a") == "\n"
+        parsed["before"].text("/a") == "1\n2\n"
+        and parsed["before"].note("status") == "0"
+        and parsed["after"].text("/a") == "\n"
     )
     for path, why in (("/b", "no such file"), ("/c", "it was not looked at")):
         with pytest.raises(ReadingError, match=f"guest g0: {path}: expected to read it, got .*{why}"):
-            found["before"].text(path)
+            parsed["before"].text(path)
     with pytest.raises(ReadingError, match="a note of its status"):
-        found["after"].note("status")
+        parsed["after"].note("status")
 
 
 @pytest.mark.parametrize(
-    "said",
+    "output",
     [
         "",
         "noise",
@@ -166,9 +166,9 @@ def test_sections_have_whole_files() -> None:
         taken("file /a\n1\n", "whole /a")[:-1].removesuffix("finish"),
     ],
 )
-def test_truncated_output_is_an_error(said: str) -> None:
+def test_truncated_output_is_an_error(output: str) -> None:
     with pytest.raises(ReadingError, match="its counters: expected what its script prints at the end"):
-        shell_functions.sections(said, "@1", "g0")
+        shell_functions.sections(output, "@1", "g0")
 
 
 @pytest.mark.parametrize("parts", [("file /a\n1\n", "unread /a"), ("file /a\n1\n", "whole /b"), ("whole /a",)])
@@ -195,13 +195,13 @@ def test_shell_functions_read_files_unchanged(tmp_path: Path) -> None:
         "section two\ntake whole\nnote status 7\nfinish\n"
     )
     done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    found = shell_functions.sections(done.stdout, mark, "g0")
+    parsed = shell_functions.sections(done.stdout, mark, "g0")
     assert (
-        found["one"].texts == texts
-        and found["two"].texts == {"whole": texts["whole"]}
-        and found["two"].note("status") == "7"
+        parsed["one"].texts == texts
+        and parsed["two"].texts == {"whole": texts["whole"]}
+        and parsed["two"].note("status") == "7"
     )
-    assert found["one"].unread == {"folder": "an error, or the file is gone", "none": "no such file"}
+    assert parsed["one"].unread == {"folder": "an error, or the file is gone", "none": "no such file"}
     for end in range(len(done.stdout) - len("finish\n")):
         with pytest.raises(ReadingError):
             shell_functions.sections(done.stdout[:end], mark, "g0")
@@ -282,7 +282,7 @@ FORGIVING: dict[str, Callable[[str], object]] = {
     ),
     "signature": lambda text: signature.render({"a/b": text}),
     "console": lambda text: json.dumps(
-        [found.seconds for line in text.splitlines() if (found := kernel_log.classify(line))], allow_nan=False
+        [finding.seconds for line in text.splitlines() if (finding := kernel_log.classify(line))], allow_nan=False
     ),
     "kernel log": lambda text: dmesg.parse(text),
     "survey": lambda text: survey_parser.parse(f"{text}\nend\n", {}),

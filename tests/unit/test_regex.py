@@ -78,16 +78,16 @@ def _call(node: ast.AST) -> tuple[ast.Call, str] | None:
 
 def _constant(node: ast.expr) -> str | bytes | None:
     try:
-        found = ast.literal_eval(node)
+        value = ast.literal_eval(node)
     except ValueError:
         return None
-    return found if isinstance(found, str | bytes) else None
+    return value if isinstance(value, str | bytes) else None
 
 
 def _flags(call: ast.Call) -> int:
     words = [
         word.attr
-        for node in call.args[1:] + [one.value for one in call.keywords]
+        for node in call.args[1:] + [keyword.value for keyword in call.keywords]
         for word in ast.walk(node)
         if isinstance(word, ast.Attribute)
     ]
@@ -95,22 +95,22 @@ def _flags(call: ast.Call) -> int:
 
 
 def test_every_use_of_pythons_re_is_in_the_table() -> None:
-    found: dict[str, set[str]] = {}
+    used: dict[str, set[str]] = {}
     for use in uses():
-        found.setdefault(use.module, set()).add(use.name)
+        used.setdefault(use.module, set()).add(use.name)
     known = {module: set(names.split()) for table in (OURS, STRANGERS) for module, names in _rows(table)}
     new = {
         module: sorted(names - known.get(module, set()))
-        for module, names in found.items()
+        for module, names in used.items()
         if names - known.get(module, set())
     }
     assert not new, (
         f"not in tests/support/regex_table.py: {new}; use re2 for strangers' text, or say there what bounds it"
     )
     gone = {
-        module: sorted(names - found.get(module, set()))
+        module: sorted(names - used.get(module, set()))
         for module, names in known.items()
-        if names - found.get(module, set())
+        if names - used.get(module, set())
     }
     assert not gone, f"in tests/support/regex_table.py, and not in the code: {gone}"
     both = {module for module, _ in _rows(OURS)} & {module for module, _ in _rows(STRANGERS)}
@@ -126,9 +126,9 @@ def test_no_module_imports_functions_of_re() -> None:
     for path in sorted(TESTBED.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             assert not (isinstance(node, ast.ImportFrom) and node.module == "re"), path
-            assert not (isinstance(node, ast.Import) and any(one.name == "re" and one.asname for one in node.names)), (
-                path
-            )
+            assert not (
+                isinstance(node, ast.Import) and any(name.name == "re" and name.asname for name in node.names)
+            ), path
 
 
 MEETING_STRANGERS = [use for use in uses() if use.module in STRANGERS and use.pattern is not None]
@@ -156,7 +156,7 @@ def pumps(pattern: str | bytes) -> Iterator[tuple[Any, Any]]:
     bare = re.sub(r"\\[A-Za-z]|\(\?P<\w+>|\(\?", " ", text)
     words = re.findall(r"[A-Za-z]{2,}|[^\w\\s]{2,}", bare)[:8]
     signs = [*sorted({*bare} & {*_SIGNS})[:12], "a", "0", " ", "\n"]
-    repeated = [*signs, *(one + two for one in signs for two in signs if one != two), *words]
+    repeated = [*signs, *(sign + other for sign in signs for other in signs if sign != other), *words]
     for pump in dict.fromkeys(repeated):
         for begin in dict.fromkeys(("", *words[:3])):
             yield (begin.encode("latin-1"), pump.encode("latin-1")) if isinstance(pattern, bytes) else (begin, pump)

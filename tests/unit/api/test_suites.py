@@ -139,7 +139,7 @@ async def test_a_guest_that_stands_still_after_its_test_is_a_hang_and_the_next_t
         (tmp_path / name).touch()
     topology = Topology.model_validate({"version": 1, "guests": {"g0": {}}})
     how = suites.SuiteOptions(topology=topology, kernel="k", disks=(), timeout_s=9, quick_s=None)
-    told: dict[str, tuple[TestResult, ...]] = {}
+    results: dict[str, tuple[TestResult, ...]] = {}
     # Files in a checkout that cannot be copied are no part of it.
     os.mkfifo(tmp_path / "tests/loop/003")
     (tmp_path / "tests/loop/004").mkdir()
@@ -148,11 +148,11 @@ async def test_a_guest_that_stands_still_after_its_test_is_a_hang_and_the_next_t
     suite = suites.find_tests(tmp_path, [])
     assert suite.tests == ("loop/001", "loop/002")
     scratch = tmp_path.with_name("scratch")
-    await suites.run_suite(Testbed(scratch), suite, how, tmp_path / "evidence", told.__setitem__)  # type: ignore[arg-type]  # a fake
+    await suites.run_suite(Testbed(scratch), suite, how, tmp_path / "evidence", results.__setitem__)  # type: ignore[arg-type]  # a fake
     assert sorted(path.name for path in (scratch / "checkout/tests/loop").iterdir()) == ["001", "002", "004"]
     with pytest.raises(HostError, match=rf"^{scratch}/checkout: cannot be copied: File exists$"):
-        await suites.run_suite(Testbed(scratch), suite, how, tmp_path / "evidence", told.__setitem__)  # type: ignore[arg-type]  # a fake
-    done = [each for test in suite.tests for each in told[test]]
+        await suites.run_suite(Testbed(scratch), suite, how, tmp_path / "evidence", results.__setitem__)  # type: ignore[arg-type]  # a fake
+    done = [each for test in suite.tests for each in results[test]]
     assert [each.status for each in done] == [Status.HANG, Status.ERROR]
     assert done[0].details == ("PPID STAT WCHAN COMMAND", "1 S do_wait bash -c cd there", "1 D loop_flush sync")
 
@@ -197,10 +197,10 @@ async def test_what_goes_wrong_with_one_test_is_its_own_and_the_next_is_run(tmp_
     suite = suites.find_tests(tmp_path / "checkout", [])
     topology = Topology.model_validate({"version": 1, "guests": {"g0": {}}})
     how = suites.SuiteOptions(topology=topology, kernel="k", disks=(), timeout_s=9, quick_s=None)
-    told: dict[str, tuple[TestResult, ...]] = {}
+    results: dict[str, tuple[TestResult, ...]] = {}
     testbed = Broken(tmp_path / "scratch", breaks)
-    await suites.run_suite(testbed, suite, how, tmp_path / "evidence", told.__setitem__)  # type: ignore[arg-type]  # a fake
-    done = [each for test in suite.tests for each in told[test]]
+    await suites.run_suite(testbed, suite, how, tmp_path / "evidence", results.__setitem__)  # type: ignore[arg-type]  # a fake
+    done = [each for test in suite.tests for each in results[test]]
     assert [(each.test, each.status.value) for each in done] == [
         ("loop/001", "lost"),
         ("loop/002", "lost"),
@@ -226,6 +226,6 @@ def test_what_a_failed_test_leaves_is_copied_without_pipes_and_links(tmp_path: P
     (folder / "001.link").symlink_to("/etc/passwd")
     os.mkfifo(folder / "001.pipe")
     command = ["bash", "-c", suites._LEFT, str(tmp_path / "checkout"), "loop/001"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert one(said).details[-2:] == ("-expected", "+got")
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert one(output).details[-2:] == ("-expected", "+got")
     assert sorted(file.name for file in (tmp_path / "left/results/nodev/loop").iterdir()) == ["001", "001.out.bad"]

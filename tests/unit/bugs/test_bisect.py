@@ -28,12 +28,12 @@ def run(good: int, bad: int, answers: dict[int, BisectAnswer]) -> tuple[BisectRa
 def test_the_change_is_found_in_a_logarithm_of_steps_whether_it_came_or_went(count: int, data: st.DataObject) -> None:
     change = data.draw(st.integers(1, count - 1))
     came = {number: BisectAnswer.BAD if number >= change else BisectAnswer.GOOD for number in range(count)}
-    found, asked = run(0, count - 1, came)
-    assert (found.good, found.bad, found.skipped) == (change - 1, change, ())
+    result, asked = run(0, count - 1, came)
+    assert (result.good, result.bad, result.skipped) == (change - 1, change, ())
     assert len(asked) <= 2 + most_steps(0, count - 1)
     went = {number: BisectAnswer.GOOD if number >= change else BisectAnswer.BAD for number in range(count)}
-    found, _ = run(count - 1, 0, went)
-    assert (found.bad, found.good) == (change - 1, change)
+    result, _ = run(count - 1, 0, went)
+    assert (result.bad, result.good) == (change - 1, change)
 
 
 @given(st.integers(3, 40), st.data())
@@ -44,9 +44,9 @@ def test_kernels_that_cannot_be_tried_are_named_where_they_matter(count: int, da
         number: BisectAnswer.SKIP if number in skipped else BisectAnswer.BAD if number >= change else BisectAnswer.GOOD
         for number in range(count)
     }
-    found, _ = run(0, count - 1, answers)
-    assert found.good < change <= found.bad
-    assert set(range(found.good + 1, found.bad)) == set(found.skipped) <= skipped
+    result, _ = run(0, count - 1, answers)
+    assert result.good < change <= result.bad
+    assert set(range(result.good + 1, result.bad)) == set(result.skipped) <= skipped
 
 
 @pytest.mark.parametrize(
@@ -67,18 +67,18 @@ def test_ends_that_are_not_what_was_said_are_told(
     ends: tuple[str, str], middle: str, wrong: str, asked: list[int]
 ) -> None:
     bad, good = map(BisectAnswer, ends)
-    found, spec = run(0, 5, {5: bad, 0: good, 2: BisectAnswer(middle)})
-    assert (found.wrong, spec, found.wavers) == (wrong, asked, "comes" in wrong)
+    result, spec = run(0, 5, {5: bad, 0: good, 2: BisectAnswer(middle)})
+    assert (result.wrong, spec, result.wavers) == (wrong, asked, "comes" in wrong)
 
 
 @pytest.mark.parametrize("good", [0, 8])
 def test_a_bug_that_comes_and_goes_is_not_bisected_to_one_change(good: int) -> None:
     # Good, bad, good and bad again: the search finds one of three changes; the commits that it skipped show the others.
-    answers = [BisectAnswer(one) for one in ["good", "good", "bad", "bad", "good", "good", "good", "bad", "bad"]]
+    answers = [BisectAnswer(answer) for answer in ["good", "good", "bad", "bad", "good", "good", "good", "bad", "bad"]]
     if good:
         answers.reverse()
-    found, asked = run(good, 8 - good, dict(enumerate(answers)))
-    assert found.wavers and found.wrong == "it comes and goes"
+    result, asked = run(good, 8 - good, dict(enumerate(answers)))
+    assert result.wavers and result.wrong == "it comes and goes"
     assert len(asked) <= 2 + most_steps(0, 8)
 
 
@@ -121,10 +121,10 @@ def test_of_what_bindeb_pkg_leaves_only_kernels_are_walked(tmp_path: Path) -> No
         "linux-upstream_6.9.0-1_amd64.buildinfo",
         "linux-upstream_6.9.0-1_amd64.changes",
     ]
-    found = scan_folder(left(tmp_path, *reversed(images), *beside))
-    assert found.kernels == tuple(str(tmp_path / name) for name in images)
-    assert sorted(one.split(" ")[0] for one in found.others) == beside
-    assert "linux-image-6.9.0-dbg_6.9.0-1_amd64.deb (debugging symbols)" in found.others
+    result = scan_folder(left(tmp_path, *reversed(images), *beside))
+    assert result.kernels == tuple(str(tmp_path / name) for name in images)
+    assert sorted(file.split(" ")[0] for file in result.others) == beside
+    assert "linux-image-6.9.0-dbg_6.9.0-1_amd64.deb (debugging symbols)" in result.others
 
 
 def test_of_what_make_install_leaves_only_kernels_are_walked(tmp_path: Path) -> None:
@@ -142,19 +142,19 @@ def test_of_what_make_install_leaves_only_kernels_are_walked(tmp_path: Path) -> 
     left(tmp_path, "vmlinuz-6.10.0", "vmlinuz-6.9.0", *beside)
     (tmp_path / "bzImage-6.9.0").hardlink_to(tmp_path / "vmlinuz-6.9.0")
     (tmp_path / "lib").mkdir()
-    found = scan_folder(tmp_path)
+    result = scan_folder(tmp_path)
     # Neither is a bzImage: both are tried, then skipped.
-    assert [Path(one).name for one in found.kernels] == ["bzImage-6.9.0", "vmlinuz-6.10.0"]
-    assert {one.split(" ")[0] for one in found.others} == {*beside, "vmlinuz-6.9.0"}
+    assert [Path(file).name for file in result.kernels] == ["bzImage-6.9.0", "vmlinuz-6.10.0"]
+    assert {file.split(" ")[0] for file in result.others} == {*beside, "vmlinuz-6.9.0"}
     assert (
-        "vmlinuz-6.9.0 (the same as bzImage-6.9.0)" in found.others
-        and "vmlinuz (no version in its name)" in found.others
+        "vmlinuz-6.9.0 (the same as bzImage-6.9.0)" in result.others
+        and "vmlinuz (no version in its name)" in result.others
     )
 
 
 def test_modules_that_are_packages_of_their_own_go_with_their_kernel(tmp_path: Path) -> None:
     version = "_7.2.13-1_amd64.deb"
     names = [f"linux-{kind}-7.2.13+deb14-amd64{version}" for kind in ("binary", "modules", "modules-extra")]
-    found = scan_folder(left(tmp_path, *names, f"linux-modules-7.2.12{version}"))
-    assert found.kernels == (":".join(str(tmp_path / name) for name in names),)
-    assert found.others == (f"linux-modules-7.2.12{version} (a package without a kernel)",)
+    result = scan_folder(left(tmp_path, *names, f"linux-modules-7.2.12{version}"))
+    assert result.kernels == (":".join(str(tmp_path / name) for name in names),)
+    assert result.others == (f"linux-modules-7.2.12{version} (a package without a kernel)",)

@@ -41,10 +41,10 @@ def problems(folder: Path, image: str, more: str = "", size: str = "8M") -> list
     return []
 
 
-def one(folder: Path, image: str, more: str = "", size: str = "8M") -> str:
-    (said,) = problems(folder, image, more, size)
-    assert said.startswith("guests.g0.disks.data.image: "), said
-    return said.removeprefix("guests.g0.disks.data.image: ")
+def only_mistake(folder: Path, image: str, more: str = "", size: str = "8M") -> str:
+    (mistake,) = problems(folder, image, more, size)
+    assert mistake.startswith("guests.g0.disks.data.image: "), mistake
+    return mistake.removeprefix("guests.g0.disks.data.image: ")
 
 
 def raw(path: Path, begin: bytes = b"", size: int = 4 << 20) -> None:
@@ -55,14 +55,14 @@ def raw(path: Path, begin: bytes = b"", size: int = 4 << 20) -> None:
 
 def test_a_qcow2_named_img_is_not_used_as_a_raw_image(tmp_path: Path) -> None:
     qemu_img("create", "-f", "qcow2", tmp_path / "ubuntu.img", "4M")
-    said = one(tmp_path, "ubuntu.img")
-    assert said.startswith(
+    mistake = only_mistake(tmp_path, "ubuntu.img")
+    assert mistake.startswith(
         "expected raw, which its name says, got qcow2 by its bytes; write image-format: qcow2, or, where these"
     )
     assert problems(tmp_path, "ubuntu.img", ", image-format: qcow2") == []
     (tmp_path / "ubuntu.img").rename(tmp_path / "ubuntu.qcow2")
     assert problems(tmp_path, "ubuntu.qcow2") == []
-    assert one(tmp_path, "ubuntu.qcow2", ", image-format: raw").startswith(
+    assert only_mistake(tmp_path, "ubuntu.qcow2", ", image-format: raw").startswith(
         "expected raw, which image-format says, got qcow2"
     )
 
@@ -81,10 +81,11 @@ def test_a_disk_is_an_overlay_of_the_requested_format(tmp_path: Path) -> None:
 def test_a_raw_image_named_qcow2_is_refused(tmp_path: Path) -> None:
     raw(tmp_path / "x.qcow2")
     assert (
-        one(tmp_path, "x.qcow2") == "expected qcow2, which its name says, got raw by its bytes; write image-format: raw"
+        only_mistake(tmp_path, "x.qcow2")
+        == "expected qcow2, which its name says, got raw by its bytes; write image-format: raw"
     )
     raw(tmp_path / "x.img")
-    assert one(tmp_path, "x.img", ", image-format: qcow2").startswith(
+    assert only_mistake(tmp_path, "x.img", ", image-format: qcow2").startswith(
         "expected qcow2, which image-format says, got raw"
     )
     assert problems(tmp_path, "x.img") == problems(tmp_path, "x.img", ", image-format: raw") == []
@@ -94,7 +95,7 @@ def test_a_raw_image_named_qcow2_is_refused(tmp_path: Path) -> None:
 def test_other_formats_are_named(tmp_path: Path, kind: str) -> None:
     qemu_img("create", "-f", kind, tmp_path / "x.img", "4M")
     assert (
-        one(tmp_path, "x.img", size="64M")
+        only_mistake(tmp_path, "x.img", size="64M")
         == f"expected raw, which its name says, got {'vhd' if kind == 'vpc' else kind} by its bytes; {NEW}"
     )
 
@@ -102,50 +103,55 @@ def test_other_formats_are_named(tmp_path: Path, kind: str) -> None:
 def test_compressed_files_and_archives_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.img").write_bytes(gzip.compress(bytes(4096)))
     assert (
-        one(tmp_path, "x.img")
+        only_mistake(tmp_path, "x.img")
         == "expected raw, which its name says, got gzip by its bytes; unpack it first, with gunzip"
     )
     (tmp_path / "x.img").write_bytes(lzma.compress(bytes(4096)))
-    assert one(tmp_path, "x.img").endswith("got xz by its bytes; unpack it first, with unxz")
+    assert only_mistake(tmp_path, "x.img").endswith("got xz by its bytes; unpack it first, with unxz")
     raw(tmp_path / "x.img", b"\x28\xb5\x2f\xfd")
-    assert one(tmp_path, "x.img").endswith("got zstd by its bytes; unpack it first, with unzstd")
+    assert only_mistake(tmp_path, "x.img").endswith("got zstd by its bytes; unpack it first, with unzstd")
     shutil.make_archive(str(tmp_path / "a"), "tar", tmp_path, "x.img")
     (tmp_path / "a.tar").rename(tmp_path / "x.img")
-    assert one(tmp_path, "x.img").endswith("got tar by its bytes; unpack it first, with tar -x")
+    assert only_mistake(tmp_path, "x.img").endswith("got tar by its bytes; unpack it first, with tar -x")
 
 
 def test_a_missing_too_large_chained_or_encrypted_image_is_a_mistake_in_the_file(tmp_path: Path) -> None:
-    assert one(tmp_path, "no.img") == f"expected a file, there is no {tmp_path}/no.img"
+    assert only_mistake(tmp_path, "no.img") == f"expected a file, there is no {tmp_path}/no.img"
     (tmp_path / "folder.img").mkdir()
-    assert one(tmp_path, "folder.img") == f"expected a file, {tmp_path}/folder.img is none"
+    assert only_mistake(tmp_path, "folder.img") == f"expected a file, {tmp_path}/folder.img is none"
     (tmp_path / "loop.img").symlink_to("loop.img")
-    assert "loop.img" in one(tmp_path, "loop.img")
+    assert "loop.img" in only_mistake(tmp_path, "loop.img")
     (tmp_path / "empty.img").touch()
-    assert one(tmp_path, "empty.img") == "expected the image of a disk, the file is empty"
+    assert only_mistake(tmp_path, "empty.img") == "expected the image of a disk, the file is empty"
     raw(tmp_path / "big.img", size=16 << 20)
-    assert one(tmp_path, "big.img") == "it holds 16M, which is more than the disk's size of 8M"
+    assert only_mistake(tmp_path, "big.img") == "it holds 16M, which is more than the disk's size of 8M"
     qemu_img("create", "-f", "qcow2", tmp_path / "big.qcow2", "16M")
-    assert one(tmp_path, "big.qcow2") == "it holds 16M, which is more than the disk's size of 8M"
+    assert only_mistake(tmp_path, "big.qcow2") == "it holds 16M, which is more than the disk's size of 8M"
     qemu_img("create", "-f", "qcow2", "-b", tmp_path / "big.qcow2", "-F", "qcow2", tmp_path / "chained.qcow2", "8M")
-    assert one(tmp_path, "chained.qcow2").startswith(
+    assert only_mistake(tmp_path, "chained.qcow2").startswith(
         f"expected an image that stands alone, got one on {tmp_path}/big.qcow2; make one of"
     )
     qemu_img("create", "-f", "qcow2", "-o", f"data_file={tmp_path}/data.raw", tmp_path / "external.qcow2", "8M")
-    assert "got one whose data is in another file" in one(tmp_path, "external.qcow2")
+    assert "got one whose data is in another file" in only_mistake(tmp_path, "external.qcow2")
     qemu_img("create", "-f", "qcow2", tmp_path / "plain.qcow2", "4M")
     header = (tmp_path / "plain.qcow2").read_bytes()
     (tmp_path / "luks.qcow2").write_bytes(header[:32] + struct.pack(">I", 2) + header[36:])
-    assert one(tmp_path, "luks.qcow2").startswith("expected an image that is not encrypted, got one with LUKS")
+    assert only_mistake(tmp_path, "luks.qcow2").startswith("expected an image that is not encrypted, got one with LUKS")
     (tmp_path / "cut.qcow2").write_bytes(header[:65536])
-    assert any("expected a whole qcow2, got 65536 bytes of one" in said for said in problems(tmp_path, "cut.qcow2"))
+    assert any(
+        "expected a whole qcow2, got 65536 bytes of one" in mistake for mistake in problems(tmp_path, "cut.qcow2")
+    )
     (tmp_path / "cut.qcow2").write_bytes(header[:50])
-    assert one(tmp_path, "cut.qcow2") == "expected a qcow2, whose header has 104 bytes, got a file of 50"
+    assert only_mistake(tmp_path, "cut.qcow2") == "expected a qcow2, whose header has 104 bytes, got a file of 50"
     (tmp_path / "old.qcow2").write_bytes(b"QFI\xfb" + struct.pack(">I", 1) + header[8:])
-    assert "expected qcow2 of version 2 or 3, got version 1" in one(tmp_path, "old.qcow2")
+    assert "expected qcow2 of version 2 or 3, got version 1" in only_mistake(tmp_path, "old.qcow2")
     corrupt = bytearray(header)
     corrupt[79] |= 2
     (tmp_path / "corrupt.qcow2").write_bytes(corrupt)
-    assert one(tmp_path, "corrupt.qcow2") == "it is marked as corrupt; repair it first: qemu-img check -r all IMAGE"
+    assert (
+        only_mistake(tmp_path, "corrupt.qcow2")
+        == "it is marked as corrupt; repair it first: qemu-img check -r all IMAGE"
+    )
 
 
 def changed(folder: Path, name: str, *patches: tuple[int, bytes]) -> None:
@@ -174,11 +180,13 @@ def test_an_image_whose_header_may_name_a_data_file_is_refused(tmp_path: Path) -
     for name in ("named", "raw", "sub", "bit", "name", "old", "far"):
         assert "got one whose data is in another file" in "".join(problems(tmp_path, f"{name}.qcow2")), name
     changed(tmp_path, "endless.qcow2", (112, struct.pack(">II", 0x12345678, 0xFFFFFFFF)))
-    assert "header extensions end within 64K" in one(tmp_path, "endless.qcow2")
+    assert "header extensions end within 64K" in only_mistake(tmp_path, "endless.qcow2")
     changed(tmp_path, "unknown.qcow2", (72, struct.pack(">Q", 1 << 5 | 1 << 63)))
-    assert "features of qcow2 that are known (bits 0 to 4), got 0x8000000000000020" in one(tmp_path, "unknown.qcow2")
+    assert "features of qcow2 that are known (bits 0 to 4), got 0x8000000000000020" in only_mistake(
+        tmp_path, "unknown.qcow2"
+    )
     changed(tmp_path, "luks.qcow2", (112, struct.pack(">IIQQ", 0x0537BE77, 16, 65536, 4096) + bytes(8)))
-    assert "expected an image that is not encrypted" in one(tmp_path, "luks.qcow2")
+    assert "expected an image that is not encrypted" in only_mistake(tmp_path, "luks.qcow2")
 
 
 def test_features_that_name_no_other_file_are_accepted(tmp_path: Path) -> None:
@@ -198,12 +206,12 @@ def test_a_vmdk_descriptor_is_refused(tmp_path: Path, name: str) -> None:
     text = (tmp_path / "x.vmdk").read_bytes()
     for number, described in enumerate((text, b"# of mine\n\n" + text, text.replace(b"# Disk DescriptorFile\n", b""))):
         (tmp_path / name).write_bytes(described)
-        assert "got vmdk by its bytes" in one(tmp_path, name), number
+        assert "got vmdk by its bytes" in only_mistake(tmp_path, name), number
 
 
 async def test_an_overlay_is_made_without_opening_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """qemu-img runs unconfined as the caller, so it must not read a stranger's image."""
-    monkeypatch.setattr(disk_files, "image_mistakes", lambda *said: iter(()))
+    monkeypatch.setattr(disk_files, "image_mistakes", lambda *_: iter(()))
     os.mkfifo(tmp_path / "x.img")
     wanted = Storage(
         file=tmp_path / "disk.qcow2", format="qcow2", size_bytes=8 << 20, image=(tmp_path / "x.img", "raw")

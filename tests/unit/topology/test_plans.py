@@ -19,8 +19,8 @@ from tests.support.values import host
 DISKS = "    disks: {data: {type: virtio-blk, size: 1G}, fast: {type: nvme, size: 256M}}\n"
 
 
-def plugged(name: str, **said: object) -> list[dict[str, object]]:
-    disk = make_disk(**said)
+def plugged(name: str, **options: object) -> list[dict[str, object]]:
+    disk = make_disk(**options)
     return [
         command.arguments
         for command in blockdev.plug_commands(name, disk, 0, blockdev.plan_storage(name, disk, Path("/s")))
@@ -142,24 +142,26 @@ def test_a_guest_that_differs_from_its_file_is_reported_with_the_place_in_the_fi
         "io.max": "8:0 rbps=1 wbps=max riops=max wiops=max\n254:32 rbps=2097152 wbps=max riops=max wiops=max",
     }
 
-    def said(known: dict[str, str]) -> list[str]:
+    def differences(known: dict[str, str]) -> list[str]:
         text = "done 0\nread back\nnumber /dev/vdc 254:32\n"
         for number, fact in enumerate(facts):
             text += f"== {number}\n" + next(value for end, value in known.items() if fact.file.endswith(end)) + "\n"
         return list(readback.differences(facts, text))
 
-    assert said(good) == []
-    (without,) = said(good | {"loop/dio": "0"})
+    assert differences(good) == []
+    (without,) = differences(good | {"loop/dio": "0"})
     assert without.startswith(
         "loops.l0.direct-io: expected 1, got 0 (/sys/block/loop0/loop/dio); "
         "a kernel gives a loop no direct I/O, without"
     )
-    assert said(good | {"/size": "8"})[0].startswith("loops.l0.size: expected 16384, got 8")
+    assert differences(good | {"/size": "8"})[0].startswith("loops.l0.size: expected 16384, got 8")
     assert (
         "cgroups.a.io.max: expected rbps=2097152"
-        in said(good | {"io.max": "8:0 rbps=2097152 wbps=max riops=max wiops=max"})[0]
+        in differences(good | {"io.max": "8:0 rbps=2097152 wbps=max riops=max wiops=max"})[0]
     )
-    assert said(good | {"/proc/mounts": "/dev/vdc /mnt/data xfs rw 0 0"})[0].startswith("loops.l0: expected ext4, got")
+    assert differences(good | {"/proc/mounts": "/dev/vdc /mnt/data xfs rw 0 0"})[0].startswith(
+        "loops.l0: expected ext4, got"
+    )
     assert len(readback.differences(facts, "")) == len(facts)
 
 
@@ -170,8 +172,8 @@ def test_numbers_may_be_formatted_differently_and_folders_are_counted() -> None:
 
 
 def test_only_stated_disk_properties_are_read_back() -> None:
-    said = "{d: {type: nvme, size: 1G, queues: 8, logical-block-size: 4096}, e: {type: virtio-blk, size: 1G}}"
-    guest = guest_of(f"    disks: {said}\n")
+    disks = "{d: {type: nvme, size: 1G, queues: 8, logical-block-size: 4096}, e: {type: virtio-blk, size: 1G}}"
+    guest = guest_of(f"    disks: {disks}\n")
     there = {
         name: devices.Device(path=f"/dev/{name}", number="8:0", serial="", kind="nvme", size_bytes=1, read_only=False)
         for name in ("d", "e")

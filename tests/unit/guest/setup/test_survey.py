@@ -33,7 +33,7 @@ DISKS = {
 }
 # Recorded on Linux 6.1, shortened: a loop on a file on ext4, another one with direct I/O on the first
 # one's partition, swap, and limits.
-SAID = """\
+RECORDED = """\
 cpus 0-1
 block vdc
 dev 254:32
@@ -92,20 +92,20 @@ end
 """
 
 
-def surveyed(said: str = SAID) -> Survey:
-    found = survey_parser.parse(said, DISKS)
-    assert isinstance(found, Survey), found
-    return found
+def surveyed(text: str = RECORDED) -> Survey:
+    parsed = survey_parser.parse(text, DISKS)
+    assert isinstance(parsed, Survey), parsed
+    return parsed
 
 
-def stack(said: str = SAID) -> Stack:
-    return Stack.model_validate(asdict(surveyed(said)))
+def stack(text: str = RECORDED) -> Stack:
+    return Stack.model_validate(asdict(surveyed(text)))
 
 
 def test_a_survey_has_the_devices_mounts_swap_and_limits_of_the_guest_and_nothing_that_every_guest_has() -> None:
-    found = surveyed()
-    assert (found.cpus, found.controllers) == ("0-1", "cpu io memory pids")
-    data, fast, first, second = found.blocks
+    parsed = surveyed()
+    assert (parsed.cpus, parsed.controllers) == ("0-1", "cpu io memory pids")
+    data, fast, first, second = parsed.blocks
     assert (data.name, data.kind, data.profile, data.size_bytes, data.scheduler) == (
         "data",
         "virtio-blk",
@@ -120,38 +120,38 @@ def test_a_survey_has_the_devices_mounts_swap_and_limits_of_the_guest_and_nothin
         {"/dev/loop0p1": 32 * MIB},
     )
     assert (second.direct_io, second.read_only, second.offset_bytes) == (True, True, MIB)
-    assert [(mount.mount_point, mount.type, mount.source) for mount in found.mounts] == [
+    assert [(mount.mount_point, mount.type, mount.source) for mount in parsed.mounts] == [
         ("/mnt/data", "ext4", "/dev/vdc"),
         ("/tmp", "tmpfs", "tmpfs"),
     ]
-    assert [(swap.on, swap.size_bytes) for swap in found.swaps] == [("/dev/nvme0n1", 1048572 << 10)]
-    assert [group.path for group in found.groups] == ["/", "/reader", "/writer"]
-    assert found.groups[1].limits["memory.max"] == ("67108864",)
+    assert [(swap.on, swap.size_bytes) for swap in parsed.swaps] == [("/dev/nvme0n1", 1048572 << 10)]
+    assert [group.path for group in parsed.groups] == ["/", "/reader", "/writer"]
+    assert parsed.groups[1].limits["memory.max"] == ("67108864",)
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("text", "why"),
     [
         ("", "its steps were not at the claim"),
-        (SAID.removesuffix("end\n"), "has no end"),
-        (SAID.replace("size 2097152", "size ²", 1), "expected a whole number below 2**64, got '²'"),
-        (SAID.replace("size 2097152\n", "", 1), "KeyError: 'size'"),
-        (SAID.replace("block vdc", "block sda"), "KeyError: '/dev/sda'"),
-        (SAID.replace("cpus", "cpu"), "'cpu' is no word of a survey"),
-        (SAID.replace("mount /dev/vdc /mnt/data ext4 rw,noatime 0 0", "mount /dev/vdc"), "not enough values"),
+        (RECORDED.removesuffix("end\n"), "has no end"),
+        (RECORDED.replace("size 2097152", "size ²", 1), "expected a whole number below 2**64, got '²'"),
+        (RECORDED.replace("size 2097152\n", "", 1), "KeyError: 'size'"),
+        (RECORDED.replace("block vdc", "block sda"), "KeyError: '/dev/sda'"),
+        (RECORDED.replace("cpus", "cpu"), "'cpu' is no word of a survey"),
+        (RECORDED.replace("mount /dev/vdc /mnt/data ext4 rw,noatime 0 0", "mount /dev/vdc"), "not enough values"),
         ("cpus 0\n" + "group /g\n" * 5000 + "end\n", "has no end within"),
     ],
 )
-def test_an_incomplete_survey_is_an_error_with_a_reason(said: str, why: str) -> None:
-    found = survey_parser.parse(said, DISKS)
-    assert isinstance(found, SurveyError) and why in found.why
+def test_an_incomplete_survey_is_an_error_with_a_reason(text: str, why: str) -> None:
+    parsed = survey_parser.parse(text, DISKS)
+    assert isinstance(parsed, SurveyError) and why in parsed.why
 
 
-@given(st.lists(st.sampled_from(SAID.splitlines()) | st.text(max_size=30)))
+@given(st.lists(st.sampled_from(RECORDED.splitlines()) | st.text(max_size=30)))
 def test_any_output_of_a_guest_is_a_survey_or_an_error_and_can_be_drawn(lines: list[str]) -> None:
-    found = survey_parser.parse("\n".join([*lines, "end"]), DISKS)
-    if isinstance(found, Survey):
-        ElementTree.fromstring(stack_svg.svg(Stack.model_validate(asdict(found)), "on base"))
+    parsed = survey_parser.parse("\n".join([*lines, "end"]), DISKS)
+    if isinstance(parsed, Survey):
+        ElementTree.fromstring(stack_svg.svg(Stack.model_validate(asdict(parsed)), "on base"))
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
@@ -183,7 +183,7 @@ def test_each_scenario_takes_a_survey_where_it_measures(path: Path) -> None:
 
 
 def test_cgroups_beyond_the_limit_of_a_survey_are_counted() -> None:
-    more = SAID.replace("group /writer\nend", "group /writer\nmore 136\nend")
+    more = RECORDED.replace("group /writer\nend", "group /writer\nmore 136\nend")
     assert surveyed(more).more_groups == 136 and stack_svg.describe_stack(stack(more)).endswith(
         ", writer; 136 more cgroups"
     )
@@ -191,7 +191,7 @@ def test_cgroups_beyond_the_limit_of_a_survey_are_counted() -> None:
 
 
 def test_of_many_control_groups_without_limits_only_their_number_is_shown() -> None:
-    many = SAID.replace("group /writer\n", "".join(f"group /many-{number}\n" for number in range(32)))
+    many = RECORDED.replace("group /writer\n", "".join(f"group /many-{number}\n" for number in range(32)))
     assert stack_svg.describe_stack(stack(many)).endswith(
         "; cgroups: 32 cgroups (without limits), / (io.cost.qos data enable=1 ctrl=user rpct=0.00), "
         "reader (memory.max 64M, io.max data rbps=1048576)"
@@ -233,7 +233,7 @@ def test_what_stands_on_what_is_said_and_drawn() -> None:
 
 
 def test_a_loop_that_is_reported_to_be_on_itself_is_drawn_without_that_edge() -> None:
-    itself = SAID.replace("loop/backing_file /dev/loop0p1", "loop/backing_file /dev/loop1")
+    itself = RECORDED.replace("loop/backing_file /dev/loop0p1", "loop/backing_file /dev/loop1")
     assert "loop1 (loop 32M, direct I/O, 4096 B sectors, from 1M, read-only)" in stack_svg.describe_stack(
         stack(itself)
     ).split("; ")

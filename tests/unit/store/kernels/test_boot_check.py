@@ -88,8 +88,8 @@ def test_a_kernel_without_a_configuration_is_taken_with_a_note(given: Path, tmp_
     (given / ".config").write_text(config(EXT4_FS="n").replace("6.9.0", "5.4.1"))
     notes = Notes()
     assert fetched(given / "bzImage", tmp_path, notes).config is None
-    assert any("of Linux 5.4.1, and so not the configuration of 6.9.0-test" in said for said in notes.said)
-    assert any("its configuration is not known" in said for said in notes.said)
+    assert any("of Linux 5.4.1, and so not the configuration of 6.9.0-test" in note for note in notes.said)
+    assert any("its configuration is not known" in note for note in notes.said)
     # The next command takes the kernel from the cache and prints the notes again.
     again = Notes()
     fetched(given / "bzImage", tmp_path, again)
@@ -191,8 +191,8 @@ def test_what_is_a_module_must_be_among_those_that_are_given(given: Path, tmp_pa
     (given / "bzImage").write_bytes(image(config(BLK_DEV_NVME="m")))
     notes = Notes()
     fetched(f"{given}/bzImage:{given}/m", tmp_path, notes)
-    (said,) = notes.said
-    assert "it lacks CONFIG_BLK_DEV_NVME=m without nvme.ko" in said and said.endswith("boot its guests with --cold")
+    (note,) = notes.said
+    assert "it lacks CONFIG_BLK_DEV_NVME=m without nvme.ko" in note and note.endswith("boot its guests with --cold")
 
 
 def test_the_configuration_in_a_module_is_one(given: Path, tmp_path: Path) -> None:
@@ -211,4 +211,4 @@ def test_a_program_that_is_missing_leaves_a_note_and_no_error(
     monkeypatch.setattr(process, "find_path", lambda tool: None)
     notes = Notes()
     fetched(given / "bzImage", tmp_path, notes)
-    assert any("cannot be read: zstd: not found on this machine" in said for said in notes.said)
+    assert any("cannot be read: zstd: not found on this machine" in note for note in notes.said)

@@ -83,8 +83,8 @@ def test_a_variable_is_said_once() -> None:
 
 def test_the_programs_are_gnus_or_llvms() -> None:
     def of(*words: str) -> list[str]:
-        found = make_args.build_tools(make_args.parse(words))
-        return [found[name] for name in ("CC", "LD", "AR", "HOSTCC")]
+        tools = make_args.build_tools(make_args.parse(words))
+        return [tools[name] for name in ("CC", "LD", "AR", "HOSTCC")]
 
     assert of() == ["gcc", "ld", "ar", "gcc"]
     assert of("LLVM=1") == ["clang", "ld.lld", "llvm-ar", "clang"]
@@ -136,7 +136,7 @@ def test_make_is_told_what_was_said_and_ccache_where_nothing_was() -> None:
 
 
 def test_what_the_environment_says_is_kept_from_make_and_named() -> None:
-    said = {
+    environment = {
         "CC": "clang",
         "LLVM": "1",
         "KCFLAGS": "",
@@ -145,7 +145,7 @@ def test_what_the_environment_says_is_kept_from_make_and_named() -> None:
         "HOSTCC": "x" * 100,
         "KBUILD_BUILD_USER": "me",
     }
-    assert make_args.environment_ignored(said | {"PATH": "/bin", "HOME": "/root", "CCACHE_DIR": "/x"}) == (
+    assert make_args.environment_ignored(environment | {"PATH": "/bin", "HOME": "/root", "CCACHE_DIR": "/x"}) == (
         "ARCH=arm64",
         "CC=clang",
         "CFLAGS=-O3",
