@@ -113,7 +113,8 @@ def reap(folders: Folders) -> Reaped:
     """Remove what killed sessions left, and return what was removed.
 
     This includes unfinished entries of the cache, unfinished snapshots, temporary folders, and VMs whose supervisor is
-    gone: in these folders, and in the folders that a killed session used together with one of these.
+    gone: in these folders, and in the folders that a killed session used together with one of these. A VM's record in
+    another runtime folder stays: a command with that folder reports it.
     """
     guests: list[VmRecord] = []
     unfinished = [path.name for path in (*snapshot_files.remove_unfinished(folders.state), *tempdirs.sweep_temporary())]
@@ -121,7 +122,7 @@ def reap(folders: Folders) -> Reaped:
 
     def sweep(of: Folders) -> None:
         unfinished.extend(path.name for path in cache.sweep(of.cache))
-        guests.extend(registry.remove_dead(of))
+        guests.extend(registry.remove_dead(of, keep_records=of.runtime != folders.runtime))
 
     sweep(folders)
     admission.sweep(folders.admission)

@@ -135,22 +135,29 @@ def list_vms(folders: Folders) -> tuple[VmHandle, ...]:
     return tuple(sorted(vms, key=lambda vm: vm.record.since))
 
 
-def remove_dead(folders: Folders) -> tuple[VmRecord, ...]:
-    """Remove what killed supervisors have left, and networks that no VM uses; returns the VMs that ended that way."""
+def remove_dead(folders: Folders, *, keep_records: bool = False) -> tuple[VmRecord, ...]:
+    """Remove what killed supervisors have left, and networks that no VM uses; returns the VMs that ended that way.
+
+    `keep_records`: leave VMs that have a record. Each is reported once, to who runs a command with this runtime folder,
+    so a command with another one must not take it.
+    """
     # List networks before records: a supervisor writes its record before it makes its networks' folder.
     networks = set(folders.runtime.glob("net-*"))
-    lost = tuple(record for folder in _root(folders).glob("*") if (record := _take_dead(folder)) is not None)
+    dead = (_take_dead(folder, keep_record=keep_records) for folder in _root(folders).glob("*"))
+    lost = tuple(record for record in dead if record is not None)
     for unused in networks - {Path(vm.record.networks) for vm in list_vms(folders)}:
         shutil.rmtree(unused, ignore_errors=True)
     return lost
 
 
-def _take_dead(folder: Path) -> VmRecord | None:
+def _take_dead(folder: Path, *, keep_record: bool = False) -> VmRecord | None:
     """Remove the folder of a VM whose supervisor is gone, and return its record; None if the supervisor lives, or has
-    ended normally.
+    ended normally. `keep_record`: do nothing if there is a record.
     """
     with _try_lock(folder) as gone:
         record = read_record(folder) if gone else None
+        if keep_record and record is not None:
+            return None
         if gone:
             shutil.rmtree(folder, ignore_errors=True)
     return record

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from testbed.guest.session import open_session, reap
+from testbed.host import registry
 from testbed.host.paths import Folders
+from tests.support.vm_records import RECORD
 
 
 def folders(root: Path) -> Folders:
@@ -43,7 +45,9 @@ def killed(of: Folders) -> None:
 import os, sys
 from pathlib import Path
 from testbed.host import registry as vms
+from testbed.host import registry
 from testbed.host.paths import Folders
+from tests.support.vm_records import RECORD
 from testbed.guest.session import open_session
 of = Folders(**{name: Path(path) for name, path in zip(("cache", "state", "runtime", "admission"), sys.argv[1:])})
 with vms.claim_name(of, "tiny"), open_session(of) as session:
@@ -80,6 +84,16 @@ def test_both_folders_of_a_killed_session_go_if_one_is_shared(tmp_path: Path, sh
     assert reap(replace(second, **{shared: getattr(first, shared)})).sessions == (name,)
     assert left(first) == []
     assert left(second) == []
+
+
+def test_a_killed_vm_is_reported_to_its_own_runtime_folder_alone(tmp_path: Path) -> None:
+    first, second = folders(tmp_path / "first"), folders(tmp_path / "second")
+    killed(first)
+    registry.write_record(first.runtime / "vms" / "tiny", RECORD)
+    other = reap(replace(second, cache=first.cache))
+    assert len(other.sessions) == 1 and other.guests == ()
+    assert reap(first).guests == (RECORD,) and reap(first).guests == ()
+    assert left(first) == []
 
 
 @pytest.mark.parametrize("half", ["scratch", "runtime"])
