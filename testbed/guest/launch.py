@@ -122,7 +122,7 @@ async def _start(guest: Guest) -> tuple[QmpCommand, ...]:
         restore=spec.template is not None,
         cold=disks.cold,
     )
-    logfile.write_text(spec.logs / "argv.txt", "".join(" ".join(option) + "\n" for option in options))
+    logfile.write_log(spec.logs / "argv.txt", "".join(" ".join(option) + "\n" for option in options))
     guest.attach_process(
         await process.start(
             guest.jail.visible(command_line.flatten_options((*options, *guest.jail.options))),

@@ -47,7 +47,7 @@ class Log:
         self.add(json.dumps(record) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
+def write_log(path: Path, text: str) -> None:
     """Write a text file.
 
     :raise HostError: it cannot be written.

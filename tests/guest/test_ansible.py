@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.guest.vms.test_vms import Commands, Ended
+from tests.guest.vms.test_vms import testbed as testbed
 
 ANSIBLE = Path(__file__).parents[2] / "ansible"
 PROGRAMS = os.environ.get("TESTBED_ANSIBLE", "")

@@ -15,7 +15,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "testbed"
 # `.open` of these is no file's.
-_OTHERS = {"os", "gzip", "lzma", "bz2", "tarfile", "webbrowser", "state", "self._plugs[-1]"}
+_OTHERS = {"os", "gzip", "lzma", "bz2", "tarfile", "webbrowser", "state", "self._ports[-1]"}
 # Where the mode is among the arguments of a function that opens files.
 _MODE = {"open": 1, "os.fdopen": 1, ".open": 0, ".makefile": 0}
 

@@ -157,7 +157,7 @@ def test_gc_keeps_entries_that_are_being_made(tmp_path: Path) -> None:
 def test_an_entry_that_does_not_fit_on_the_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "argv.txt").symlink_to("/dev/full")
     with pytest.raises(HostError, match=r"argv\.txt: cannot be written: No space left on device; make room there"):
-        logfile.write_text(tmp_path / "argv.txt", "-cpu max")
+        logfile.write_log(tmp_path / "argv.txt", "-cpu max")
 
 
 def test_a_file_of_a_run_that_cannot_be_written_is_named_and_leaves_nothing(
