@@ -85,7 +85,13 @@ def scenario(factory: Recorder, name: str, cores: Cores, *, raises: Exception | 
     return Case(scenario=made, point=Point())
 
 
-def job(factory: Recorder, *chosen: Case, repeat: int = 1, folder: Path = Path("/nowhere")) -> Job:
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what a run writes out of this machine."""
+    monkeypatch.chdir(tmp_path)
+
+
+def job(factory: Recorder, *chosen: Case, repeat: int = 1, folder: Path = Path("run")) -> Job:
     def nothing(*_: object) -> None:
         pass
 
