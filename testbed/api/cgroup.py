@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from testbed import cgroupfs
+from testbed.cgroupfs import ROOT
 from testbed.errors import ReadingError, UsageError
 from testbed.guest import shell_functions
 from testbed.guest.channels.ssh import Result
 
 __tracebackhide__ = True  # pytest shows no frames of this module
 
-ROOT = "/sys/fs/cgroup"
 # $1: the cgroup; the rest: FILE VALUE pairs. Each level enables its controllers for the next; those of the root are
 # left to the test.
 MAKE = """\

@@ -41,14 +41,14 @@ _OF_DISK = (
     "partitions",
     "read-ahead",
 )
-Path = tuple[str | int, ...]
+PartPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """A part of a guest that may be dropped: its path below the guest."""
 
-    path: Path
+    path: PartPath
 
     def __str__(self) -> str:
         return ".".join(str(word) for word in self.path)
@@ -103,7 +103,7 @@ def without_parts(plain: dict[str, Any], dropped: Sequence[Part]) -> dict[str, A
     return smaller
 
 
-def _drop(guest: dict[str, Any], path: Path) -> None:
+def _drop(guest: dict[str, Any], path: PartPath) -> None:
     at: Any = guest
     for word in path[:-1]:
         try:

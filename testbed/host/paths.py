@@ -168,8 +168,8 @@ def resolve_environment() -> None:
         places = value.split(os.pathsep) if name == "PATH" else [value]
         # A program name without a slash is searched in PATH; an empty variable counts as unset.
         if value and (name != "TESTBED_QEMU" or "/" in value):
-            # PTH100: links stay what they are.
-            os.environ[name] = os.pathsep.join(os.path.abspath(place) for place in places)  # noqa: PTH100
+            absolute = (os.path.abspath(place) for place in places)  # noqa: PTH100 - links stay what they are
+            os.environ[name] = os.pathsep.join(absolute)
 
 
 def config_folder() -> Path:

@@ -30,7 +30,6 @@ class Guests:
         self._folder = _new_folder(artifacts, item.nodeid)
         self._vms: dict[str, Vm] = {}
         self._starts = 0
-        self.lost_at_start: str = ""
 
     # Start -----------------------------------------------------------------------------------------------
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from testbed.guest.channels.kernel_log import clean
 from testbed.report import wording
 from testbed.report.schema import Case, Document
+from testbed.scenarios.verdict import PAIR_GAPS
 
-_PAIR = {"base": "open", "patched": "closed"}
+_PAIR = {name: gap.name.lower() for name, gap in PAIR_GAPS.items()}
 
 
 def ktap(document: Document) -> str:

@@ -26,7 +26,7 @@ from testbed.report.fields import (
 )
 from testbed.report.partial import Partial
 from testbed.report.stack_model import Stack
-from testbed.scenarios.verdict import Verdict, overall_verdict
+from testbed.scenarios.verdict import PAIR_GAPS, Verdict, overall_verdict
 
 VerdictName = Literal["PASS", "FAIL", "INVALID", "SKIP", "INFRA"]
 
@@ -272,8 +272,7 @@ def _check_verdict(what: str, verdict: str, expected: str) -> None:
         raise ValueError(f"expected the verdict {expected} by {what}, got {verdict}")
 
 
-# What each side of a pair must show for a PASS.
-_PAIR: dict[str, tuple[str, ...]] = {"base": ("open",), "patched": ("closed",)}
+_PAIR = {name: (gap.name.lower(),) for name, gap in PAIR_GAPS.items()}
 
 
 def _contradiction(attempt: Attempt, sides: Mapping[str, Side]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from testbed import cgroupfs
+from testbed.cgroupfs import ROOT
 from testbed.errors import CommandFailed, ReadingError
 from testbed.guest import shell_functions
 from testbed.guest.guest import Guest
@@ -22,13 +23,12 @@ from testbed.guest.setup import apply, survey
 from testbed.guest.setup.block_stack import LoopDevice
 from testbed.guest.shell_functions import FileTexts
 from testbed.scenarios.scenario import Point
-from testbed.scenarios.verdict import Balance, Control, Gap, Part, share_of
+from testbed.scenarios.verdict import Balance, Control, Gap, Measure, Part, share_of
 from testbed.topology.disks import make_disk
 from testbed.topology.model import GuestModel
 from testbed.topology.storage import Loop
 from testbed.units import parse_whole
 
-ROOT = "/sys/fs/cgroup"
 # Counters of memory.stat that count events (mm/memcontrol.c: memory_stats, memcg_vm_event_stat); the others are
 # amounts.
 _EVENTS = (
@@ -230,6 +230,11 @@ class Harness:
         """Return the cgroup's share of the bytes that the device moved, for display; `part` judges it."""
         moved = self.disk_moved(charge, counter)
         return charge.io(self.device, counter) / moved if moved else 0.0
+
+    def charged_reads(self, charge: Charge) -> Measure:
+        """Return the bytes of the disk that the cgroup `reader` is charged for."""
+        charged = charge.io(self.device, "rbytes")
+        return Measure(name="charged reads", value=charged, unit="bytes", source="io.stat rbytes of reader")
 
     def part(self, charge: Charge, counter: str, *, asked: int) -> Part:
         """Judge whether the disk's bytes are charged to the cgroup, as a part of a claim.

@@ -242,15 +242,19 @@ _FAILS = {
 }
 
 
+# What each kernel of a pair must show for a PASS; the readers of results check the same.
+PAIR_GAPS = {"base": Gap.OPEN, "patched": Gap.CLOSED}
+
+
 def _claims(base: Outcome, patched: Outcome) -> Judgement:
     assert isinstance(base, Evidence) and isinstance(patched, Evidence)
     for side, evidence in (("base", base), ("patched", patched)):
         if evidence.claim is Gap.UNCLEAR:
             return Judgement(verdict=Verdict.INVALID, reason=f"{side} is inconclusive: {evidence.reason}")
-    if base.claim is not Gap.OPEN:
+    if base.claim is not PAIR_GAPS["base"]:
         only = " in full" if base.claim is Gap.PARTIAL else ""
         return Judgement(verdict=Verdict.INVALID, reason=f"the base does not show the gap{only}: {base.reason}")
-    if patched.claim is not Gap.CLOSED:
+    if patched.claim is not PAIR_GAPS["patched"]:
         return Judgement(verdict=Verdict.FAIL, reason=f"the patched kernel {_FAILS[patched.claim]}: {patched.reason}")
     return Judgement(verdict=Verdict.PASS, reason=f"base: {base.reason}; patched: {patched.reason}")
 

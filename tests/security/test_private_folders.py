@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import json
 import os
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +20,7 @@ from testbed.host.admission import Admission, Claim
 from testbed.progress import Silent
 from testbed.store import cache
 from testbed.units import GIB
+from tests.support.lock_holder import lock_holder
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 # What another user does to a lock that can be opened: hold it for ever.
@@ -190,7 +189,7 @@ async def test_another_user_cannot_lock_the_guest_queue(home: Path) -> None:
 async def test_the_holder_of_the_guest_queue_is_named(tmp_path: Path) -> None:
     """Another testbed process that a signal has stopped may hold it."""
     notes = list[str]()
-    with held(tmp_path / "gate") as other:
+    with lock_holder(tmp_path / "gate") as other:
 
         async def admitted() -> None:
             async with Admission(tmp_path, cores=1, memory_bytes=64 * GIB).admitted(
@@ -205,17 +204,3 @@ async def test_the_holder_of_the_guest_queue_is_named(tmp_path: Path) -> None:
         await waiting
     assert notes[0].startswith(f"waiting for pid {other.pid} of {other_users.user_name(os.geteuid())}, since 20")
     assert notes[0].endswith(f", which holds {tmp_path / 'gate'}")
-
-
-@contextlib.contextmanager
-def held(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Yield a process that holds a lock."""
-    code = (
-        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
-        "print('held', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
-        yield other

@@ -30,8 +30,6 @@ OURS: dict[str, tuple[str, str]] = {
 
 # Used in a loop over a whole text.
 IN_LOOPS_FULLMATCH = {"topology/yaml_reader:_YAML_1_1", "bugs/script_files:_LANGUAGES"}
-# More than linear, to be fixed: a row goes with its pattern.
-NOT_YET: set[str] = set()
 _ANCHORED = "asked for the whole of a text or its beginning; one way to match"
 _FILE_NAME = "a file's name, of at most 255 bytes"
 _CUT = "lines are cut to 4,096 characters"

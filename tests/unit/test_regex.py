@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.regex_table import IN_LOOPS_FULLMATCH, NOT_YET, OURS, STRANGERS
+from tests.support.regex_table import IN_LOOPS_FULLMATCH, OURS, STRANGERS
 
 TESTBED = Path(__file__).parents[2] / "testbed"
 _WHOLE = ("match", "fullmatch")
@@ -137,8 +137,6 @@ MEETING_STRANGERS = [use for use in uses() if use.module in STRANGERS and use.pa
 @pytest.mark.parametrize("use", MEETING_STRANGERS, ids=lambda use: f"{use.module}:{use.name}")
 def test_patterns_for_untrusted_text_take_linear_time(use: Use) -> None:
     assert use.pattern is not None
-    if f"{use.module}:{use.name}" in NOT_YET:
-        pytest.xfail("said in the table")
     compiled = re.compile(use.pattern, use.flags)
     ask: Callable[[Any], object] = compiled.search
     if use.anchored:

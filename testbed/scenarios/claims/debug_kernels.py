@@ -35,12 +35,7 @@ async def _charged_and_silent(harness: Harness, script: str, timeout_s: float) -
         reason=f"the reader has {harness.share(charge, 'rbytes'):.1%} of the disk's bytes{charged.note}; "
         f"{report} in {rounds} rounds",
         measures=(
-            Measure(
-                name="charged reads",
-                value=charge.io(harness.device, "rbytes"),
-                unit="bytes",
-                source="io.stat rbytes of reader",
-            ),
+            harness.charged_reads(charge),
             Measure(name="splats", value=len(splats), unit="lines", source="console"),
         ),
         controls=(

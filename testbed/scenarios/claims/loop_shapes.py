@@ -48,12 +48,7 @@ def _evidence(
         reason=f"the reader has {share:.1%} of the disk's bytes "
         f"and {page_cache / MIB:.1f} MiB of the backing file's page cache{judged.note}",
         measures=(
-            Measure(
-                name="charged reads",
-                value=charge.io(harness.device, "rbytes"),
-                unit="bytes",
-                source="io.stat rbytes of reader",
-            ),
+            harness.charged_reads(charge),
             Measure(
                 name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {harness.disk}"
             ),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from testbed import cgroupfs
+from testbed.cgroupfs import ROOT
 from testbed.guest.guest import Guest
 from testbed.guest.metrics import readings
 from testbed.guest.setup import survey
 from testbed.guest.shell_functions import FileTexts
 from testbed.scenarios.controls import owned_pages, usual_read_controls
-from testbed.scenarios.harness import FRESH, ROOT, open_harness
+from testbed.scenarios.harness import FRESH, open_harness
 from testbed.scenarios.scenario import COMMON_NEEDS, Point, Scenario, on_each_disk
 from testbed.scenarios.verdict import (
     Balance,

@@ -8,7 +8,7 @@ import pytest
 
 # Imported before the sessions below: they remove the modules that they import from sys.modules, but not from the
 # packages that have these as attributes.
-from testbed.pytest_plugin import markers as cases  # noqa: F401 - loading is all
+import testbed.pytest_plugin.markers  # noqa: F401 - loading is all
 
 INI = "[pytest]\nasyncio_default_fixture_loop_scope = function\n"
 MATRIX = """\

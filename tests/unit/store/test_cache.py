@@ -1,11 +1,9 @@
 import asyncio
-import contextlib
 import json
 import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from testbed.host import other_users
 from testbed.progress import Silent
 from testbed.store import cache, image, unshare
 from tests.support.fake_kernel_source import IMAGES
+from tests.support.lock_holder import lock_holder
 
 
 class Recorder(Silent):
@@ -58,27 +57,13 @@ async def test_two_at_once_make_it_once(tmp_path: Path) -> None:
     )
 
 
-@contextlib.contextmanager
-def locked_elsewhere(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run another process that holds a lock file until its standard input is closed."""
-    code = (
-        "import fcntl, sys; file = open(sys.argv[1], 'w'); "
-        "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
-        yield other
-
-
 async def test_who_holds_a_lock_is_named_while_it_is_waited_for(tmp_path: Path) -> None:
     recorder = Recorder()
 
     async def make(folder: Path) -> dict[str, Any]:
         return {}
 
-    with locked_elsewhere(tmp_path / "key.lock") as other:
+    with lock_holder(tmp_path / "key.lock") as other:
         assert other.stdin is not None
         waiting = asyncio.create_task(cache.make_once(tmp_path / "key", make, recorder, "thing"))
         while not recorder.notes:
