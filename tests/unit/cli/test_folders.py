@@ -58,7 +58,7 @@ def test_a_state_folder_that_is_no_folder_is_refused(tmp_path: Path) -> None:
 
 def test_without_HOME_the_accounts_home_is_used(tmp_path: Path) -> None:
     bare = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[3])}
-    code = "import os; from testbed.host import paths; print(paths.folders().cache)"
+    code = "from testbed.host import paths; print(paths.cache_folder())"
     done = subprocess.run(
         [sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True, cwd=tmp_path
     )
